@@ -1,0 +1,1 @@
+"""agentflow: durable, exactly-once, keyed stream processing for AI agents."""

@@ -1,0 +1,131 @@
+"""Effects of the operator: orders to the shell, in the imperative. A small closed union.
+
+The shell carries them out in order. An effect that the outside world can see (`EmitRecord`, `DeadLetter`) goes to a sink,
+which holds it back until its checkpoint completes; that is the one place where "durable before visible" is kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agentflow.core.records import ErrorReport, Record
+
+if TYPE_CHECKING:
+    from agentflow.core.delta import DeltaSlices
+    from agentflow.core.runs import ActionTask
+
+
+class StartAction(msgspec.Struct):
+    """Run the user code of ``task`` once; answer with `ActionCompleted` or `ActionFailed`."""
+
+    task: ActionTask
+
+
+class CancelAction(msgspec.Struct):
+    """Stop the user code of ``task``; no answer is wanted, a late one is ignored."""
+
+    task: ActionTask
+
+
+class EmitRecord(msgspec.Struct):
+    """Give an output to the next operator or the sink.
+
+    Attributes:
+        value: Encoded output.
+        task: The task that sent it; with ``index`` the deterministic id of the output.
+        index: Place among the events that the task sent.
+        timestamp_ms: Event time of the run's input; None where it has none.
+    """
+
+    value: bytes
+    task: ActionTask
+    index: int
+    timestamp_ms: int | None
+
+    @property
+    def event_id(self) -> str:
+        """Deterministic id: the same on every attempt and after every recovery."""
+        return f"{self.task.id}/{self.index}"
+
+
+class ForwardWatermark(msgspec.Struct, gc=False):
+    """Give a watermark to the next operator: every output at or before it has been emitted."""
+
+    watermark_ms: int
+
+
+class DeadLetter(msgspec.Struct):
+    """Give a failed record to the dead-letter sink.
+
+    Attributes:
+        record: The run's input record, untouched.
+        error: The last error.
+        reason: Header names and texts: job, agent, action, task, completed-tasks, attempt, …
+        value: The same as one self-contained JSON document, for sinks that have no headers.
+    """
+
+    record: Record
+    error: ErrorReport
+    reason: dict[str, str]
+    value: bytes
+
+
+class SkipTask(msgspec.Struct):
+    """Say that a task was dropped by its policy `skip` (nothing to do; for observers and counters)."""
+
+    task: ActionTask
+    error: ErrorReport
+
+
+class ScheduleRetry(msgspec.Struct):
+    """Say that a task will run again at ``due_ms`` (the operator keeps the time itself; for observers)."""
+
+    task: ActionTask
+    error: ErrorReport
+    due_ms: int
+
+
+class TakeSnapshot(msgspec.Struct):
+    """Make checkpoint N durable. ``slices`` must be consumed before the next barrier; it may be consumed in pieces."""
+
+    checkpoint: int
+    slices: DeltaSlices
+
+
+class PauseSource(msgspec.Struct, gc=False):
+    """A limit is reached: fetch no more records (what is in the mailbox is still applied)."""
+
+    limit: str
+
+
+class ResumeSource(msgspec.Struct, gc=False):
+    """The limit is left again."""
+
+
+class Drained(msgspec.Struct, gc=False):
+    """Answer to `DrainRequested`: no run is unfinished."""
+
+
+class FailJob(msgspec.Struct):
+    """Stop the job: the failure policy says so. Nothing of the open epoch may be committed."""
+
+    error: ErrorReport
+    reason: dict[str, str]
+
+
+Effect = (
+    StartAction
+    | CancelAction
+    | EmitRecord
+    | ForwardWatermark
+    | DeadLetter
+    | SkipTask
+    | ScheduleRetry
+    | TakeSnapshot
+    | PauseSource
+    | ResumeSource
+    | Drained
+    | FailJob
+)

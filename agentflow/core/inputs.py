@@ -1,0 +1,118 @@
+"""Inputs of the operator: facts, in the past tense. A small closed union; adding one is described in CONTRIBUTING.md.
+
+Time is an argument of `Operator.apply`; every other outside value (positions, errors, bytes) is a field here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agentflow.core.records import ErrorReport, Record
+
+if TYPE_CHECKING:
+    from agentflow.core.runs import ActionTask
+
+SentEvent = tuple[str | None, bytes]
+"""An event as an action sent it: (type, encoded attributes); type None marks an output (its encoded value)."""
+
+
+class TimerOrder(msgspec.Struct, frozen=True, gc=False):
+    """What an action asked of a timer: set it (`due_ms`), or cancel it (`due_ms` None).
+
+    Attributes:
+        name: Timer name, unique per key; setting it again replaces it.
+        due_ms: Epoch milliseconds; None cancels.
+        is_event_time: Due by watermark instead of by clock.
+        payload: Encoded attributes of the timer event.
+    """
+
+    name: str
+    due_ms: int | None
+    is_event_time: bool = False
+    payload: bytes = b"\x80"
+
+
+class RecordReceived(msgspec.Struct, gc=False):
+    """A record was read and its key extracted. ``key`` is the canonical encoding of the decoded key (1 is not "1")."""
+
+    record: Record
+    key: bytes
+
+
+class RecordRejected(msgspec.Struct):
+    """A record was read that cannot become a run: undecodable value, missing key, too large."""
+
+    record: Record
+    error: ErrorReport
+
+
+class ActionCompleted(msgspec.Struct):
+    """User code of a task returned.
+
+    Attributes:
+        task: The task as `StartAction` named it.
+        sent: Events and outputs in the order in which they were sent.
+        writes: Short-term memory write set, path → encoded value (None deletes); None when nothing was written.
+        sensory: The same for sensory memory.
+        timers: Timers set and cancelled, in order.
+    """
+
+    task: ActionTask
+    sent: list[SentEvent] | None = None
+    writes: dict[str, bytes | None] | None = None
+    sensory: dict[str, bytes | None] | None = None
+    timers: list[TimerOrder] | None = None
+
+
+class ActionFailed(msgspec.Struct):
+    """User code of a task raised, timed out, or produced something that cannot be stored."""
+
+    task: ActionTask
+    error: ErrorReport
+
+
+class WatermarkReceived(msgspec.Struct, gc=False):
+    """No record with an earlier or equal event time will follow (except late ones)."""
+
+    watermark_ms: int
+
+
+class TimeAdvanced(msgspec.Struct, gc=False):
+    """The clock reached `Operator.next_due_ms`: processing-time timers and retries may be due."""
+
+
+class BarrierReceived(msgspec.Struct):
+    """Checkpoint N begins: everything applied so far belongs to it.
+
+    Attributes:
+        checkpoint: N.
+        positions: Source label → next offset, behind the last applied record; only the first operator of a chain has them.
+    """
+
+    checkpoint: int
+    positions: dict[str, int] = {}
+
+
+class CheckpointCompleted(msgspec.Struct, gc=False):
+    """Checkpoint N is durable and applied to keyed state."""
+
+    checkpoint: int
+
+
+class DrainRequested(msgspec.Struct, gc=False):
+    """No record will follow; `Drained` is wanted when the last run has ended."""
+
+
+Input = (
+    RecordReceived
+    | RecordRejected
+    | ActionCompleted
+    | ActionFailed
+    | WatermarkReceived
+    | TimeAdvanced
+    | BarrierReceived
+    | CheckpointCompleted
+    | DrainRequested
+)

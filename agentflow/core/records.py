@@ -1,0 +1,56 @@
+"""What flows through an operator: records in, events as bytes inside.
+
+The core never holds a user's object: a record's value, an event's attributes and a memory value are bytes, and every
+action task gets a freshly decoded copy. So a live run, a retry and a recovered run see the same input, and a snapshot
+needs no encoding of its own.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Record(msgspec.Struct, gc=False):
+    """One record of a source, undecoded.
+
+    Attributes:
+        source: Position label without the offset (``topic/partition``; a file's path). With ``offset`` it names the run.
+        offset: Position of this record in ``source`` (Kafka offset; byte offset of a line).
+        next_offset: Where reading goes on behind this record.
+        value: The value's bytes, in the source's codec.
+        key: The source's own key bytes; None where it has none.
+        timestamp_ms: Event time in epoch milliseconds; None where it has none.
+        headers: Header names and bytes, in order.
+    """
+
+    source: str
+    offset: int
+    next_offset: int
+    value: bytes
+    key: bytes | None = None
+    timestamp_ms: int | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run this record starts."""
+        return f"{self.source}/{self.offset}"
+
+
+class ErrorReport(msgspec.Struct, frozen=True, gc=False):
+    """An error as data: what the failure policy and a dead letter need of it.
+
+    Attributes:
+        type: Class name of the error (``KeyError``).
+        message: Its text.
+        retryable: False where a retry cannot help (bad input, limits).
+        traceback: The user's part of the traceback; empty where there is none.
+    """
+
+    type: str
+    message: str
+    retryable: bool = True
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type

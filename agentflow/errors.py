@@ -1,0 +1,217 @@
+"""Every exception of agentflow.
+
+The tree (a class carries its recovery as data: what the engine does when it meets it):
+
+    AgentflowError
+    ├── ConfigError            all problems at once: a job file, an option, an environment variable
+    ├── PlanError              all problems at once: an agent that cannot be compiled
+    ├── NotConfigured          a feature was used that this job does not have
+    ├── InternalError          an invariant of ours is broken: a bug report, never user input
+    ├── ContextClosed          a RunnerContext was used after its action had ended
+    ├── RecordError            one record or one run cannot go on (failure policy of the action, no retry)
+    │   ├── DecodeError        the value is not what the source or the action says it is
+    │   ├── MissingKey         `key-by` found no key in the record
+    │   ├── RecordTooLarge     `record-max`
+    │   ├── ValueTooLarge      `state.value-max`
+    │   ├── KeyOverflow        `key.pending-max` with `on-overflow: dead-letter`
+    │   ├── RunLimitExceeded   `run.tasks-max`
+    │   └── ConditionError     a CEL condition failed for another reason than a missing attribute
+    ├── ActionError            an action did not complete (failure policy of the action, with retry)
+    │   ├── ActionTimeout      `timeout=` of the action
+    │   └── MemoryConflict     two parallel tasks wrote one path
+    ├── StateError             keyed state
+    │   ├── StateUnavailable   an I/O error; the subtask restarts from the last completed checkpoint
+    │   ├── DiskFull           no space; the subtask restarts, the last completed checkpoint is intact
+    │   ├── StateCorrupted     a file of the state directory is damaged
+    │   ├── StateLocked        another process owns the directory
+    │   ├── StateVersionTooNew the directory was written by a newer agentflow
+    │   └── StateMismatch      the directory belongs to another job, or to another shape of this one
+    ├── SourceError            the input cannot be read (missing, shorter than its position, not readable twice)
+    ├── SinkError              the output cannot be written
+    ├── JobFailed              the job stopped: an action with `on_error="fail"`, or bad input without a dead-letter sink
+    └── RestartsExhausted      the restart strategy gave up
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class Recovery(enum.Enum):
+    """What the engine does about an error."""
+
+    RETRY = "retry"  # the action runs again, by its retry policy
+    FAIL_RECORD = "fail-record"  # the run ends by the failure policy, without a retry
+    RESTART_SUBTASK = "restart-subtask"  # memory is dropped, the last completed checkpoint is restored
+    FAIL_JOB = "fail-job"  # the job stops; a person is needed
+
+
+class AgentflowError(Exception):
+    """Root of all errors. The fields come first; the text is built from the fields.
+
+    Args:
+        what: What happened, one sentence without the place.
+        where: The place as ``name=value`` pairs in reading order (job, agent, action, key, record, file, line …).
+        expected: What would have been right.
+        fix: What to do next.
+    """
+
+    recovery: ClassVar[Recovery] = Recovery.FAIL_JOB
+
+    def __init__(self, what: str, *, where: dict[str, object] | None = None, expected: str = "", fix: str = "") -> None:
+        self.what = what
+        self.where = dict(where or {})
+        self.expected = expected
+        self.fix = fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append("  " + "  ".join(f"{name} {value}" for name, value in self.where.items()))
+        if self.expected:
+            lines.append(f"expected: {self.expected}")
+        if self.fix:
+            lines.append(f"help: {self.fix}")
+        return "\n".join(lines)
+
+
+class _Problems(AgentflowError):
+    """Several problems reported at once; ``problems`` holds one text each."""
+
+    title: ClassVar[str] = ""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{self.title}: {len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}")
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems) if len(self.problems) == 1 else "\n".join([self.what, *self.problems])
+
+
+class ConfigError(_Problems):
+    """The configuration is wrong; all problems are listed, each with file, line and the nearest valid key."""
+
+    title = "configuration"
+
+
+class PlanError(_Problems):
+    """The agent cannot be compiled into a plan; all problems are listed."""
+
+    title = "agent"
+
+
+class NotConfigured(AgentflowError):
+    """A feature was used that this job does not have. Never a silent pass-through."""
+
+    recovery = Recovery.FAIL_RECORD
+
+
+class InternalError(AgentflowError):
+    """An invariant of the engine is broken. The operator that raised it refuses every later input."""
+
+
+class ContextClosed(AgentflowError):
+    """A RunnerContext was used after its action had ended, timed out or been cancelled."""
+
+    recovery = Recovery.FAIL_RECORD
+
+
+class RecordError(AgentflowError):
+    """One record, or one run, cannot go on; others are not touched."""
+
+    recovery = Recovery.FAIL_RECORD
+
+
+class DecodeError(RecordError):
+    """A value is not what the source or the action declares."""
+
+
+class MissingKey(RecordError):
+    """`key-by` found no key in the record."""
+
+
+class RecordTooLarge(RecordError):
+    """A record, an event or an output is above `record-max`."""
+
+
+class ValueTooLarge(RecordError):
+    """A memory value is above `state.value-max`."""
+
+
+class KeyOverflow(RecordError):
+    """More inputs wait behind one busy key than `key.pending-max` allows."""
+
+
+class RunLimitExceeded(RecordError):
+    """One run started more action tasks than `run.tasks-max`: most likely a cycle of events."""
+
+
+class ConditionError(RecordError):
+    """A CEL condition could not be evaluated (a missing attribute is no error: it does not match)."""
+
+
+class ActionError(AgentflowError):
+    """An action did not complete."""
+
+    recovery = Recovery.RETRY
+
+
+class ActionTimeout(ActionError):
+    """An action ran longer than its ``timeout=``."""
+
+
+class MemoryConflict(ActionError):
+    """Two parallel tasks of one run wrote the same memory path; the later one fails."""
+
+
+class StateError(AgentflowError):
+    """Keyed state cannot be read or written."""
+
+
+class StateUnavailable(StateError):
+    """An I/O error of the state directory that a restart may cure."""
+
+    recovery = Recovery.RESTART_SUBTASK
+
+
+class DiskFull(StateError):
+    """No space is left. The last completed checkpoint is intact."""
+
+    recovery = Recovery.RESTART_SUBTASK
+
+
+class StateCorrupted(StateError):
+    """A file of the state directory is damaged. It is never re-created silently."""
+
+
+class StateLocked(StateError):
+    """Another process, or another job of this process, owns the state directory."""
+
+
+class StateVersionTooNew(StateError):
+    """The state directory was written by a newer version of agentflow."""
+
+
+class StateMismatch(StateError):
+    """The state directory belongs to another job, or the job's shape changed under unfinished runs."""
+
+
+class SourceError(AgentflowError):
+    """The input cannot be read."""
+
+
+class SinkError(AgentflowError):
+    """The output cannot be written."""
+
+    recovery = Recovery.RESTART_SUBTASK
+
+
+class JobFailed(AgentflowError):
+    """The job stopped on purpose: the failure policy said ``fail``. The last completed checkpoint is intact."""
+
+
+class RestartsExhausted(AgentflowError):
+    """The restart strategy gave up; ``__cause__`` is the last failure."""

@@ -1,0 +1,198 @@
+"""The ports of a subtask: everything that touches the world is behind one of these.
+
+Concrete adapters live in `state/`, `connectors/` and `observability/`; fakes that inject faults in `testing/`. Each port
+has one conformance suite in `agentflow.testing.conformance`, which every adapter and every fake passes.
+
+Reading order: `Source` and `Sink` are the data path, `KeyedState` is what survives, `Clock` is the only time.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import msgspec
+
+if TYPE_CHECKING:
+    from agentflow.core.delta import DeltaSlices, StoredRow, Table
+    from agentflow.core.effects import DeadLetter, Effect, EmitRecord
+    from agentflow.core.inputs import Input
+    from agentflow.core.records import Record
+
+
+class Guarantee(enum.Enum):
+    """What a sink promises about an output across failures."""
+
+    EXACTLY_ONCE = "exactly-once"
+    IDEMPOTENT = "idempotent"
+    AT_LEAST_ONCE = "at-least-once"
+
+
+class Clock(Protocol):
+    """Processing time."""
+
+    def now_ms(self) -> int:
+        """Return epoch milliseconds; never goes backwards within a process."""
+        ...
+
+
+class Source(Protocol):
+    """Records of the partitions that one subtask owns, in order per partition.
+
+    Life cycle: `open` once, `fetch` until it returns an empty list (end of input), `close`.
+    """
+
+    name: str
+    """Short name for messages (``jsonl``)."""
+    is_replayable: bool
+    """Whether `open` can go back to any earlier position. Exactly-once needs it."""
+    codec: str
+    """How values are encoded: ``json`` or ``msgpack``."""
+
+    async def open(self, positions: Mapping[str, int]) -> None:
+        """Start at ``positions`` (source label → next offset); labels that are not in it start at their beginning.
+
+        Raises:
+            SourceError: The input is missing, unreadable, or shorter than its position.
+        """
+        ...
+
+    async def fetch(self, records_max: int) -> Sequence[Record]:
+        """Return the next 1..records_max records; wait while there is none; an empty sequence is the end of input.
+
+        A record that is unusable as such (too large) is returned with the bytes there are; `Record.value` is judged by
+        the caller. Raises SourceError when the input disappears.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release everything; idempotent; also after a failed `open`."""
+        ...
+
+
+class Staged(msgspec.Struct, frozen=True):
+    """What one sink has staged for one checkpoint; stored inside ``prepared/N``.
+
+    Attributes:
+        names: Names of staged files (a sink with staging), in publish order.
+        outputs: The encoded outputs themselves (a sink without staging), in order.
+    """
+
+    names: tuple[str, ...] = ()
+    outputs: tuple[bytes, ...] = ()
+
+
+class Sink(Protocol):
+    """Where outputs go. Outputs become visible when their checkpoint completes, never before.
+
+    Order per checkpoint N, as in semantics.md ("Embedded job"): `write`* → `barrier(N)` → `stage(N)` → (N is decided)
+    → `publish(N)`. Writes of N+1 may arrive between `barrier(N)` and `publish(N)`.
+    """
+
+    name: str
+    guarantee: Guarantee
+
+    async def open(self, prepared: tuple[int, Staged] | None) -> None:
+        """Make ready; called once, before everything else.
+
+        ``prepared`` names the checkpoint that is decided but perhaps not published: staging that belongs to it is kept
+        for `publish`; every other staging is deleted. None: delete all staging.
+
+        Raises:
+            SinkError: The place cannot be written.
+        """
+        ...
+
+    def write(self, record: EmitRecord | DeadLetter) -> None:
+        """Take one output (``record.value`` is its encoded bytes); cheap, buffered, in order."""
+        ...
+
+    def barrier(self, checkpoint: int) -> None:
+        """Close the epoch: everything written so far belongs to ``checkpoint``."""
+        ...
+
+    async def stage(self, checkpoint: int) -> Staged:
+        """Make the epoch's outputs durable but not visible: write, sync the file, sync the directory."""
+        ...
+
+    async def publish(self, checkpoint: int, staged: Staged) -> None:
+        """Make them visible, atomically per name; may be repeated: what is no longer staged is published already."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything; unpublished staging may stay behind. Idempotent."""
+        ...
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """The decision record ``prepared/N``: checkpoint N will complete, whatever happens.
+
+    Attributes:
+        checkpoint: N.
+        staged: Per sink role (``sink``, ``dead-letter``) what `Sink.publish` needs.
+    """
+
+    checkpoint: int
+    staged: dict[str, Staged]
+
+
+class KeyedState(Protocol):
+    """Keyed state of one subtask, with the ``prepared/N`` protocol of an embedded job.
+
+    Rows change only by `apply`; between checkpoints nothing is written. `get` and `scan` see the last applied rows (in
+    the middle of an `apply`: some of them; the operator's own overlay hides that).
+    """
+
+    @property
+    def checkpoint(self) -> int:
+        """Number of the last completed checkpoint; 0 when there is none."""
+        ...
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """The decided checkpoint that is not completed; None when there is none."""
+        ...
+
+    def get(self, operator: int, key: bytes, path: str) -> bytes | None:
+        """Return one memory value; None when there is none. Synchronous: a point read costs 1 to 2 µs."""
+        ...
+
+    def scan(self, operator: int, key: bytes, prefix: str) -> list[tuple[str, bytes]]:
+        """Return the memory values of ``key`` whose path starts with ``prefix``, ordered by the path's UTF-8 bytes."""
+        ...
+
+    def rows(self, table: Table) -> Iterable[StoredRow]:
+        """Iterate over a whole table, for restore, ordered by (operator, key, name)."""
+        ...
+
+    async def prepare(self, checkpoint: int, delta: DeltaSlices, staged: Mapping[str, Staged]) -> None:
+        """Write the delta and then the decision record, and sync. When it returns, the checkpoint is decided.
+
+        Yields to the loop between slices. Raises DiskFull, StateUnavailable, StateCorrupted; nothing is decided then.
+        """
+        ...
+
+    async def complete(self) -> None:
+        """Apply the prepared delta in slices, remove ``prepared/N``, sync. Repeatable after a crash at any point."""
+        ...
+
+    async def sweep(self, unused_since_ms: int) -> int:
+        """Delete some memory values whose TTL stamp is at or before ``unused_since_ms``; return how many.
+
+        Bounded work per call; successive calls go round the whole table. Never called between `prepare` and `complete`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the directory. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Logs, metrics, traces: functions of (input, effects). Never called when none is registered."""
+
+    def observe(self, operator: int, received: Input, effects: Sequence[Effect], now_ms: int) -> None:
+        """See one input and the effects it had, in order."""
+        ...
