@@ -1,0 +1,329 @@
+"""Sensory and short-term memory as an action sees them.
+
+A task reads through its own write set and writes only into it. The write set is encoded when the task completes; `get`
+returns a fresh copy each time. So changing a list that `get` returned changes nothing, and a failed task leaves no trace.
+
+Values lie at dotted paths. A path holds a value or is an object (has fields), never both.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from agentflow.api.memory_codec import (
+    OBJECT,
+    check_value,
+    decode_value,
+    encode_object,
+    encode_value,
+    restamp,
+    stamp_of,
+)
+from agentflow.errors import ContextClosed, ValueTooLarge
+
+if TYPE_CHECKING:
+    from agentflow.api.runner_context import RunnerContext
+
+_SCALARS = frozenset({bool, float, str, bytes, type(None)})
+
+
+class _Mark(enum.Enum):
+    """What a write set holds besides values."""
+
+    UNKNOWN = 1  # not in the cache: ask the store
+    DELETED = 2
+    OBJECT = 3
+
+
+_UNKNOWN: Final = _Mark.UNKNOWN
+_DELETED: Final = _Mark.DELETED
+_OBJECT: Final = _Mark.OBJECT
+
+
+class MemoryType(enum.StrEnum):
+    """Scopes of memory: one run, or one key across runs."""
+
+    SENSORY = "sensory"
+    SHORT_TERM = "short_term"
+
+
+class MemoryRef(msgspec.Struct, frozen=True, gc=False):
+    """Names a value in memory; small enough to be sent in an event instead of the value."""
+
+    memory_type: MemoryType
+    path: str
+
+    @classmethod
+    def create(cls, memory_type: MemoryType, path: str) -> MemoryRef:
+        """Return a reference to ``path``."""
+        return cls(memory_type, path)
+
+    def resolve(self, ctx: RunnerContext) -> Any:  # noqa: ANN401 (memory values)
+        """Read the value in the run of ``ctx``."""
+        memory = ctx.sensory_memory if self.memory_type is MemoryType.SENSORY else ctx.short_term_memory
+        return memory.get(self.path)
+
+
+class MemoryLimits(msgspec.Struct, frozen=True):
+    """What a job says about its memory values.
+
+    Args:
+        value_max: Largest encoded value in bytes.
+        ttl_ms: Time to live since the last use; None: values live for ever.
+        is_refreshed_by_read: Whether reading counts as use (``ON_READ_AND_WRITE``).
+    """
+
+    value_max: int = 64 * 2**20
+    ttl_ms: int | None = None
+    is_refreshed_by_read: bool = False
+
+
+class MemoryScope:
+    """One task's view of one memory: committed entries below, its own write set above.
+
+    Args:
+        memory_type: Which memory.
+        entries: Stored values by path, as far as they are cached; None: known to be absent.
+        fetch: Called with a path that is not cached; fills ``entries`` and returns the stored value. When it returns None,
+            ``entries`` is complete for this key.
+        now_ms: The run's clock: TTL is judged by it.
+        limits: Limits of the job.
+    """
+
+    __slots__ = ("_entries", "_fetch", "_limits", "_memory_type", "_now_ms", "_touched", "is_open", "writes")
+
+    def __init__(
+        self,
+        memory_type: MemoryType,
+        entries: dict[str, bytes | None],
+        fetch: Callable[[str], bytes | None],
+        now_ms: int,
+        limits: MemoryLimits,
+    ) -> None:
+        self._memory_type = memory_type
+        self._entries = entries
+        self._fetch = fetch
+        self._now_ms = now_ms
+        self._limits = limits
+        self._touched: dict[str, None] | None = None  # read paths whose stamp the completion renews
+        self.writes: dict[str, object] = {}
+        self.is_open = True
+
+    def read(self, path: str) -> object:
+        """Return a fresh copy of the value at ``path``, or a mark: deleted, object, or unknown (there is none)."""
+        if path in self.writes:
+            value = self.writes[path]
+            return value if type(value) in _SCALARS or type(value) is int else _copied(value)
+        stored = self.stored(path)
+        if stored is None:
+            return _UNKNOWN
+        return _OBJECT if stored[0] >= OBJECT else decode_value(stored)
+
+    def stored(self, path: str) -> bytes | None:
+        """Return the committed, unexpired encoded value at ``path``."""
+        stored = self._entries.get(path, _UNKNOWN)
+        if stored is _UNKNOWN:
+            stored = self._fetch(path)
+        if stored is None or self._limits.ttl_ms is None:
+            return stored
+        return self._unexpired(path, stored)
+
+    def _unexpired(self, path: str, stored: bytes) -> bytes | None:
+        stamp_ms = stamp_of(stored)
+        if stamp_ms is not None and self._limits.ttl_ms is not None and stamp_ms + self._limits.ttl_ms <= self._now_ms:
+            return None
+        if self._limits.is_refreshed_by_read:
+            if self._touched is None:
+                self._touched = {}
+            self._touched[path] = None
+        return stored
+
+    def check_open(self) -> None:
+        """Raise ContextClosed when the action has ended."""
+        if not self.is_open:
+            raise ContextClosed(
+                f"{self._memory_type} memory was used after its action had ended",
+                fix="keep no reference to ctx or its memory beyond the action",
+            )
+
+    def paths_below(self, prefix: str) -> list[str]:
+        """Return every live path that starts with ``prefix``, sorted."""
+        self._fetch(prefix)  # completes the cache, unless the prefix itself is an entry
+        found = {p for p in self._entries if p.startswith(prefix) and p not in self.writes and self.stored(p) is not None}
+        found.update(p for p, value in self.writes.items() if value is not _DELETED and p.startswith(prefix))
+        return sorted(found)
+
+    def check_leaf(self, path: str) -> None:
+        """Raise ValueError unless a value may stand at ``path``: it is no object, and nothing above it is a value."""
+        parts = path.split(".")
+        if not all(parts):
+            msg = f"memory path {path!r} has an empty part; write names separated by single dots"
+            raise ValueError(msg)
+        for depth in range(1, len(parts)):
+            above = ".".join(parts[:depth])
+            if self.read(above) not in (_UNKNOWN, _DELETED, _OBJECT):
+                msg = f"memory path '{path}': '{above}' holds a value, not an object; delete it first"
+                raise ValueError(msg)
+        if self.read(path) is _OBJECT or self.paths_below(path + "."):
+            msg = f"memory path '{path}' is an object; delete it before it becomes a value"
+            raise ValueError(msg)
+
+    def encoded_writes(self) -> dict[str, bytes | None] | None:
+        """Encode the write set, at the end of the task; None when it is empty.
+
+        Raises:
+            TypeError: A value was changed into something that cannot be stored.
+            ValueTooLarge: An encoded value is above the limit.
+        """
+        self.is_open = False
+        if not self.writes and self._touched is None:
+            return None
+        limits, stamp_ms = self._limits, None if self._limits.ttl_ms is None else self._now_ms
+        encoded: dict[str, bytes | None] = {}
+        for path, value in self.writes.items():
+            kind = type(value)
+            if kind is _Mark:
+                encoded[path] = None if value is _DELETED else encode_object(stamp_ms)
+                continue
+            if kind is list or kind is dict:
+                check_value(value, path)
+            stored = encode_value(value, stamp_ms)
+            if len(stored) > limits.value_max:
+                raise ValueTooLarge(
+                    f"the value at memory path '{path}' has {len(stored):,} bytes",
+                    expected=f"at most {limits.value_max:,} bytes (state.value-max)",
+                    fix="store less, or split it over several paths",
+                )
+            encoded[path] = stored
+        for path in self._touched or ():
+            stored_now = self._entries.get(path)
+            if path not in encoded and stored_now is not None and stamp_of(stored_now) != self._now_ms:
+                encoded[path] = restamp(stored_now, self._now_ms)
+        return encoded
+
+
+def _copied(value: object) -> object:
+    """Return a deep copy of a storable value."""
+    if type(value) is list:
+        return [_copied(item) for item in value]
+    if type(value) is dict:
+        return {name: _copied(item) for name, item in value.items()}
+    return value
+
+
+class MemoryObject:
+    """An object in memory: the root of a memory, or what lies below a path.
+
+    All methods take a dotted path relative to this object, or a `MemoryRef`.
+    """
+
+    __slots__ = ("_prefix", "_scope")
+
+    def __init__(self, scope: MemoryScope, prefix: str = "") -> None:
+        self._scope = scope
+        self._prefix = prefix
+
+    def _path(self, path: str | MemoryRef) -> str:
+        if type(path) is not str:
+            if not isinstance(path, MemoryRef):
+                msg = f"a memory path is a str or a MemoryRef, not {type(path).__name__}"
+                raise TypeError(msg)
+            return path.path
+        return self._prefix + path if self._prefix else path
+
+    def get(self, path: str | MemoryRef, default: Any = None) -> Any:  # noqa: ANN401 (memory values)
+        """Return a fresh copy of the value at ``path``; a `MemoryObject` when it is an object; else ``default``."""
+        scope = self._scope
+        if not scope.is_open:
+            scope.check_open()
+        full = path if type(path) is str and not self._prefix else self._path(path)
+        if full not in scope.writes:
+            stored = scope.stored(full)
+            if stored is not None and stored[0] < OBJECT:
+                return decode_value(stored)
+        value = scope.read(full)
+        if type(value) is not _Mark:
+            return value
+        if value is _OBJECT or scope.paths_below(full + "."):
+            return MemoryObject(scope, full + ".")
+        return default
+
+    def set(self, path: str | MemoryRef, value: Any) -> MemoryRef:  # noqa: ANN401 (memory values)
+        """Put ``value`` at ``path``; objects above it come into being.
+
+        Raises:
+            TypeError: The value, or something in it, cannot be stored; the text names the path and the fix.
+            ValueError: The path is an object, or something above it is a value.
+        """
+        scope = self._scope
+        if not scope.is_open:
+            scope.check_open()
+        full = path if type(path) is str and not self._prefix else self._path(path)
+        if type(value) not in _SCALARS:
+            check_value(value, full)
+        writes = scope.writes
+        if full not in writes or type(writes[full]) is _Mark:
+            stored = scope._entries.get(full)
+            if stored is None or stored[0] >= OBJECT:
+                scope.check_leaf(full)
+        writes[full] = value
+        return MemoryRef(scope._memory_type, full)
+
+    def update(self, path: str | MemoryRef, fn: Callable[[Any], Any]) -> Any:  # noqa: ANN401 (memory values)
+        """Replace the value at ``path`` by ``fn(value)`` (None when there is none) and return the new value."""
+        value = fn(self.get(path))
+        self.set(path, value)
+        return value
+
+    def delete(self, path: str | MemoryRef) -> None:
+        """Remove the value at ``path``, or the object with everything below it; nothing happens when there is none."""
+        scope = self._scope
+        scope.check_open()
+        full = self._path(path)
+        for below in scope.paths_below(full + "."):
+            scope.writes[below] = _DELETED
+        if scope.read(full) not in (_UNKNOWN, _DELETED):
+            scope.writes[full] = _DELETED
+
+    def new_object(self, path: str | MemoryRef, *, overwrite: bool = False) -> MemoryObject:
+        """Make an empty object at ``path``, or return the one that is there.
+
+        Raises:
+            ValueError: A value is there and ``overwrite`` is not set.
+        """
+        scope = self._scope
+        scope.check_open()
+        full = self._path(path)
+        value = scope.read(full)
+        if type(value) is not _Mark:
+            if not overwrite:
+                msg = f"memory path '{full}' holds a value; pass overwrite=True to replace it by an object"
+                raise ValueError(msg)
+            scope.writes[full] = _DELETED
+        if value is not _OBJECT and not scope.paths_below(full + "."):
+            scope.check_leaf(full)
+            scope.writes[full] = _OBJECT
+        return MemoryObject(scope, full + ".")
+
+    def is_exist(self, path: str | MemoryRef) -> bool:
+        """Whether a value or an object is at ``path``."""
+        scope = self._scope
+        scope.check_open()
+        full = self._path(path)
+        return scope.read(full) not in (_UNKNOWN, _DELETED) or bool(scope.paths_below(full + "."))
+
+    def get_field_names(self) -> list[str]:
+        """Return the names directly below this object, sorted."""
+        scope = self._scope
+        scope.check_open()
+        start = len(self._prefix)
+        return sorted({path[start:].split(".", 1)[0] for path in scope.paths_below(self._prefix) if len(path) > start})
+
+    def get_fields(self) -> dict[str, Any]:
+        """Return name → value of what is directly below; an object shows as ``"NestedObject"``."""
+        values = {name: self.get(name) for name in self.get_field_names()}
+        return {name: "NestedObject" if isinstance(value, MemoryObject) else value for name, value in values.items()}

@@ -1,0 +1,311 @@
+"""`RunnerContext`: what an action may do besides computing."""
+
+from __future__ import annotations
+
+import hashlib
+import random as random_module
+import uuid as uuid_module
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+import msgspec
+
+from agentflow.api.durations import duration_ms
+from agentflow.api.events import Event, EventType
+from agentflow.api.memory import MemoryLimits, MemoryObject, MemoryScope, MemoryType
+from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
+
+if TYPE_CHECKING:
+    from agentflow.api.options import Configuration
+    from agentflow.api.resources import ResourceType
+
+_OUTPUT = EventType.OutputEvent
+_decode_key = msgspec.msgpack.Decoder().decode
+
+
+class TaskView(Protocol):
+    """What the context sees of its task (the operator's `ActionTask`)."""
+
+    run: Any
+    action: Any
+    attempt: int
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+
+
+class ContextServices(Protocol):
+    """What a job gives to all contexts of one operator."""
+
+    job: str
+    agent: str
+    incarnation: str
+    config: Configuration
+    memory_limits: MemoryLimits
+    sensory_limits: MemoryLimits
+    record_max: int
+    encode_event: Callable[[object], bytes]
+    encode_output: Callable[[object], bytes]
+    fetch_memory: Callable[[Any, str], bytes | None]
+    bind_logger: Callable[..., Any]
+
+
+class RunnerContext:
+    """Handed to each action call, one per attempt; closed when the attempt ends."""
+
+    __slots__ = ("_is_open", "_random", "_sensory", "_sent", "_services", "_short_term", "_task", "_timers")
+
+    def __init__(self, services: ContextServices, task: TaskView) -> None:
+        self._services = services
+        self._task = task
+        self._is_open = True
+        self._sent: list[tuple[str | None, bytes]] | None = None
+        self._short_term: MemoryScope | None = None
+        self._sensory: MemoryScope | None = None
+        self._timers: list[tuple[str, int | None, bool, bytes]] | None = None
+
+    # -- what the run is about
+    @property
+    def key(self) -> Any:  # noqa: ANN401 (keys keep their type)
+        """The decoded key of this run."""
+        return _decode_key(self._task.run.key)
+
+    @property
+    def timestamp(self) -> int | None:
+        """Event time of the run's input in epoch milliseconds; outputs inherit it. None where the source has none."""
+        timestamp_ms: int | None = self._task.run.timestamp_ms
+        return timestamp_ms
+
+    @property
+    def now(self) -> datetime:
+        """The run's clock: when its input was admitted. The same in every action, attempt and recovery of the run."""
+        return datetime.fromtimestamp(self._task.run.admitted_ms / 1000, tz=UTC)
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run: its source position."""
+        return str(self._task.run.id)
+
+    @property
+    def task_id(self) -> str:
+        """Id of this action task: the path of events and actions that led to it."""
+        return self._task.id
+
+    @property
+    def attempt(self) -> int:
+        """Number of this attempt, from 1."""
+        return self._task.attempt
+
+    @property
+    def config(self) -> Configuration:
+        """The job's options for its agents."""
+        return self._services.config
+
+    @property
+    def action_config(self) -> dict[str, Any]:
+        """What `Agent.add_action` was given as extra keywords."""
+        return dict(self._task.action.config)
+
+    def get_action_config_value(self, key: str) -> Any:  # noqa: ANN401 (user values)
+        """Return one value of `action_config`; None when it is missing."""
+        return self._task.action.config.get(key)
+
+    @property
+    def logger(self) -> Any:  # noqa: ANN401 (structlog's bound loggers have no common type)
+        """A structlog logger, bound to job, agent, action, key and run."""
+        task = self._task
+        services = self._services
+        return services.bind_logger(
+            job=services.job, agent=services.agent, action=task.action.name, key=self.key, run=task.run.id
+        )
+
+    @property
+    def random(self) -> random_module.Random:
+        """A random generator seeded by job incarnation, run and task: a replay draws the same numbers."""
+        if not hasattr(self, "_random"):
+            seed = f"{self._services.incarnation}/{self._task.id}".encode()
+            self._random = random_module.Random(hashlib.blake2b(seed, digest_size=16).digest())  # noqa: S311
+        return self._random
+
+    def uuid(self) -> uuid_module.UUID:
+        """Return a version 4 UUID from `random`: the same on every attempt and replay."""
+        return uuid_module.UUID(int=self.random.getrandbits(128), version=4)
+
+    # -- memory
+    @property
+    def short_term_memory(self) -> MemoryObject:
+        """Memory of this key, across runs; durable, exactly once."""
+        scope = self._short_term
+        if scope is None:
+            services, run = self._services, self._task.run
+            state = run.state
+            scope = self._short_term = MemoryScope(
+                MemoryType.SHORT_TERM,
+                state.memory,
+                lambda path: services.fetch_memory(state, path),
+                run.admitted_ms,
+                services.memory_limits,
+            )
+        return MemoryObject(scope)
+
+    @property
+    def sensory_memory(self) -> MemoryObject:
+        """Memory of this run; cleared when the run ends."""
+        scope = self._sensory
+        if scope is None:
+            run = self._task.run
+            scope = self._sensory = MemoryScope(
+                MemoryType.SENSORY, run.sensory or {}, _no_entry, run.admitted_ms, self._services.sensory_limits
+            )
+        return MemoryObject(scope)
+
+    # -- effects of the action; they happen when it completes, all or none
+    def send_event(self, event: Event) -> None:
+        """Send an event to the actions it matches, or an `OutputEvent` out of the operator, when this action completes.
+
+        The event is encoded here; changing it afterwards changes nothing.
+
+        Raises:
+            TypeError: Not an `Event`, or it holds something that cannot be encoded.
+            RecordTooLarge: Above `record-max`.
+            ContextClosed: The action has ended.
+        """
+        services = self._services
+        if not self._is_open:
+            raise ContextClosed("send_event after the action had ended", fix="keep no reference to ctx beyond the action")
+        if not isinstance(event, Event):
+            msg = f"send_event takes an Event, not {type(event).__name__}; wrap it: OutputEvent(value) or Event('type', {{…}})"
+            raise TypeError(msg)
+        event_type = event.type
+        if event_type == _OUTPUT:
+            sent: tuple[str | None, bytes] = (None, services.encode_output(event.attributes["output"]))
+        elif event_type in _ENGINE_TYPES:
+            msg = f"event type '{event_type}' belongs to the engine; choose another name"
+            raise TypeError(msg)
+        else:
+            sent = (event_type, services.encode_event(event.attributes))
+        if len(sent[1]) > services.record_max:
+            raise RecordTooLarge(
+                f"event '{event_type}' has {len(sent[1]):,} bytes",
+                expected=f"at most {services.record_max:,} bytes (record-max)",
+                fix="send less, or put it into memory and send its MemoryRef",
+            )
+        if self._sent is None:
+            self._sent = [sent]
+        else:
+            self._sent.append(sent)
+
+    def set_timer(
+        self,
+        name: str,
+        *,
+        at: datetime | None = None,
+        after: timedelta | str | None = None,
+        is_event_time: bool = False,
+        attributes: dict[str, Any] | None = None,
+    ) -> None:
+        """Start a run of this key with a `TimerEvent` later. A timer of the same name is replaced.
+
+        Args:
+            name: Name of the timer, unique per key.
+            at: When it is due. Exactly one of ``at`` and ``after``.
+            after: How long after `now` (or, in event time, after `timestamp`) it is due.
+            is_event_time: Due when the watermark reaches it, instead of by the clock.
+            attributes: Go into the `TimerEvent`.
+        """
+        if (at is None) == (after is None):
+            msg = "set_timer takes exactly one of at= and after="
+            raise ValueError(msg)
+        if at is not None:
+            if at.tzinfo is None:
+                msg = f"set_timer: at={at!r} has no time zone; use datetime.now(UTC) or .replace(tzinfo=UTC)"
+                raise ValueError(msg)
+            due_ms = round(at.timestamp() * 1000)
+        else:
+            start_ms = self._task.run.timestamp_ms if is_event_time else self._task.run.admitted_ms
+            if start_ms is None:
+                msg = "set_timer(after=…, is_event_time=True) needs an input with a timestamp; use at="
+                raise ValueError(msg)
+            due_ms = start_ms + duration_ms(after)  # type: ignore[arg-type]
+        payload = self._services.encode_event({**(attributes or {}), "name": name, "due_ms": due_ms})
+        self._order_timer((name, due_ms, is_event_time, payload))
+
+    def cancel_timer(self, name: str) -> None:
+        """Cancel the timer ``name`` of this key, of either kind of time; nothing happens when there is none."""
+        self._order_timer((name, None, False, b""))
+
+    def _order_timer(self, order: tuple[str, int | None, bool, bytes]) -> None:
+        if not self._is_open:
+            raise ContextClosed("a timer was set after the action had ended", fix="keep no reference to ctx")
+        if self._timers is None:
+            self._timers = []
+        self._timers.append(order)
+
+    def close(self) -> None:
+        """Close the context: every later use raises ContextClosed. Called by the engine."""
+        self._is_open = False
+        for scope in (self._short_term, self._sensory):
+            if scope is not None:
+                scope.is_open = False
+
+    # -- declared with their final signatures; this job does not have them
+    def get_resource(self, name: str, type: ResourceType) -> Any:  # noqa: A002, ANN401 (as in Flink Agents)
+        """Return a resource of the agent."""
+        _not_configured("get_resource", f"resource '{name}' ({type}) cannot be opened: this engine runs no resources")
+
+    @property
+    def long_term_memory(self) -> Any:  # noqa: ANN401
+        """External memory."""
+        _not_configured("long_term_memory", "no long-term memory is configured")
+
+    @property
+    def agent_metric_group(self) -> Any:  # noqa: ANN401
+        """Metrics of the agent."""
+        _not_configured("agent_metric_group", "no metrics are configured")
+
+    @property
+    def action_metric_group(self) -> Any:  # noqa: ANN401
+        """Metrics of the action."""
+        _not_configured("action_metric_group", "no metrics are configured")
+
+    def durable_execute(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, ARG002
+        """Call ``func`` once and record its outcome."""
+        _not_configured("durable_execute", "no journal is configured, so the outcome could not be recorded")
+
+    def durable_execute_async(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:  # noqa: ANN401, ARG002
+        """Await ``func`` once and record its outcome."""
+        _not_configured("durable_execute_async", "no journal is configured, so the outcome could not be recorded")
+
+    def gather(self, *aws: Awaitable[Any]) -> Awaitable[list[Any]]:  # noqa: ARG002
+        """Await durable steps together."""
+        _not_configured("gather", "no journal is configured")
+
+    def as_completed(self, *aws: Awaitable[Any]) -> AsyncIterator[Any]:  # noqa: ARG002
+        """Iterate over durable steps as they complete."""
+        _not_configured("as_completed", "no journal is configured")
+
+    def sleep(self, duration: timedelta | str) -> Awaitable[None]:  # noqa: ARG002
+        """Park the run for ``duration``, durably."""
+        _not_configured("sleep", "no journal is configured, so the deadline could not be recorded; see set_timer")
+
+    def wait_for(self, name: str, *, timeout: timedelta | str | None = None, default: Any = None) -> Awaitable[Any]:  # noqa: ANN401, ARG002, ASYNC109
+        """Park the run until the signal ``name`` comes."""
+        _not_configured("wait_for", "no journal is configured, so the wait could not be recorded")
+
+    @property
+    def idempotency_key(self) -> str:
+        """Key of the current step, the same on every attempt."""
+        _not_configured("idempotency_key", "no journal is configured, so there are no steps")
+
+
+_ENGINE_TYPES = frozenset({EventType.InputEvent, EventType.TimerEvent})
+
+
+def _no_entry(path: str) -> None:  # noqa: ARG001 (the signature of a memory fetch)
+    """Sensory memory has nothing below its cached entries."""
+    return
+
+
+def _not_configured(feature: str, reason: str) -> NoReturn:
+    raise NotConfigured(f"ctx.{feature}: {reason}", fix="remove the call, or run the job on an engine that has it")
