@@ -20,11 +20,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PLATFORMS = {
     "linux-x86_64": [
-        f"{tag}_x86_64" for tag in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux_2_12")
+        f"{tag}_x86_64"
+        for tag in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux_2_12")
     ],
-    "linux-aarch64": [f"{tag}_aarch64" for tag in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")],
+    "linux-aarch64": [
+        f"{tag}_aarch64" for tag in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
+    ],
     "macos-arm64": [f"macosx_{major}_0_arm64" for major in (14, 13, 12, 11)],
-    "macos-x86_64": [f"macosx_{tag}_x86_64" for tag in ("14_0", "13_0", "12_0", "11_0", "10_15", "10_13", "10_12", "10_9")],
+    "macos-x86_64": [
+        f"macosx_{tag}_x86_64" for tag in ("14_0", "13_0", "12_0", "11_0", "10_15", "10_13", "10_12", "10_9")
+    ],
 }
 MARKERS = {"uvloop": "sys_platform != 'win32'"}
 HEADER = """\
@@ -94,7 +99,10 @@ def write(path: Path, what: str, pins: Pins, hashes: dict[str, set[str]]) -> Non
 def main() -> int:
     """Resolve, collect the hashes of all targets, write both files."""
     if sys.version_info[:2] != tuple(int(part) for part in PYTHONS[0].split(".")):
-        print(f"run this with Python {PYTHONS[0]}, the oldest supported one: newer ones leave out backports", file=sys.stderr)
+        print(
+            f"run this with Python {PYTHONS[0]}, the oldest supported one: newer ones leave out backports",
+            file=sys.stderr,
+        )
         return 2
     everything = resolve(requirements_of(("pydantic", "dev")))
     if everything is None:

@@ -1,0 +1,1 @@
+"""Agents and data to start from; run them from the repository root."""

@@ -1,0 +1,1 @@
+"""The quickstart: product reviews to scores and alerts."""
