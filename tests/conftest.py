@@ -1,0 +1,45 @@
+"""What all tests share: hypothesis profiles, a state directory, and a loud word about what did not run."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The default is what CI runs, here and there the same; HYPOTHESIS_PROFILE=dev is for a short loop while writing.
+settings.register_profile(
+    "ci", max_examples=200, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("dev", max_examples=25, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    """A state directory of this test alone; it does not exist yet."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def out_dir(tmp_path: Path) -> Path:
+    """A sink's directory of this test alone; it does not exist yet."""
+    return tmp_path / "out"
+
+
+def skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Return why a test was skipped, without the prefix."""
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return reason.removeprefix("Skipped: ")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one block what was skipped and why; nothing when everything ran."""
+    reasons = Counter(skip_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    if not reasons:
+        return
+    terminalreporter.section(f"NOT RUN: {reasons.total()} skipped", sep="!", yellow=True, bold=True)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count:5d}  {reason}", yellow=True)
