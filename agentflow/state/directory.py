@@ -1,0 +1,225 @@
+"""The directory of one subtask: who owns it, what it holds, and whether there is room.
+
+    <path>/agentflow.json   format, job, who created it; replaced atomically, read before anything else
+    <path>/agentflow.lock   flock; its text is the process id of the owner
+    <path>/rocksdb/         RocksDB's own files
+
+`agentflow.json` is written twice when a directory is created: with ``is_ready`` false before RocksDB makes its files and
+with true after they are durable. So a crash while creating is told apart from files that were lost later: in a ready
+directory nothing is ever created again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from agentflow.errors import StateCorrupted, StateError, StateMismatch, StateUnavailable, StateVersionTooNew
+from agentflow.state.rocksdb_errors import corrupted, disk_full, locked
+
+FORMAT = 1
+"""Version of everything in a state directory that a reader must understand."""
+
+FORMAT_FILE = "agentflow.json"
+LOCK_FILE = "agentflow.lock"
+ROCKSDB_DIRECTORY = "rocksdb"
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _FormatFile(msgspec.Struct, frozen=True):
+    format: int
+    job: str
+    created_by: str
+    is_ready: bool
+
+
+class _FormatVersion(msgspec.Struct, frozen=True):
+    """The two fields that every version has, so that a newer file can be refused with its own words."""
+
+    format: int
+    created_by: str = "an unknown version"
+
+
+class StateDirectory:
+    """An owned state directory; at most one owner at a time, in this process or any other.
+
+    Attributes:
+        is_new: Whether RocksDB's files are still to be created.
+    """
+
+    def __init__(self, path: Path, *, job: str, free_min_bytes: int) -> None:
+        """Create the directory if it is missing or empty, lock it and check what it holds.
+
+        Raises:
+            DiskFull: Less than ``free_min_bytes`` free.
+            StateLocked: Somebody else has it open.
+            StateVersionTooNew: A newer agentflow wrote it.
+            StateMismatch: It belongs to another job.
+            StateCorrupted: The format file is damaged, or missing beside files of RocksDB.
+            StateUnavailable: An I/O error.
+        """
+        self.path = path
+        self.is_new = False
+        self._job = job
+        self._free_min_bytes = free_min_bytes
+        self._lock: int | None = None
+        try:
+            _make_directory(path)
+            self._take_lock()
+            self.check_free_space("opening the state")
+            self._check_format()
+        except OSError as error:
+            self.close()
+            raise self._os_error(error, "opening the state") from error
+        except StateError:
+            self.close()
+            raise
+
+    @property
+    def rocksdb_path(self) -> Path:
+        """Where RocksDB's files are."""
+        return self.path / ROCKSDB_DIRECTORY
+
+    def mark_ready(self) -> None:
+        """Note, durably, that RocksDB's files exist and are durable themselves."""
+        try:
+            _sync_directory(self.rocksdb_path)
+            self._write_format(is_ready=True)
+        except OSError as error:
+            raise self._os_error(error, "creating the state") from error
+        self.is_new = False
+
+    def check_free_space(self, doing: str) -> None:
+        """Raise DiskFull when less than the configured space is free."""
+        try:
+            disk = os.statvfs(self.path)
+        except OSError as error:
+            raise self._os_error(error, doing) from error
+        free = disk.f_bavail * disk.f_frsize
+        if free < self._free_min_bytes:
+            where: dict[str, object] = {
+                "directory": str(self.path),
+                "free": f"{free} bytes",
+                "state.free-min": f"{self._free_min_bytes} bytes",
+            }
+            raise disk_full(f"{doing}: not enough free space", where)
+
+    def close(self) -> None:
+        """Give the directory up. Idempotent. The lock file stays: removing it would race with the next owner."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(lock, 20).decode("ascii", "replace").strip() or "unknown"
+            os.close(lock)
+            where: dict[str, object] = {"directory": str(self.path), "owner process": owner}
+            raise locked("the state directory is in use", where) from None
+        except OSError:
+            os.close(lock)
+            raise
+        self._lock = lock
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _check_format(self) -> None:
+        try:
+            content = (self.path / FORMAT_FILE).read_bytes()
+        except FileNotFoundError:
+            self._refuse_unknown_files()
+            self._write_format(is_ready=False)
+            self.is_new = True
+            return
+        try:
+            version = msgspec.json.decode(content, type=_FormatVersion)
+            if version.format > FORMAT:
+                raise self._too_new(version)
+            stored = msgspec.json.decode(content, type=_FormatFile)
+        except msgspec.DecodeError as error:
+            raise self._damaged(f"{FORMAT_FILE} cannot be read: {error}") from error
+        if stored.format < 1:
+            raise self._damaged(f"{FORMAT_FILE} names format {stored.format}, which never existed")
+        if stored.job != self._job:
+            raise StateMismatch(
+                "the state directory belongs to another job",
+                where={"directory": str(self.path), "its job": repr(stored.job), "this job": repr(self._job)},
+                expected="one directory per job",
+                fix=f"give this job another state.dir, or name it {stored.job!r} again",
+            )
+        self.is_new = not stored.is_ready
+
+    def _refuse_unknown_files(self) -> None:
+        for name in sorted(entry.name for entry in self.path.iterdir()):
+            if name in {ROCKSDB_DIRECTORY, "CURRENT"} or name.startswith("MANIFEST-") or name.endswith(".sst"):
+                raise self._damaged(f"{FORMAT_FILE} is missing, but there is '{name}'")
+
+    def _write_format(self, *, is_ready: bool) -> None:
+        try:
+            version = metadata.version("agentflow")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        content = msgspec.json.encode(_FormatFile(FORMAT, self._job, f"agentflow {version}", is_ready))
+        draft = self.path / f"{FORMAT_FILE}.tmp"
+        with draft.open("wb") as file:
+            file.write(content + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self.path / FORMAT_FILE)
+        _sync_directory(self.path)
+
+    def _damaged(self, what: str) -> StateCorrupted:
+        return corrupted(what, {"directory": str(self.path), "file": FORMAT_FILE})
+
+    def _too_new(self, version: _FormatVersion) -> StateVersionTooNew:
+        return StateVersionTooNew(
+            f"the state directory has format {version.format}, written by {version.created_by}",
+            where={"directory": str(self.path)},
+            expected=f"format {FORMAT} or older",
+            fix="run the newer agentflow, or restore a savepoint that this version can read",
+        )
+
+    def _os_error(self, error: OSError, doing: str) -> StateError:
+        what = f"{doing}: {error.strerror or error}"
+        where: dict[str, object] = {"directory": str(self.path)}
+        if error.filename is not None:
+            where["file"] = os.fspath(error.filename)
+        if error.errno in _NO_SPACE:
+            return disk_full(what, where)
+        return StateUnavailable(
+            what,
+            where=where,
+            expected="a directory that may be read and written",
+            fix="look at state.dir, its permissions and its disk",
+        )
+
+
+def _make_directory(path: Path) -> None:
+    """Create ``path`` with its parents; every new name is durable when this returns."""
+    missing = [path]
+    while not missing[-1].exists() and missing[-1] != missing[-1].parent:
+        missing.append(missing[-1].parent)
+    for directory in reversed(missing[:-1]):
+        with contextlib.suppress(FileExistsError):  # another subtask makes the common parent at the same moment
+            directory.mkdir()
+        _sync_directory(directory)
+        _sync_directory(directory.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,269 @@
+"""Keyed state of one subtask on disk: the ``prepared/N`` protocol over RocksDB.
+
+The protocol (semantics.md, "Embedded job"; the sinks' steps 1 and 3 are the caller's):
+
+    prepare(N)   2a  chunks of the delta, parts of large values, outputs      unsynced
+                 2b  the decision row, then one sync                          N is decided
+    complete()   4a  every chunk is applied to the tables                     unsynced, may be repeated
+                 4b  checkpoint number N and deletion of the decision, one batch, then one sync
+                 4c  the chunk rows are deleted                               unsynced; else the next open does it
+
+The write-ahead log is one sequence over all column families and is recovered as a prefix. So whoever finds the decision row
+finds every chunk, and whoever finds checkpoint number N finds every row of N. A crash at any point leaves either a decision
+(open, `complete` again) or none (open deletes what was written for it).
+
+Rejected: the delta straight into the tables under a marker (undoing needs the old values); one batch for the whole delta (a
+batch of 100,000 entries holds the GIL 130 ms); RocksDB's own transactions (the binding has none).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agentflow.api.memory_codec import stamp_of
+from agentflow.core.delta import DeltaSlices, StoredRow, Table
+from agentflow.errors import StateCorrupted
+from agentflow.runtime.ports import Prepared, Staged
+from agentflow.state.directory import StateDirectory
+from agentflow.state.layout import (
+    LAYOUT_TAG_MIN,
+    LayoutError,
+    encode,
+    encode_name,
+    end_of_prefix,
+    key_prefix,
+    seal,
+    split_storage_key,
+    storage_key,
+    unescape,
+    unseal,
+)
+from agentflow.state.rocksdb_errors import corrupted
+from agentflow.state.rocksdb_large import LargeValues
+from agentflow.state.rocksdb_prepared import DECISION_KEY, Chunk, PreparedCheckpoint
+from agentflow.state.rocksdb_store import (
+    COLUMN_FAMILIES,
+    DEFAULT,
+    MEMORY,
+    RocksDBResources,
+    RocksDBStore,
+    shared_resources,
+)
+
+FREE_MIN_BYTES: Final = 64 * 2**20
+SWEEP_ROWS_MAX: Final = 5_000
+"""Rows that one `sweep` looks at."""
+
+_CHECKPOINT_KEY = b"checkpoint"
+_PAGE_ROWS = 2_000
+_PAGE_BYTES = 4 * 2**20
+_decode_checkpoint = msgspec.msgpack.Decoder(tuple[int]).decode
+
+
+class RocksDBKeyedState:
+    """`KeyedState` in a directory of its own. Open one with `RocksDBKeyedState.open`.
+
+    After a failed or cancelled `prepare` or `complete`, close the state and open it again: that tells whether the checkpoint
+    is decided.
+    """
+
+    def __init__(self, directory: StateDirectory, store: RocksDBStore) -> None:
+        self._directory = directory
+        self._store = store
+        self._read_memory = store.reader(MEMORY)
+        self._sweep_from = b""
+        self._checkpoint = self._load_checkpoint()
+        self._large = LargeValues(store)
+        self._prepared = PreparedCheckpoint(store, self._large)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        job: str,
+        free_min_bytes: int = FREE_MIN_BYTES,
+        resources: RocksDBResources | None = None,
+    ) -> RocksDBKeyedState:
+        """Open the state of one subtask; a missing or empty directory is created.
+
+        Synchronous: RocksDB opens with the GIL held, so a thread would hold up the loop just as long. Undecided leftovers
+        are deleted; a decided checkpoint waits for `complete`.
+
+        Args:
+            path: The subtask's directory.
+            job: Name of the job that the directory belongs to.
+            free_min_bytes: Free disk space below which `open` and `prepare` refuse.
+            resources: Cache and write buffers; those of the process if not given.
+
+        Raises:
+            DiskFull, StateLocked, StateVersionTooNew, StateMismatch, StateCorrupted, StateUnavailable: See `StateDirectory`.
+        """
+        with contextlib.ExitStack() as opened:
+            directory = StateDirectory(Path(path), job=job, free_min_bytes=free_min_bytes)
+            opened.callback(directory.close)
+            store = RocksDBStore(
+                directory.rocksdb_path,
+                directory=directory.path,
+                resources=resources or shared_resources(),
+                create=directory.is_new,
+            )
+            opened.callback(store.close)
+            if directory.is_new:
+                directory.mark_ready()
+            state = cls(directory, store)
+            if state.prepared is None:
+                state._prepared.discard_undecided(state.checkpoint + 1)
+            opened.pop_all()
+        return state
+
+    @property
+    def checkpoint(self) -> int:
+        """Number of the last completed checkpoint; 0 when there is none."""
+        return self._checkpoint
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """The decided checkpoint that is not completed; None when there is none."""
+        return self._prepared.decided
+
+    def get(self, operator: int, key: bytes, path: str) -> bytes | None:
+        """Return one memory value; None when there is none.
+
+        Raises:
+            StateCorrupted, StateUnavailable: The row cannot be read.
+        """
+        row = storage_key(operator, key, path)
+        try:
+            stored = self._read_memory(row)
+        except Exception as error:  # the binding raises bare Exception
+            raise self._store.error(error, "reading memory") from error
+        if not stored or stored[0] < LAYOUT_TAG_MIN:
+            return stored
+        return self._value(stored)
+
+    def scan(self, operator: int, key: bytes, prefix: str) -> list[tuple[str, bytes]]:
+        """Return the memory values of ``key`` whose path starts with ``prefix``, ordered by the path's UTF-8 bytes."""
+        start = key_prefix(operator, key) + encode_name(prefix)
+        return [(row.name, row.value) for row in self._rows(MEMORY, start, end_of_prefix(start))]
+
+    def rows(self, table: Table) -> Iterator[StoredRow]:
+        """Iterate over a whole table, ordered by (operator, key, name), each compared as bytes."""
+        return self._rows(int(table), b"", None)
+
+    async def prepare(self, checkpoint: int, delta: DeltaSlices, staged: Mapping[str, Staged]) -> None:
+        """Write the delta and then the decision row, and sync. When it returns, the checkpoint is decided.
+
+        Raises:
+            DiskFull: Too little space; checked before anything is written, and reported by the disk itself.
+            StateUnavailable, StateCorrupted: As RocksDB says.
+        """
+        assert self.prepared is None, "prepare before the former checkpoint has completed"
+        assert checkpoint > self._checkpoint, f"prepare({checkpoint}) after checkpoint {self._checkpoint}"
+        self._store.check_writable("preparing a checkpoint")
+        self._directory.check_free_space(f"preparing checkpoint {checkpoint}")
+        await self._prepared.write(checkpoint, delta, staged)
+        await self._store.sync("deciding a checkpoint")
+        self._prepared.decide(staged)
+
+    async def complete(self) -> None:
+        """Apply the prepared delta in slices, remove the decision, sync. Does nothing when nothing is prepared."""
+        self._store.check_writable("completing a checkpoint")
+        prepared = self.prepared
+        if prepared is None:
+            return
+        for index in range(self._prepared.chunks):
+            self._apply(self._prepared.chunk(index))
+            await asyncio.sleep(0)
+        batch, handles = self._store.batch(), self._store.handles
+        batch.put(_CHECKPOINT_KEY, seal(encode((prepared.checkpoint,))), handles[DEFAULT])
+        batch.delete(DECISION_KEY, handles[DEFAULT])
+        self._store.write(batch, "completing a checkpoint")
+        await self._store.sync("completing a checkpoint")
+        self._checkpoint = prepared.checkpoint
+        self._prepared.remove()
+
+    async def sweep(self, unused_since_ms: int) -> int:
+        """Delete memory values whose TTL stamp is at or before ``unused_since_ms``, among the next 5,000 rows.
+
+        Durability: none of its own; a value that comes back after a crash is swept again.
+        """
+        assert self.prepared is None, "sweep in the middle of a checkpoint"
+        self._store.check_writable("sweeping memory")
+        page = self._store.page(MEMORY, self._sweep_from, None, rows_max=SWEEP_ROWS_MAX, bytes_max=_PAGE_BYTES)
+        batch, handles = self._store.batch(), self._store.handles
+        deleted = 0
+        for row, stored in page:
+            stamp = stamp_of(self._head(stored))
+            if stamp is not None and stamp <= unused_since_ms:
+                batch.delete(row, handles[MEMORY])
+                self._large.replace(batch, MEMORY, row, None)
+                deleted += 1
+        if deleted:
+            self._store.write(batch, "sweeping memory")
+        self._sweep_from = page[-1][0] + b"\x00" if page else b""
+        return deleted
+
+    def close(self) -> None:
+        """Release the directory, so that it can be opened again. Idempotent."""
+        self._store.close()
+        self._directory.close()
+
+    def _apply(self, chunk: Chunk) -> None:
+        """Write one chunk to its tables, unsynced."""
+        batch, handles = self._store.batch(), self._store.handles
+        put, delete = batch.put, batch.delete
+        large = self._large if chunk.has_large or len(self._large) else None
+        for table, row, stored in zip(chunk.tables, chunk.keys, chunk.stored, strict=True):
+            if large is not None:
+                large.replace(batch, table, row, stored)
+            if stored is None:
+                delete(row, handles[table])
+            else:
+                put(row, stored, handles[table])
+        self._store.write(batch, "applying a checkpoint")
+
+    def _rows(self, family: int, start: bytes, end: bytes | None) -> Iterator[StoredRow]:
+        while page := self._store.page(family, start, end, rows_max=_PAGE_ROWS, bytes_max=_PAGE_BYTES):
+            for row, stored in page:
+                try:
+                    operator, key, name = split_storage_key(row)
+                except LayoutError as error:
+                    raise self._damaged(str(error), family) from error
+                yield StoredRow(operator, key, name, self._value(stored))
+            start = page[-1][0] + b"\x00"
+
+    def _value(self, stored: bytes) -> bytes:
+        """Return the value of a stored value."""
+        if not stored or stored[0] < LAYOUT_TAG_MIN:
+            return stored
+        large = self._large.marker(stored)
+        if large is not None:
+            return self._large.read(large)
+        try:
+            return unescape(stored)
+        except LayoutError as error:
+            raise self._damaged(str(error), MEMORY) from error
+
+    def _head(self, stored: bytes) -> bytes:
+        """Return the first bytes of the value of a stored value, without reading its parts."""
+        large = self._large.marker(stored)
+        return stored if large is None else large.head
+
+    def _load_checkpoint(self) -> int:
+        row = self._store.get(DEFAULT, _CHECKPOINT_KEY)
+        if row is None:
+            return 0
+        try:
+            return _decode_checkpoint(unseal(row))[0]
+        except (LayoutError, msgspec.DecodeError) as error:
+            raise self._damaged(f"the checkpoint number: {error}", DEFAULT) from error
+
+    def _damaged(self, what: str, family: int) -> StateCorrupted:
+        return corrupted(what, {"directory": str(self._directory.path), "column family": COLUMN_FAMILIES[family]})

@@ -1,0 +1,245 @@
+"""RocksDB as this package uses it: one directory, fixed column families, batches, pages, one way to sync and to close.
+
+The store owns every handle of the database: RocksDB keeps its lock until the last of them is gone, so no handle leaves this
+module except by `handles`, whose list is emptied at `close`. (A local variable that held a single handle would survive in
+the traceback of an error and with it the lock.)
+
+Writes go to the write-ahead log but are not synced; `sync` makes everything written so far durable, in a thread: the binding
+gives the GIL away there, while a synced write would hold it for the whole fsync. The log is recovered up to its first torn
+record, because what was written after the last sync may be torn by a power loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    ColumnFamily,
+    DBCompressionType,
+    DBRecoveryMode,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteBufferManager,
+)
+
+from agentflow.errors import StateError
+from agentflow.state.rocksdb_errors import closed_error, interrupted_error, state_error
+
+DEFAULT: Final = 0
+MEMORY, RUNS, TIMERS, META = 1, 2, 3, 4  # the numbers of `Table`
+PARTS: Final = 5
+PREPARED: Final = 6
+
+COLUMN_FAMILIES: Final = ("default", "memory", "runs", "timers", "meta", "parts", "prepared")
+"""Names by number. ``default`` holds the checkpoint number and the decision row. Part of the stored format."""
+
+_MEMTABLE_BYTES = 16 * 2**20
+_WAL_BYTES_MAX = 48 * 2**20  # what an open replays at most
+_OPEN_FILES_MAX = 256
+
+
+class RocksDBResources:
+    """What all subtasks of a process share, so that memory is bounded by the process and not by their number.
+
+    Nothing is allocated up front: an idle subtask costs a few hundred KiB.
+
+    Args:
+        cache_bytes: Blocks, indexes and filters read from files.
+        write_buffer_bytes: Rows not yet in files; RocksDB flushes the oldest when there are more.
+    """
+
+    def __init__(self, *, cache_bytes: int = 32 * 2**20, write_buffer_bytes: int = 32 * 2**20) -> None:
+        self.cache = Cache(cache_bytes)
+        self.write_buffers = WriteBufferManager(write_buffer_bytes, allow_stall=False)
+
+    def database_options(self, *, create: bool) -> Options:
+        """Return the options of a database."""
+        options = Options(raw_mode=True)
+        options.create_if_missing(create)
+        options.create_missing_column_families(create)
+        options.set_write_buffer_manager(self.write_buffers)
+        options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
+        options.set_max_total_wal_size(_WAL_BYTES_MAX)
+        options.set_max_background_jobs(2)
+        options.set_max_open_files(_OPEN_FILES_MAX)
+        options.set_max_file_opening_threads(2)
+        options.set_skip_stats_update_on_db_open(skip=True)
+        options.set_stats_dump_period_sec(0)
+        options.set_stats_persist_period_sec(0)
+        options.set_bytes_per_sync(2**20)
+        options.set_keep_log_file_num(2)
+        options.set_max_log_file_size(2**20)
+        return options
+
+    def family_options(self) -> Options:
+        """Return the options of a column family."""
+        blocks = BlockBasedOptions()
+        blocks.set_block_cache(self.cache)
+        blocks.set_bloom_filter(10, block_based=False)
+        blocks.set_cache_index_and_filter_blocks(v=True)
+        blocks.set_pin_l0_filter_and_index_blocks_in_cache(v=True)
+        blocks.set_format_version(5)
+        options = Options(raw_mode=True)
+        options.set_block_based_table_factory(blocks)
+        options.set_compression_type(DBCompressionType.lz4())
+        options.set_level_compaction_dynamic_level_bytes(v=True)
+        options.set_write_buffer_size(_MEMTABLE_BYTES)
+        options.set_max_write_buffer_number(4)
+        # A stalled write waits with the GIL held; let compaction fall further behind before that happens.
+        options.set_level_zero_slowdown_writes_trigger(40)
+        options.set_level_zero_stop_writes_trigger(64)
+        return options
+
+
+@functools.cache
+def shared_resources() -> RocksDBResources:
+    """Return the resources that all states of this process share unless they are given others."""
+    return RocksDBResources()
+
+
+class RocksDBStore:
+    """An open database.
+
+    A failed write or sync makes it unusable for writing, because it is not known what of it is durable: every later write
+    raises the same error, and the state has to be opened again.
+
+    Attributes:
+        directory: The state directory, for messages.
+        handles: Column family handles by number, for batches; emptied at `close`. Take the list, not an element.
+    """
+
+    def __init__(self, path: Path, *, directory: Path, resources: RocksDBResources, create: bool) -> None:
+        """Open the database. Opening holds the GIL throughout (a thread would not help) and replays at most 48 MiB of log.
+
+        Raises:
+            StateCorrupted, StateLocked, DiskFull, StateUnavailable: As RocksDB says.
+        """
+        self.directory = directory
+        self.handles: list[ColumnFamily] = []
+        self._families: list[Rdict] = []
+        self._failure: StateError | None = None
+        self._is_closed = False
+        # The thread starts with the first sync.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentflow-sync")
+        try:
+            self._db = Rdict(
+                str(path),
+                resources.database_options(create=create),
+                {name: resources.family_options() for name in COLUMN_FAMILIES},
+            )
+        except Exception as error:  # the binding raises bare Exception
+            raise self.error(error, "opening the state") from error
+        self._families = [self._db.get_column_family(name) for name in COLUMN_FAMILIES]
+        self.handles.extend(self._db.get_column_family_handle(name) for name in COLUMN_FAMILIES)
+
+    def error(self, error: Exception, doing: str) -> StateError:
+        """Return the typed error for what the binding raised."""
+        return state_error(error, directory=self.directory, doing=doing)
+
+    def reader(self, family: int) -> Callable[[bytes], bytes | None]:
+        """Return the point read of a column family; it raises what the binding raises, to be given to `error`."""
+        read: Callable[[bytes], bytes | None] = self._families[family].get
+        return read
+
+    def get(self, family: int, key: bytes) -> bytes | None:
+        """Read one row."""
+        if self._is_closed:
+            raise closed_error(self.directory, "reading")
+        try:
+            value: bytes | None = self._families[family].get(key)
+        except Exception as error:  # the binding raises bare Exception
+            raise self.error(error, "reading") from error
+        return value
+
+    def page(
+        self, family: int, start: bytes, end: bytes | None, *, rows_max: int, bytes_max: int
+    ) -> list[tuple[bytes, bytes]]:
+        """Return the next rows from ``start`` on and before ``end``; an empty list when there are none.
+
+        At least one row is returned if there is one, however large. No iterator outlives the call: one that did would keep
+        the database open, and its end would not tell the end of the rows from an error.
+        """
+        if self._is_closed:
+            raise closed_error(self.directory, "reading")
+        options = ReadOptions()
+        if end is not None:
+            options.set_iterate_upper_bound(end)
+        page: list[tuple[bytes, bytes]] = []
+        size = 0
+        try:
+            rows = self._families[family].iter(options)
+            rows.seek(start)
+            while rows.valid():
+                value = rows.value()
+                page.append((rows.key(), value))
+                size += len(value)
+                if len(page) == rows_max or size >= bytes_max:
+                    return page
+                rows.next()
+            rows.status()  # raises if it was not the end
+        except Exception as error:  # the binding raises bare Exception
+            rows = None  # the iterator must not survive in the traceback
+            raise self.error(error, "reading") from error
+        return page
+
+    def batch(self) -> WriteBatch:
+        """Return an empty batch; it holds only bytes, and every entry names its column family by `handles`."""
+        return WriteBatch(raw_mode=True)
+
+    def check_writable(self, doing: str) -> None:
+        """Raise unless writes are possible.
+
+        Raises:
+            StateUnavailable: After `close`.
+            StateError: The failure of an earlier write.
+        """
+        if self._is_closed:
+            raise closed_error(self.directory, doing)
+        if self._failure is not None:
+            raise self._failure
+
+    def write(self, batch: WriteBatch, doing: str) -> None:
+        """Write a batch atomically, unsynced. Holds the GIL for about 1 µs per entry."""
+        self.check_writable(doing)
+        try:
+            self._db.write(batch)
+        except Exception as error:  # the binding raises bare Exception
+            self._failure = self.error(error, doing)
+            raise self._failure from error
+
+    async def sync(self, doing: str) -> None:
+        """Make everything written so far durable, without holding up the loop."""
+        self.check_writable(doing)
+        self._failure = interrupted = interrupted_error(self.directory, doing)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._db.flush_wal, True)
+        except Exception as error:  # the binding raises bare Exception
+            self._failure = self.error(error, doing)
+            raise self._failure from error
+        if self._failure is interrupted:  # a cancelled sync leaves it
+            self._failure = None
+
+    def close(self) -> None:
+        """Drop every handle, so that the directory can be opened again. Idempotent. Waits for a sync that is under way."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._thread.shutdown(wait=True)
+        self.handles.clear()
+        for handle in [*self._families, self._db]:
+            # Closing flushes memtables to files, which may fail (a bare Exception) on a full or broken disk. Nothing is lost
+            # by that: all rows are in the write-ahead log, which the next open replays.
+            with contextlib.suppress(Exception):
+                handle.close()
+        self._families.clear()
+        del self._db
