@@ -176,7 +176,7 @@ def _timeout_ms(timeout: Any, kind: ActionKind | None, place: str, problems: Pro
         )
     try:
         ms = duration_ms(timeout)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         problems.add(
             f"timeout: {error}", place=place, expected="a timedelta, or a text with a unit", fix="timeout='30s'"
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from agentflow.api.durations import duration_ms
 from agentflow.api.events import EventType
 from agentflow.plan.condition_text import read_condition
@@ -30,7 +32,7 @@ def render_text(plan: AgentPlan) -> str:
     values = plan.config.to_dict()
     if values:
         lines += ["", "config"]
-        lines += [f"  {key} = {value!r}" for key, value in sorted(values.items())]
+        lines += [f"  {key} = {_json(value)}" for key, value in sorted(values.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -59,8 +61,12 @@ def _facts(action: Action) -> list[tuple[str, str]]:
     if action.timeout_ms is not None:
         facts.append(("timeout", _duration(action.timeout_ms)))
     if action.config:
-        facts.append(("config", ", ".join(f"{key}={value!r}" for key, value in sorted(action.config.items()))))
+        facts.append(("config", ", ".join(f"{key}={_json(value)}" for key, value in sorted(action.config.items()))))
     return facts
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()
 
 
 def _name(thing: Any) -> str:  # noqa: ANN401 (a function or a type)
