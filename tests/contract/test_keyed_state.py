@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 
 import pytest
@@ -68,12 +67,8 @@ class TestPowerLoss:
         storage = MemoryStorage()
         with contextlib.closing(MemoryKeyedState(storage)) as state:
             await checkpoint(state, 1, *OLD)
-            task = asyncio.ensure_future(state.prepare(2, iter(NEW), STAGED))
-            while storage.unsynced == 0:
-                await asyncio.sleep(0)
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await run_for(state.prepare(2, iter(NEW), STAGED), len(NEW) + 1)
+            assert storage.unsynced == 1
             assert state.prepared is not None
         storage.lose_unsynced()
         with contextlib.closing(MemoryKeyedState(storage)) as state:
