@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 
 import pytest
 from rocksdict import Options, Rdict
@@ -244,3 +245,12 @@ def test_a_status_text_becomes_a_typed_error_that_says_what_to_do(tmp_path, text
 def test_a_bug_is_not_taken_for_a_failing_disk(tmp_path):
     with pytest.raises(TypeError, match="a bug"):
         state_error(TypeError("a bug"), directory=tmp_path, doing="reading")
+
+
+async def test_close_leaves_no_thread_behind(tmp_path):
+    state = open_state(tmp_path / "s")
+    await checkpoint(state, 1, *OLD)
+    names = [thread.name for thread in threading.enumerate()]
+    assert any(name.startswith("agentflow-sync") for name in names)
+    state.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("agentflow-sync")]
