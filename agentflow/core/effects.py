@@ -88,10 +88,17 @@ class ScheduleRetry(msgspec.Struct):
 
 
 class TakeSnapshot(msgspec.Struct):
-    """Make checkpoint N durable. ``slices`` must be consumed before the next barrier; it may be consumed in pieces."""
+    """Make checkpoint N durable.
+
+    Attributes:
+        checkpoint: N.
+        slices: The epoch delta; to be consumed before the next barrier, in pieces if wanted.
+        is_empty: Nothing changed since the last barrier.
+    """
 
     checkpoint: int
     slices: DeltaSlices
+    is_empty: bool
 
 
 class PauseSource(msgspec.Struct, gc=False):

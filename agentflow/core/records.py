@@ -43,13 +43,13 @@ class ErrorReport(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         type: Class name of the error (``KeyError``).
         message: Its text.
-        retryable: False where a retry cannot help (bad input, limits).
+        is_retryable: False where a retry cannot help (bad input, limits).
         traceback: The user's part of the traceback; empty where there is none.
     """
 
     type: str
     message: str
-    retryable: bool = True
+    is_retryable: bool = True
     traceback: str = ""
 
     def __str__(self) -> str:

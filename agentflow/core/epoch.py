@@ -1,0 +1,202 @@
+"""Epochs: what changed since the last barrier, and how it is handed over.
+
+`EpochChanges` collects during an epoch. At the barrier it becomes an `EpochDelta`, in time proportional to the number of
+unfinished runs and with no encoding. The delta is then read slice by slice while the next epoch already runs: memory values
+are immutable bytes, and a run that is about to change is captured first (copy on write, `Run.is_frozen`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from agentflow.core.delta import SLICE_ENTRIES_MAX, DeltaSlices, StateWrite, Table
+from agentflow.core.runs import KeyState, Run
+from agentflow.core.segments import SegmentedQueue
+from agentflow.core.stored_runs import encode_run
+from agentflow.core.timers import Timer, timer_write
+from agentflow.errors import StateVersionTooNew
+from agentflow.plan.plan import AgentPlan
+
+_RUN_ENTRIES_MAX = 500  # runs encoded in one go: about 3 µs each
+
+
+class EpochDelta:
+    """One epoch's changes of one operator, frozen at its barrier."""
+
+    def __init__(
+        self,
+        operator: int,
+        memory: dict[KeyState, dict[str, bytes | None]],
+        ended: list[tuple[bytes, str]],
+        runs: Iterable[Run],
+        timers: dict[tuple[bytes, str], Timer | None],
+        meta: dict[str, bytes],
+    ) -> None:
+        self.memory = memory
+        self._operator = operator
+        self._ended = ended
+        self._timers = timers
+        self._meta = meta
+        self._runs: dict[Run, bytes | None] = {}
+        for run in runs:
+            if run.is_changed:
+                run.is_changed, run.is_frozen, run.is_saved = False, True, True
+                self._runs[run] = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing but perhaps the meta rows changed."""
+        return not (self.memory or self._ended or self._timers or self._runs)
+
+    def capture(self, run: Run) -> None:
+        """Encode a frozen run as it was at the barrier, because it is about to change."""
+        run.is_frozen = False
+        self._runs[run] = encode_run(run)
+
+    def slices(self, between: Callable[[], None]) -> DeltaSlices:
+        """Yield the delta; ``between`` is called with each slice and may do a bounded piece of other work."""
+        operator = self._operator
+        writes = [StateWrite(Table.META, operator, b"", name, value) for name, value in self._meta.items()]
+        writes += [StateWrite(Table.RUNS, operator, key, run_id, None) for key, run_id in self._ended]
+        writes += [timer_write(operator, slot, timer) for slot, timer in self._timers.items()]
+        for start in range(0, len(writes), SLICE_ENTRIES_MAX):
+            yield writes[start : start + SLICE_ENTRIES_MAX]
+            between()
+        yield from self._run_slices(between)
+        yield from self._memory_slices(between)
+
+    def _run_slices(self, between: Callable[[], None]) -> DeltaSlices:
+        writes: list[StateWrite] = []
+        for run in list(self._runs):
+            if run.is_frozen:
+                self.capture(run)
+            writes.append(StateWrite(Table.RUNS, self._operator, run.key, run.id, self._runs.pop(run)))
+            if len(writes) == _RUN_ENTRIES_MAX:
+                yield writes
+                between()
+                writes = []
+        yield writes
+
+    def _memory_slices(self, between: Callable[[], None]) -> DeltaSlices:
+        operator, table = self._operator, Table.MEMORY
+        writes: list[StateWrite] = []
+        for state, changed in self.memory.items():
+            key = state.key
+            for path, value in changed.items():
+                writes.append(StateWrite(table, operator, key, path, value))
+            if len(writes) >= SLICE_ENTRIES_MAX:
+                for start in range(0, len(writes), SLICE_ENTRIES_MAX):
+                    yield writes[start : start + SLICE_ENTRIES_MAX]
+                    between()
+                writes = []
+        yield writes
+
+
+class OperatorMeta(msgspec.Struct, array_like=True):
+    """What an operator stores besides rows per key. New fields go to the end, with a default.
+
+    Attributes:
+        format: Version of this struct.
+        plan_hash: Hash of the plan that wrote it.
+        closed: Closed segments: (number, watermark).
+        open_number: Number of the open segment.
+        forwarded_ms: The last watermark that left.
+    """
+
+    format: int
+    plan_hash: str
+    closed: list[tuple[int, int]]
+    open_number: int
+    forwarded_ms: int | None
+
+
+META_FORMAT = 1
+META_NAME = "operator"
+POSITIONS_NAME = "positions"
+
+encode_meta = msgspec.msgpack.Encoder().encode
+decode_positions = msgspec.msgpack.Decoder(dict[str, int]).decode
+_decode_meta = msgspec.msgpack.Decoder(OperatorMeta).decode
+
+
+def operator_meta(plan: AgentPlan, segments: SegmentedQueue) -> bytes:
+    """Return an operator's meta row."""
+    return encode_meta(
+        OperatorMeta(META_FORMAT, plan.plan_hash, segments.closed, segments.last.number, segments.forwarded_ms)
+    )
+
+
+def decode_meta(value: bytes) -> OperatorMeta:
+    """Read an operator's meta row.
+
+    Raises:
+        StateVersionTooNew: It was written by a newer version.
+    """
+    meta = _decode_meta(value)
+    if meta.format > META_FORMAT:
+        raise StateVersionTooNew(
+            f"the operator's state has format {meta.format}", expected=f"at most {META_FORMAT}", fix="upgrade agentflow"
+        )
+    return meta
+
+
+class EpochChanges:
+    """What changed since the last barrier, and the delta that is being written.
+
+    Attributes:
+        number: The open epoch: what the next barrier closes.
+        completed: The last epoch whose checkpoint is completed.
+    """
+
+    def __init__(self, operator: int) -> None:
+        self.number = 1
+        self.completed = 0
+        self._operator = operator
+        self._memory: dict[KeyState, dict[str, bytes | None]] = {}
+        self._ended: list[tuple[bytes, str]] = []
+        self._frozen: EpochDelta | None = None
+        self._last_meta: dict[str, bytes] = {}
+
+    @property
+    def unapplied(self) -> tuple[dict[KeyState, dict[str, bytes | None]], ...]:
+        """Writes that keyed state does not have yet, by key; newest first."""
+        return (self._memory,) if self._frozen is None else (self._memory, self._frozen.memory)
+
+    def before_change(self, run: Run) -> None:
+        """Capture a frozen run: the delta being written has it as it was at the barrier. Call before every change."""
+        if run.is_frozen:
+            assert self._frozen is not None
+            self._frozen.capture(run)
+        run.is_changed = True
+
+    def write(self, state: KeyState, writes: dict[str, bytes | None]) -> None:
+        """Let a write set happen; the dict is taken over."""
+        state.memory.update(writes)
+        earlier = self._memory.get(state)
+        if earlier is None:
+            self._memory[state] = writes
+        else:
+            earlier.update(writes)
+
+    def end(self, run: Run) -> None:
+        """Note that a run is over: its row, if it has one, goes."""
+        if run.is_saved:
+            self._ended.append((run.state.key, run.id))
+
+    def freeze(
+        self, runs: Iterable[Run], timers: dict[tuple[bytes, str], Timer | None], meta: dict[str, bytes]
+    ) -> tuple[EpochDelta, bool]:
+        """Close the epoch; return its delta, and whether nothing at all changed."""
+        assert self._frozen is None, "a barrier before the former checkpoint has completed"
+        self._frozen = delta = EpochDelta(self._operator, self._memory, self._ended, runs, timers, meta)
+        is_empty = delta.is_empty and meta == self._last_meta
+        self._memory, self._ended, self._last_meta = {}, [], meta
+        self.number += 1
+        return delta, is_empty
+
+    def complete(self) -> None:
+        """The frozen delta is applied to keyed state."""
+        self._frozen = None
+        self.completed = self.number - 1

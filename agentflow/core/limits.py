@@ -1,0 +1,74 @@
+"""Limits of an operator, and the backpressure that keeps them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agentflow.core.effects import Effect, PauseSource, ResumeSource
+from agentflow.core.runs import KeyState
+
+
+class OperatorLimits(msgspec.Struct, frozen=True):
+    """Every queue has a limit.
+
+    Attributes:
+        in_flight_max: Unfinished runs (waiting ones included) at which the source is paused.
+        key_pending_max: Inputs behind one busy key.
+        is_overflow_dead: Above it: dead-letter the input, instead of pausing the source.
+        tasks_max: Tasks of one run.
+        timers_max: Timers of all keys; one more fails the task that sets it.
+        cache_bytes: Memory of idle keys.
+    """
+
+    in_flight_max: int = 10_000
+    key_pending_max: int = 10_000
+    is_overflow_dead: bool = False
+    tasks_max: int = 10_000
+    timers_max: int = 1_000_000
+    cache_bytes: int = 64 * 2**20
+
+
+class Backpressure:
+    """Pauses the source at a limit, and resumes it when every limit is left (that of runs by a quarter).
+
+    Attributes:
+        is_paused: Between `PauseSource` and `ResumeSource`.
+    """
+
+    def __init__(self, effects: list[Effect], limits: OperatorLimits) -> None:
+        self._effects = effects
+        self._limits = limits
+        self._overflowing: dict[KeyState, None] = {}
+        self.is_paused = False
+
+    def refuses(self, state: KeyState) -> bool:
+        """Whether a record of this key is dead-lettered instead of admitted."""
+        return self._limits.is_overflow_dead and state in self._overflowing
+
+    def admitted(self, runs_unfinished: int) -> None:
+        """Count a new run."""
+        if runs_unfinished >= self._limits.in_flight_max:
+            self._pause("run.in-flight-max")
+
+    def queued(self, state: KeyState) -> None:
+        """Count an input behind a busy key."""
+        if len(state.pending or ()) >= self._limits.key_pending_max:
+            self._overflowing[state] = None
+            if not self._limits.is_overflow_dead:
+                self._pause("key.pending-max")
+
+    def dequeued(self, state: KeyState) -> None:
+        """Count one less behind a key."""
+        self._overflowing.pop(state, None)
+
+    def relieve(self, runs_unfinished: int) -> None:
+        """Resume a paused source if every limit is left."""
+        is_key_over = self._overflowing and not self._limits.is_overflow_dead
+        if not is_key_over and runs_unfinished <= self._limits.in_flight_max * 3 // 4:
+            self.is_paused = False
+            self._effects.append(ResumeSource())
+
+    def _pause(self, limit: str) -> None:
+        if not self.is_paused:
+            self.is_paused = True
+            self._effects.append(PauseSource(limit))

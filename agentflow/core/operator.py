@@ -1,0 +1,431 @@
+"""THE OPERATOR: one agent over all keys of one subtask, as a machine without I/O.
+
+The machine owns: key queues, runs and their tasks, routing, parallel groups, write sets, retries, timers, watermarks,
+limits, barriers. The shell owns: reading, user code, decoding, clocks, keyed state, sinks.
+
+    operator.apply(received, now_ms)         # the only way in; appends to `effects`
+    for effect in operator.take_effects(): … # the shell carries them out, in order
+
+A run is moved only by its own inputs, and its tasks complete in routing order whatever their timing, so the result of a run
+depends on its input, its memory and what its actions did, never on which of them was faster.
+
+Rejected: interleaving the tasks of a run (updates get lost, replays diverge); holding back source positions for unfinished
+runs (outputs of later runs are already committed, so unfinished runs are state instead); sequence numbers as run ids (two
+sources interleave differently after a restart).
+
+An exception inside `apply` poisons the operator: its state is unknown, so it refuses every later input.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from agentflow.api.events import EventType
+from agentflow.core.delta import StateWrite, StoredRow, Table
+from agentflow.core.effects import (
+    Drained,
+    Effect,
+    EmitRecord,
+    FailJob,
+    ForwardWatermark,
+    TakeSnapshot,
+)
+from agentflow.core.epoch import META_NAME, POSITIONS_NAME, EpochChanges, decode_meta, encode_meta, operator_meta
+from agentflow.core.failures import FailurePolicy
+from agentflow.core.inputs import (
+    ActionCompleted,
+    ActionFailed,
+    BarrierReceived,
+    CheckpointCompleted,
+    DrainRequested,
+    Input,
+    RecordReceived,
+    RecordRejected,
+    TimeAdvanced,
+    WatermarkReceived,
+)
+from agentflow.core.keys import KeyTable
+from agentflow.core.limits import Backpressure, OperatorLimits
+from agentflow.core.records import ErrorReport, Record
+from agentflow.core.routing import Router
+from agentflow.core.run_table import RunTable, oldest_admitted_ms, restore_runs, run_writes
+from agentflow.core.runs import COMPLETED, RUNNING, WAITING, ActionTask, KeyState, Run
+from agentflow.core.segments import Segment, SegmentedQueue
+from agentflow.core.stored_runs import waits_only
+from agentflow.core.tasks import TaskScheduler
+from agentflow.core.timers import TimerTable, timer_write
+from agentflow.errors import InternalError
+from agentflow.plan.plan import AgentPlan
+
+_INPUT = EventType.InputEvent
+_TIMER = EventType.TimerEvent
+
+
+class Operator:
+    """See the module's docstring. ``decode_input`` decodes a record's value; only CEL conditions on inputs need it."""
+
+    def __init__(
+        self,
+        plan: AgentPlan,
+        policy: FailurePolicy,
+        limits: OperatorLimits,
+        *,
+        index: int = 0,
+        decode_input: Callable[[bytes], Any] = msgspec.json.decode,
+    ) -> None:
+        self.plan = plan
+        self.index = index
+        self.effects: list[Effect] = []
+        self._policy = policy
+        self._limits = limits
+        self._keys = KeyTable(limits.cache_bytes)
+        self._states = self._keys.states
+        self._runs: RunTable = {}
+        self._segments = SegmentedQueue()
+        self._timers = TimerTable()
+        self._router = Router(plan, decode_input)
+        self._tasks = TaskScheduler(self.effects, policy, limits.tasks_max)
+        self._changes = EpochChanges(index)
+        self._pressure = Backpressure(self.effects, limits)
+        self._is_draining = False
+        self._is_watermark_ready = False
+        self._handlers: dict[type, Callable[[Any, int], None]] = {
+            RecordReceived: self._on_record,
+            RecordRejected: self._on_rejected,
+            ActionCompleted: self._on_completed,
+            ActionFailed: self._on_failed,
+            WatermarkReceived: self._on_watermark,
+            TimeAdvanced: self._on_time,
+            BarrierReceived: self._on_barrier,
+            CheckpointCompleted: self._on_checkpoint_completed,
+            DrainRequested: self._on_drain,
+        }
+
+    # -- the way in and out
+    def apply(self, received: Input, now_ms: int) -> None:
+        """Decide about one input; what is to be done is appended to `effects`.
+
+        Args:
+            received: The fact.
+            now_ms: Epoch milliseconds; never less than at the last call.
+
+        Raises:
+            InternalError: An invariant is broken, now or at an earlier input.
+        """
+        try:
+            self._handlers[type(received)](received, now_ms)
+        except BaseException as error:
+            is_poisoned = not self._handlers
+            self._handlers = {}
+            what = "is poisoned by an earlier error and refuses" if is_poisoned else "failed at"
+            raise InternalError(
+                f"operator '{self.plan.name}' {what} {type(received).__name__}: {error!r}",
+                fix="this is a bug of agentflow; the subtask restarts from its last completed checkpoint",
+            ) from error
+
+    def take_effects(self) -> list[Effect]:
+        """Return and clear the effects."""
+        taken = list(self.effects)
+        self.effects.clear()
+        return taken
+
+    @property
+    def runs_unfinished(self) -> int:
+        """Runs admitted and not ended, waiting ones included."""
+        return len(self._runs)
+
+    @property
+    def next_due_ms(self) -> int | None:
+        """When `TimeAdvanced` is wanted; None when nothing waits for time."""
+        timer_ms, retry_ms = self._timers.next_due_ms(is_event_time=False), self._tasks.next_retry_ms()
+        if timer_ms is None or retry_ms is None:
+            return timer_ms if retry_ms is None else retry_ms
+        return min(timer_ms, retry_ms)
+
+    def oldest_run_ms(self, now_ms: int) -> int:
+        """Return the clock of the oldest unfinished run: what it may still read must not be swept away."""
+        return oldest_admitted_ms(self._runs, now_ms)
+
+    # -- admission
+    def _on_record(self, received: RecordReceived, now_ms: int) -> None:
+        key = received.key
+        state = self._states.get(key)
+        if state is None:
+            state = self._states[key] = KeyState(key, {})
+        elif self._pressure.refuses(state):
+            waiting = self._limits.key_pending_max
+            error = ErrorReport("KeyOverflow", f"{waiting} inputs wait behind this key (key.pending-max)", is_retryable=False)
+            self.effects.append(self._policy.dead_letter(received.record, error))
+            return
+        self._admit(state, received.record, _INPUT, self._segments.last, now_ms)
+        if self._is_watermark_ready:
+            self._forward_watermarks(now_ms)
+
+    def _admit(self, state: KeyState, record: Record, event_type: str, segment: Segment, now_ms: int) -> None:
+        """Give an input its admission number, and start it when the key is idle."""
+        active = state.run
+        run = Run(state, record, event_type, state.next_number, now_ms, None)
+        state.next_number += 1
+        self._runs[run] = None
+        if active is None or not active.is_parked:
+            run.segment = segment
+            segment.open_runs += 1
+        if active is None:
+            state.run = run
+            self._advance(run, now_ms)
+        else:
+            if state.pending is None:
+                state.pending = deque()
+            state.pending.append(run)
+            self._pressure.queued(state)
+        self._pressure.admitted(len(self._runs))
+
+    def _on_rejected(self, received: RecordRejected, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        record, error = received.record, received.error
+        if self._policy.has_dead_letters:
+            self.effects.append(self._policy.dead_letter(record, error))
+        else:
+            self.effects.append(FailJob(error, self._policy.reason(record, error, None, None)))
+
+    # -- runs
+    def _advance(self, run: Run, now_ms: int) -> None:
+        """Start what comes next of ``run``; when it is over, end it and go on with the key's next run."""
+        current: Run | None = run
+        while current is not None:
+            if not current.is_started:
+                self._begin(current)
+            if not self._tasks.start_next(current, now_ms):
+                current = self._end(current)
+            elif current.group is None or not self._settle_group(current, now_ms):
+                return
+
+    def _begin(self, run: Run) -> None:
+        if run.is_frozen:
+            self._changes.before_change(run)
+        run.is_started = True
+        if run.segment is None:  # it waited behind a parked run
+            run.segment = self._segments.last
+            run.segment.open_runs += 1
+        self._router.route(run, None, 0, run.event_type, run.record.value)
+
+    def _end(self, run: Run) -> Run | None:
+        """End a run; return the key's next one."""
+        if run.is_saved:
+            self._changes.before_change(run)
+            self._changes.end(run)
+        del self._runs[run]
+        self._leave_segment(run)
+        state = run.state
+        state.ended_in = self._changes.number
+        pending = state.pending
+        if pending:
+            state.run = pending.popleft()
+            self._pressure.dequeued(state)
+        else:
+            state.run = None
+        if self._pressure.is_paused:
+            self._pressure.relieve(len(self._runs))
+        if self._is_draining and not self._runs:
+            self.effects.append(Drained())
+        return state.run
+
+    # -- actions
+    def _on_completed(self, received: ActionCompleted, now_ms: int) -> None:
+        task = received.task
+        if task.status != RUNNING:
+            return  # cancelled, or of an attempt that timed out
+        run = task.run
+        if run.is_frozen:
+            self._changes.before_change(run)
+        run.is_changed = True
+        task.status = COMPLETED
+        if run.group is None:
+            run.current = None
+            if self._can_set_timers(task, received, now_ms):
+                self._apply_outcome(task, received)
+        elif self._can_set_timers(task, received, now_ms):
+            task.outcome = received
+        self._go_on(run, now_ms)
+
+    def _on_failed(self, received: ActionFailed, now_ms: int) -> None:
+        task = received.task
+        if task.status != RUNNING:
+            return
+        self._changes.before_change(task.run)
+        self._tasks.fail(task, received.error, now_ms)
+        self._go_on(task.run, now_ms)
+
+    def _go_on(self, run: Run, now_ms: int) -> None:
+        """Move a run on behind an answer of one of its tasks."""
+        if (run.group is None or self._settle_group(run, now_ms)) and run.current is None:
+            self._advance(run, now_ms)
+        elif waits_only(run):
+            self._park(run)
+        if self._is_watermark_ready:
+            self._forward_watermarks(now_ms)
+
+    def _apply_outcome(self, task: ActionTask, outcome: ActionCompleted) -> None:
+        """Let a completed task happen: its writes, its outputs, its events, its timers."""
+        run = task.run
+        if outcome.writes:
+            self._changes.write(run.state, outcome.writes)
+        if outcome.sensory:
+            run.sensory = {**(run.sensory or {}), **outcome.sensory}
+        if outcome.sent is not None:
+            for index, (event_type, payload) in enumerate(outcome.sent):
+                if event_type is None:
+                    self.effects.append(EmitRecord(payload, task, index, run.record.timestamp_ms))
+                else:
+                    self._router.route(run, task, index, event_type, payload)
+        if outcome.timers:
+            for order in outcome.timers:
+                self._timers.order(run.state.key, order, task.id)
+        if run.queue or run.group is not None:
+            run.completed = [*(run.completed or ()), task.path]
+
+    def _can_set_timers(self, task: ActionTask, outcome: ActionCompleted, now_ms: int) -> bool:
+        """Whether the task's timers fit into the limit; if not, it fails."""
+        if not outcome.timers or len(self._timers) + len(outcome.timers) <= self._limits.timers_max:
+            return True
+        task.run.current = task if task.run.group is None else None
+        error = ErrorReport(
+            "RunLimitExceeded", f"{len(self._timers)} timers are set (timer.pending-max)", is_retryable=False
+        )
+        self._tasks.fail(task, error, now_ms)
+        return False
+
+    def _settle_group(self, run: Run, now_ms: int) -> bool:
+        """Apply a parallel group in routing order once all its members have ended; whether the run can go on."""
+        while (member := self._tasks.next_to_apply(run, now_ms)) is not None:
+            assert member.outcome is not None
+            self._apply_outcome(member, member.outcome)
+        return run.group is None
+
+    # -- parking
+    def _park(self, run: Run) -> None:
+        """Let a run that waits for a retry, and what waits behind it, hold no watermark."""
+        if run.is_parked:
+            return
+        run.is_parked = True
+        self._leave_segment(run)
+        for pending in reversed(run.state.pending or ()):
+            if pending.segment is None:
+                break  # and so are all before it: they came while the key was parked
+            if pending.is_frozen:
+                self._changes.before_change(pending)
+            pending.is_changed = True
+            self._leave_segment(pending)
+
+    def _leave_segment(self, run: Run) -> None:
+        segment = run.segment
+        if segment is not None:
+            run.segment = None
+            segment.open_runs -= 1
+            if segment.open_runs == 0 and segment.watermark_ms is not None:
+                self._is_watermark_ready = True
+
+    # -- time
+    def _on_time(self, received: TimeAdvanced, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        for task in self._tasks.pop_due_retries(now_ms):
+            run = task.run
+            self._changes.before_change(run)
+            if run.is_parked:
+                run.is_parked = False
+                run.segment = self._segments.last
+                run.segment.open_runs += 1
+            self._tasks.retry(task)
+        self._fire(self._timers.pop_due(now_ms, is_event_time=False), self._segments.last, now_ms)
+        if self._is_watermark_ready:
+            self._forward_watermarks(now_ms)
+
+    def _on_watermark(self, received: WatermarkReceived, now_ms: int) -> None:
+        if self._segments.close(received.watermark_ms):
+            self._forward_watermarks(now_ms)
+
+    def _forward_watermarks(self, now_ms: int) -> None:
+        """Forward every watermark that nothing holds; fire the event-time timers that it makes due first."""
+        self._is_watermark_ready = False
+        while (watermark_ms := self._segments.ready_ms()) is not None:
+            due = self._timers.pop_due(watermark_ms, is_event_time=True)
+            if due:
+                self._fire(due, self._segments.first, now_ms)
+            else:
+                self.effects.append(ForwardWatermark(self._segments.forward()))
+
+    def _fire(self, due: Iterable[tuple[bytes, str, Any]], segment: Segment, now_ms: int) -> None:
+        for key, name, timer in due:
+            state = self._states.get(key)
+            if state is None:
+                state = self._states[key] = KeyState(key, {})
+            timestamp_ms = timer.due_ms if timer.is_event_time else None
+            record = Record(f"{timer.task_id}@{name}", timer.due_ms, timer.due_ms, timer.payload, None, timestamp_ms)
+            self._admit(state, record, _TIMER, segment, now_ms)
+
+    def _on_drain(self, received: DrainRequested, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        self._is_draining = True
+        if not self._runs:
+            self.effects.append(Drained())
+
+    # -- checkpoints
+    def _on_barrier(self, received: BarrierReceived, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        meta = {META_NAME: operator_meta(self.plan, self._segments)}
+        if received.positions:
+            meta[POSITIONS_NAME] = encode_meta(received.positions)
+        delta, is_empty = self._changes.freeze(self._runs, self._timers.take_changes(), meta)
+        self.effects.append(TakeSnapshot(received.checkpoint, delta.slices(self._evict), is_empty))
+
+    def _on_checkpoint_completed(self, received: CheckpointCompleted, now_ms: int) -> None:  # noqa: ARG002
+        self._changes.complete()
+        self._evict()
+
+    def _evict(self) -> None:
+        self._keys.evict(self._changes.completed, self._changes.unapplied)
+
+    # -- restore
+    def snapshot(self) -> list[StateWrite]:
+        """Return all state as rows, sorted; of memory only what is not yet applied to keyed state."""
+        writes = [StateWrite(Table.META, self.index, b"", META_NAME, operator_meta(self.plan, self._segments))]
+        writes += run_writes(self.index, self._runs)
+        writes += [timer_write(self.index, slot, timer) for slot, timer in self._timers.all().items()]
+        for unapplied in reversed(self._changes.unapplied):
+            for state, changed in unapplied.items():
+                writes += [StateWrite(Table.MEMORY, self.index, state.key, p, v) for p, v in changed.items()]
+        return sorted(writes, key=lambda write: write[:4])
+
+    def restore(self, rows: dict[Table, list[StoredRow]], now_ms: int) -> None:
+        """Fill a new operator from the rows of its last checkpoint; unfinished runs start again, in admission order.
+
+        Memory rows are not wanted: they are read when an action asks for them.
+
+        Raises:
+            StateMismatch: An unfinished run waits for an action that the plan no longer has.
+            StateVersionTooNew: A row was written by a newer version.
+        """
+        assert not self._runs and not self._changes.completed, "restore fills a new operator"
+        for row in rows.get(Table.META, ()):
+            if row.name == META_NAME:
+                meta = decode_meta(row.value)
+                self._segments = SegmentedQueue(meta.closed, meta.open_number, meta.forwarded_ms)
+        self._timers.restore(rows.get(Table.TIMERS, []))
+        self._runs = restore_runs(rows.get(Table.RUNS, []), self._states, self.plan, self._segments)
+        for run in list(self._runs):
+            if run.state.run is run:
+                self._resume(run, now_ms)
+        self._forward_watermarks(now_ms)
+
+    def _resume(self, run: Run, now_ms: int) -> None:
+        """Start again what was running, wait again for what was waiting."""
+        is_going = False
+        for task in run.tasks:
+            if task.status == RUNNING:
+                self._tasks.retry(task)
+                is_going = True
+            elif task.status == WAITING:
+                self._tasks.wait(task, task.due_ms)
+                is_going = True
+        if not is_going:
+            self._advance(run, now_ms)
