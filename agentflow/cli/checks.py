@@ -1,0 +1,85 @@
+"""What must hold between the keys of a job file. No promise is lowered silently: a wish that cannot be met is an error."""
+
+from __future__ import annotations
+
+import os.path
+
+from agentflow.cli.job_file import JobFile, JsonlSink, JsonlSource, StdinSource, StdoutSink
+from agentflow.cli.problems import ProblemList
+
+
+def check_job(job_file: JobFile, problems: ProblemList) -> None:
+    """Add what contradicts itself."""
+    _check_guarantee(job_file, problems)
+    _check_directories(job_file, problems)
+    settings, composition = job_file.settings, job_file.composition
+    if composition.key_by == "record.key":
+        problems.add(
+            "key-by: records of files and of standard input have no key of their own",
+            job_file.place("key-by"),
+            note="name a field of the value, or module:function",
+        )
+    if settings.on_overflow == "dead-letter" and composition.dead_letter is None:
+        problems.add(
+            "on-overflow: dead-letter needs a dead-letter sink",
+            job_file.place("on-overflow"),
+            note="add  dead-letter: {jsonl: {path: dead/}}  or take 'pause'",
+        )
+
+
+def _check_guarantee(job_file: JobFile, problems: ProblemList) -> None:
+    settings, composition = job_file.settings, job_file.composition
+    guarantee = settings.guarantee
+    if isinstance(composition.source, StdinSource):
+        if guarantee != "none":
+            no_state = "" if settings.state.dir is None else ", and remove state.dir"
+            problems.add(
+                f"standard input cannot be read twice, so the job cannot be {guarantee}",
+                job_file.place("source.stdin"),
+                note="a jsonl source can",
+                help=f"set  guarantee: none{no_state};  or  source: {{jsonl: {{path: in.jsonl}}}}",
+            )
+        elif settings.state.dir is not None:
+            problems.add(
+                "state.dir keeps positions, which mean nothing for standard input",
+                job_file.place("state.dir"),
+                note="remove it",
+            )
+        return
+    if guarantee != "exactly-once":
+        return
+    for name, sink in (("sink", composition.sink), ("dead-letter", composition.dead_letter)):
+        if isinstance(sink, StdoutSink):
+            problems.add(
+                f"{name}: standard output is at-least-once, so the job cannot be exactly-once",
+                job_file.place(f"{name}.stdout"),
+                note="a jsonl sink can",
+                help=f"set  guarantee: at-least-once;  or  {name}: {{jsonl: {{path: out/}}}}",
+            )
+    if settings.state.dir is None:
+        problems.add(
+            "an exactly-once job needs a state directory: state in memory is lost with the process",
+            job_file.place("guarantee", "state"),
+            note="state.dir is not set",
+            help=f"set  state.dir: ./state/{settings.job};  or  guarantee: none",
+        )
+
+
+def _check_directories(job_file: JobFile, problems: ProblemList) -> None:
+    """Two owners of one directory would delete each other's files."""
+    composition = job_file.composition
+    owners: dict[str, str] = {}
+    named = [("sink.jsonl.path", composition.sink), ("dead-letter.jsonl.path", composition.dead_letter)]
+    places = [(key, sink.path) for key, sink in named if isinstance(sink, JsonlSink)]
+    if job_file.settings.state.dir is not None:
+        places.append(("state.dir", job_file.settings.state.dir))
+    sources = composition.source.path if isinstance(composition.source, JsonlSource) else ()
+    for key, path in places:
+        real = os.path.realpath(path)
+        if real in owners:
+            problems.add(
+                f"{key} and {owners[real]} are the same directory", job_file.place(key), note="choose another one"
+            )
+        elif real in {os.path.realpath(source) for source in sources}:
+            problems.add(f"{key} is the file that the source reads", job_file.place(key), note="a directory is wanted")
+        owners.setdefault(real, key)

@@ -1,0 +1,85 @@
+"""What a job file says, typed. The keys of a file are the fields of these structs and of `JobSettings`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from agentflow.cli.problems import Place
+from agentflow.runtime.settings import JobSettings
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True):
+    """Sections are immutable."""
+
+
+class JsonlSource(_Section, frozen=True, kw_only=True, tag="jsonl"):
+    """JSON Lines files, one value per line."""
+
+    path: Annotated[tuple[str, ...], Meta(description="File, or list of files; relative to the current directory.")]
+
+
+class StdinSource(_Section, frozen=True, kw_only=True, tag="stdin"):
+    """Standard input, one JSON value per line; it cannot be read twice."""
+
+
+class JsonlSink(_Section, frozen=True, kw_only=True, tag="jsonl"):
+    """A directory of part-… files of JSON lines; names that start with . or _ are staging, readers skip them."""
+
+    path: Annotated[str, Meta(description="Directory of the part-… files; relative to the current directory.")]
+
+
+class StdoutSink(_Section, frozen=True, kw_only=True, tag="stdout"):
+    """Standard output, one JSON value per line; at-least-once."""
+
+
+class LogSettings(_Section, frozen=True, kw_only=True):
+    """`log.*`"""
+
+    format: Annotated[Literal["console", "json"], Meta(description="How log lines look.")] = "console"
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least level of the engine's log lines.")
+    ] = "info"
+
+
+class Composition(_Section, frozen=True, kw_only=True):
+    """The keys beside those of `JobSettings`."""
+
+    agent: Annotated[str, Meta(description="The agent: module:name of an Agent class or instance.")]
+    key_by: Annotated[
+        str, Meta(description="The key of a record: a field (dotted path), or module:function of the value.")
+    ]
+    source: Annotated[JsonlSource | StdinSource, Meta(description="Where records come from.")]
+    sink: Annotated[JsonlSink | StdoutSink, Meta(description="Where outputs go.")]
+    dead_letter: Annotated[
+        JsonlSink | StdoutSink | None, Meta(description="Where records go whose run failed; without it the job stops.")
+    ] = None
+    log: LogSettings = LogSettings()
+
+
+class JobFile(msgspec.Struct, frozen=True):
+    """A job file with profile, environment and flags laid over it.
+
+    Attributes:
+        path: As it was given.
+        settings: Settings of the engine.
+        composition: Agent, key, source, sinks, log.
+        config: Options of the job for its agents, by dotted key.
+        places: Dotted key → where its value was set; keys at their default are not in it.
+    """
+
+    path: str
+    settings: JobSettings
+    composition: Composition
+    config: dict[str, Any]
+    places: dict[str, Place]
+
+    def place(self, *keys: str) -> Place:
+        """Return where the first of ``keys`` that was set was set; the file itself when none was."""
+        for key in keys:
+            for name, place in self.places.items():
+                if name == key or name.startswith(f"{key}."):
+                    return place
+        return Place(self.path)

@@ -1,0 +1,213 @@
+"""Finding what a job file names in Python modules: the agent, and the function of `key-by`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentflow.cli.problems import Place, ProblemList
+from agentflow.plan.problems import nearest
+
+if TYPE_CHECKING:
+    from agentflow.api.agent import Agent
+    from agentflow.cli.job_file import JobFile
+
+_OWN = str(Path(__file__).resolve().parent.parent) + os.sep
+_FRAMES_MAX = 10
+
+
+class Program(msgspec.Struct, frozen=True):
+    """The user's code of a job.
+
+    Attributes:
+        agent: The agent.
+        key_by: A field (dotted path), or a function of the value.
+    """
+
+    agent: Agent
+    key_by: str | Callable[[Any], Any]
+
+
+def load_program(job_file: JobFile) -> Program:
+    """Import what a job file names. The current directory and that of the job file are searched first.
+
+    Raises:
+        JobFileError: With all problems; what the user's code raised is shown with the user's part of its traceback.
+    """
+    _extend_path(job_file.path)
+    problems = ProblemList()
+    agent = _load_agent(job_file.composition.agent, job_file.place("agent"), problems)
+    key_by: str | Callable[[Any], Any] | None = job_file.composition.key_by
+    if ":" in job_file.composition.key_by:
+        key_by = _load_key_function(job_file.composition.key_by, job_file.place("key-by"), problems)
+    problems.raise_all()
+    assert agent is not None, "no problem, but no agent"
+    assert key_by is not None, "no problem, but no key"
+    return Program(agent, key_by)
+
+
+def _extend_path(job_file: str) -> None:
+    folders = [os.getcwd(), os.path.dirname(os.path.abspath(job_file))]  # noqa: PTH100, PTH109, PTH120 (texts for sys.path)
+    known = {os.path.abspath(entry) for entry in sys.path}  # noqa: PTH100
+    sys.path[:0] = [folder for folder in dict.fromkeys(folders) if folder not in known]
+
+
+def user_traceback(error: BaseException) -> str:
+    """Return the frames of the user's own code, newest last, and the error; empty frames: the error alone.
+
+    What is left out: this package, the import machinery, and everything the user's code was called by.
+    """
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((_OWN, "<frozen ")) and os.sep + "importlib" + os.sep not in frame.filename
+    ]
+    lines = [line.rstrip("\n") for line in traceback.format_list(frames[-_FRAMES_MAX:])]
+    lines += [line.rstrip("\n") for line in traceback.format_exception_only(error)]
+    return "\n".join(lines)
+
+
+def _error_text(error: BaseException) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _import(reference: str, role: str, place: Place, problems: ProblemList) -> ModuleType | None:
+    name = reference.partition(":")[0]
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            near = nearest(missing, _modules_beside(missing))
+            problems.add(
+                f"{role}: there is no module '{missing}'",
+                place,
+                note=f"did you mean '{near}'?"
+                if near
+                else "looked in the current directory, beside the job file, and in sys.path",
+                help="name it as module:name, and start agentflow where the module can be imported",
+            )
+        else:
+            problems.add(
+                f"{role}: module '{name}' imports '{missing}', which is not there",
+                place,
+                note="install it, or correct the import",
+                detail=user_traceback(error),
+            )
+    except SyntaxError as error:
+        file = os.path.relpath(error.filename) if error.filename else name
+        problems.add(
+            f"{role}: module '{name}' is not valid Python: {file}:{error.lineno}: {error.msg}",
+            place,
+            detail="\n".join(line.rstrip("\n") for line in traceback.format_exception_only(error)),
+        )
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (the edge to the user's code: anything may come from a module's top)
+        problems.add(
+            f"{role}: module '{name}' cannot be imported: {_error_text(error)}", place, detail=user_traceback(error)
+        )
+    return None
+
+
+def _modules_beside(missing: str) -> list[str]:
+    """Return the names of modules where ``missing`` was looked for, as they would be written."""
+    parent, _, _ = missing.rpartition(".")
+    if parent:
+        folders = list(getattr(sys.modules.get(parent), "__path__", ()))
+    else:
+        folders = sys.path[:2]
+    names = set()
+    for folder in folders:
+        try:
+            entries = list(Path(folder).iterdir())
+        except OSError:
+            continue
+        names |= {entry.stem for entry in entries if entry.suffix == ".py" or (entry / "__init__.py").is_file()}
+    return [f"{parent}.{name}" if parent else name for name in sorted(names)]
+
+
+def _attribute(
+    module: ModuleType, reference: str, role: str, wanted: list[str], place: Place, problems: ProblemList
+) -> Any:  # noqa: ANN401 (anything)
+    """Return what ``reference`` names in its module; None, and a problem, when there is nothing."""
+    name = reference.partition(":")[2]
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = nearest(name, wanted) or nearest(part, [other for other in vars(found) if not other.startswith("_")])
+            note = f"did you mean '{near}'?" if near else f"it has: {', '.join(wanted)}" if wanted else ""
+            problems.add(f"{role}: module '{module.__name__}' has no '{name}'", place, note=note)
+            return None
+        found = getattr(found, part)
+    return found
+
+
+def _load_agent(reference: str, place: Place, problems: ProblemList) -> Agent | None:
+    from agentflow.api.agent import Agent
+
+    role = f"agent '{reference}'"
+    module = _import(reference, role, place, problems)
+    if module is None:
+        return None
+    agents = [
+        name
+        for name, value in vars(module).items()
+        if (isinstance(value, type) and issubclass(value, Agent) and value is not Agent) or isinstance(value, Agent)
+    ]
+    count = len(problems.found)
+    found = _attribute(module, reference, role, agents, place, problems)
+    if len(problems.found) > count:
+        return None
+    if isinstance(found, Agent):
+        return found
+    if not isinstance(found, type) or not issubclass(found, Agent):
+        kind = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        other = f"the module has: {', '.join(agents)}" if agents else "an Agent class or instance is wanted"
+        problems.add(f"{role} is {kind}, not an Agent", place, note=other)
+        return None
+    try:
+        return found()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (the edge to the user's code: a constructor may raise anything)
+        problems.add(
+            f"{role}: {found.__name__}() raised {_error_text(error)}",
+            place,
+            note="an agent class is made without arguments; name an instance instead",
+            detail=user_traceback(error),
+        )
+        return None
+
+
+def _load_key_function(reference: str, place: Place, problems: ProblemList) -> Callable[[Any], Any] | None:
+    role = f"key-by '{reference}'"
+    module_name, _, name = reference.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
+        problems.add(
+            f"{role} is neither a field nor module:function", place, note="such as product_id, or shop.keys:of"
+        )
+        return None
+    module = _import(reference, role, place, problems)
+    if module is None:
+        return None
+    functions = [
+        found
+        for found, value in vars(module).items()
+        if callable(value) and not isinstance(value, type) and found[0] != "_"
+    ]
+    count = len(problems.found)
+    function = _attribute(module, reference, role, functions, place, problems)
+    if len(problems.found) > count:
+        return None
+    if not callable(function):
+        problems.add(
+            f"{role} is a {type(function).__name__}, not a function", place, note="a function of the value is wanted"
+        )
+        return None
+    return function  # type: ignore[no-any-return]  # callable, and that is all there is to know

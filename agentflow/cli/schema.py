@@ -1,0 +1,160 @@
+"""The job file, described: as a JSON schema for editors, and as text for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from agentflow.cli.keys import FREE, PROFILES, Key, KeyTable, Kind, Path, Section, key_table
+
+_REFERENCE = {"type": "string", "pattern": r"\$\{(env|file):"}
+_DURATION = r"^\s*\d+(\.\d+)?\s*(ms|s|m|min|h|d)\s*$"
+_SIZE = r"^\s*\d+(\.\d+)?\s*(B|KiB|MiB|GiB|KB|MB|GB)\s*$"
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a job file (draft 2020-12). Dotted keys are known at the top of the file."""
+    table = key_table()
+    keys = _properties(table, ())
+    for path, key in table.keys.items():
+        if len(path) > 1:
+            keys[key.name] = _value_schema(key)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "agentflow job file",
+        "type": "object",
+        "properties": {
+            **keys,
+            PROFILES: {
+                "description": "Keys to lay over the file, by name of the profile; chosen by --profile NAME.",
+                "type": "object",
+                "additionalProperties": {"$ref": "#/$defs/keys"},
+            },
+        },
+        "patternProperties": {rf"^{FREE}\.": {}, rf"^{PROFILES}\.": {}},
+        "additionalProperties": False,
+        "required": [name for name in table.sections[()].children if _is_required(table, (name,))],
+        "$defs": {
+            "reference": _REFERENCE,
+            "keys": {
+                "type": "object",
+                "properties": keys,
+                "patternProperties": {rf"^{FREE}\.": {}},
+                "additionalProperties": False,
+            },
+        },
+    }
+
+
+def _is_required(table: KeyTable, path: Path) -> bool:
+    return table.keys[path].is_required if path in table.keys else table.sections[path].is_required
+
+
+def _properties(table: KeyTable, path: Path) -> dict[str, Any]:
+    return {
+        name: _value_schema(table.keys[*path, name])
+        if (*path, name) in table.keys
+        else _section_schema(table, table.sections[*path, name])
+        for name in table.sections[path].children
+    }
+
+
+def _section_schema(table: KeyTable, section: Section) -> dict[str, Any]:
+    if section.path == (FREE,):
+        return {"description": section.description, "type": ["object", "null"]}
+    schema: dict[str, Any] = {
+        "type": ["object", "null"],
+        "properties": _properties(table, section.path),
+        "additionalProperties": False,
+    }
+    if section.is_choice:
+        schema["maxProperties"] = 1
+    if section.description:
+        schema["description"] = section.description
+    return schema
+
+
+def _value_schema(key: Key) -> dict[str, Any]:
+    shape_of: dict[Kind, dict[str, Any]] = {
+        Kind.TEXT: {"type": "string"},
+        Kind.DURATION: {"type": "string", "pattern": _DURATION, "examples": ["5s"]},
+        Kind.SIZE: {"type": "string", "pattern": _SIZE, "examples": ["64MiB"]},
+        Kind.COUNT: {"type": "integer"},
+        Kind.FLAG: {"type": "boolean"},
+        Kind.CHOICE: {"enum": list(key.choices)},
+        Kind.TEXTS: {"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1},
+    }
+    value = shape_of[key.kind]
+    if key.pattern:
+        value["pattern"] = key.pattern
+    if key.kind is Kind.COUNT and key.least is not None:
+        value["minimum"] = key.least
+    shapes = [value, {"$ref": "#/$defs/reference"}]
+    if key.is_optional:
+        shapes.append({"type": "null"})
+    schema: dict[str, Any] = {"description": key.description, "anyOf": shapes}
+    if not key.is_required:
+        is_text = key.kind in (Kind.DURATION, Kind.SIZE) and key.default is not None
+        schema["default"] = key.default_text if is_text else key.default
+    return schema
+
+
+class KeyDescription(msgspec.Struct, frozen=True, rename="kebab"):
+    """One key, for people and for ``--json``."""
+
+    key: str
+    type: str
+    default: str | None
+    is_required: bool
+    description: str
+    variable: str
+
+
+def describe(name: str) -> list[KeyDescription] | None:
+    """Return the keys of a section, or one key; all for an empty name; None when there is no such key."""
+    table = key_table()
+    path = tuple(name.split(".")) if name else ()
+    if path not in table.keys and path not in table.sections:
+        return None
+    return [_described(key) for key_path, key in table.keys.items() if key_path[: len(path)] == path]
+
+
+def _described(key: Key) -> KeyDescription:
+    return KeyDescription(
+        key.name,
+        key.type_text,
+        None if key.is_required else key.default_text,
+        key.is_required and (len(key.path) == 1),
+        key.description,
+        key.variable,
+    )
+
+
+def describe_text(name: str) -> str:
+    """Return the description of a section as text; ``name`` is known."""
+    table = key_table()
+    path = tuple(name.split(".")) if name else ()
+    section = table.sections.get(path)
+    lines: list[str] = []
+    if section is not None and section.description:
+        lines.append(f"{name}: {section.description}")
+    if section is not None and section.is_choice:
+        lines.append(f"one of: {', '.join(section.children)}")
+        lines += [f"  {kind:<8} {table.sections[*path, kind].description}" for kind in section.children]
+    for described in describe(name) or []:
+        default = "required" if described.default is None else f"default {described.default}"
+        lines += [
+            *([""] if lines else []),
+            described.key,
+            f"  {described.type}  ({default})",
+            f"  {described.description}",
+            f"  {described.variable}",
+        ]
+    if not name:
+        free = table.sections[FREE,]
+        lines += ["", FREE, f"  {free.description}", "", PROFILES]
+        lines.append(
+            "  Keys to lay over the file, by name of the profile; chosen by --profile NAME or AGENTFLOW_PROFILE."
+        )
+    return "\n".join(lines) + "\n"
