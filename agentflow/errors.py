@@ -112,6 +112,8 @@ class NotConfigured(AgentflowError):
 class InternalError(AgentflowError):
     """An invariant of the engine is broken. The operator that raised it refuses every later input."""
 
+    recovery = Recovery.RESTART_SUBTASK
+
 
 class ContextClosed(AgentflowError):
     """A RunnerContext was used after its action had ended, timed out or been cancelled."""
@@ -211,6 +213,9 @@ class SinkError(AgentflowError):
 
 class JobFailed(AgentflowError):
     """The job stopped on purpose: the failure policy said ``fail``. The last completed checkpoint is intact."""
+
+    user_traceback: str = ""
+    """The user's part of the traceback; empty where there is none."""
 
 
 class RestartsExhausted(AgentflowError):

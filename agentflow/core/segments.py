@@ -14,6 +14,10 @@ from collections.abc import Iterable
 import msgspec
 
 
+END_OF_TIME_MS = 2**63 - 1
+"""The watermark behind the last record of an input that ends."""
+
+
 class Segment(msgspec.Struct, eq=False):
     """Runs between two watermarks.
 
@@ -35,7 +39,8 @@ class SegmentedQueue:
         self._segments = deque(Segment(number, 0, watermark_ms) for number, watermark_ms in closed)
         self.last = Segment(open_number)
         self._segments.append(self.last)
-        self.forwarded_ms = forwarded_ms
+        # A watermark at the end of time says that an input has ended; when the job runs again, it may have grown.
+        self.forwarded_ms = None if forwarded_ms == END_OF_TIME_MS else forwarded_ms
 
     @property
     def first(self) -> Segment:

@@ -1,6 +1,6 @@
 """The ports of a subtask: everything that touches the world is behind one of these.
 
-Concrete adapters live in `state/`, `connectors/` and `observability/`; fakes that inject faults in `testing/`. Each port
+Concrete adapters live in `state/` and `connectors/`; fakes that inject faults in `testing/`. Each port
 has one conformance suite in `agentflow.testing.conformance`, which every adapter and every fake passes.
 
 Reading order: `Source` and `Sink` are the data path, `KeyedState` is what survives, `Clock` is the only time.
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 if TYPE_CHECKING:
     from agentflow.core.delta import DeltaSlices, StoredRow, Table
-    from agentflow.core.effects import DeadLetter, Effect, EmitRecord
-    from agentflow.core.inputs import Input
+    from agentflow.core.effects import DeadLetter, EmitRecord
     from agentflow.core.records import Record
 
 
@@ -186,13 +185,4 @@ class KeyedState(Protocol):
 
     def close(self) -> None:
         """Release the directory. Idempotent."""
-        ...
-
-
-@runtime_checkable
-class Observer(Protocol):
-    """Logs, metrics, traces: functions of (input, effects). Never called when none is registered."""
-
-    def observe(self, operator: int, received: Input, effects: Sequence[Effect], now_ms: int) -> None:
-        """See one input and the effects it had, in order."""
         ...

@@ -1,0 +1,244 @@
+"""Runs user code: inline, as an eagerly started task, or in a thread; answers with one input per attempt.
+
+An action that raises, hangs or is cancelled affects only its own run: whatever it does becomes `ActionCompleted` or
+`ActionFailed`. Process signals (KeyboardInterrupt, SystemExit) pass through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from agentflow.api.events import Event, EventType, InputEvent, TimerEvent
+from agentflow.api.runner_context import RunnerContext
+from agentflow.core.inputs import ActionCompleted, ActionFailed, TimerOrder
+from agentflow.core.records import ErrorReport
+from agentflow.core.runs import ActionTask
+from agentflow.errors import ActionTimeout, AgentflowError, Recovery, StateUnavailable
+from agentflow.plan.plan import Action, ActionKind
+from agentflow.runtime.blocking import BlockingThreads
+from agentflow.runtime.codecs import input_decoder
+from agentflow.runtime.eager import start_eagerly
+from agentflow.runtime.services import OperatorServices
+
+_INPUT = EventType.InputEvent
+_TIMER = EventType.TimerEvent
+_decode_attributes = msgspec.msgpack.Decoder().decode
+
+Answer = ActionCompleted | ActionFailed
+
+
+class ActionRunner:
+    """Runs the actions of one operator.
+
+    Args:
+        services: What contexts need.
+        codec: How input values are encoded.
+        deliver: Takes the answers of attempts that did not answer at once; called on the loop.
+        fail: Takes an error that is not the action's own (keyed state broke under it).
+        threads: For blocking actions.
+        leaked_max: Leaked threads at which ``fail`` is called.
+    """
+
+    def __init__(
+        self,
+        services: OperatorServices,
+        codec: str,
+        deliver: Callable[[Answer], None],
+        fail: Callable[[BaseException], None],
+        threads: BlockingThreads,
+        leaked_max: int,
+    ) -> None:
+        self._services = services
+        self._deliver = deliver
+        self._fail = fail
+        self._threads = threads
+        self._leaked_max = leaked_max
+        self._loop = asyncio.get_running_loop()
+        self._decoders = {action: input_decoder(codec, action.input_type) for action in services.plan.actions}
+        self._waiting: dict[ActionTask, asyncio.Task[None]] = {}
+        self._in_threads: dict[ActionTask, RunnerContext] = {}
+        self._timeouts: dict[ActionTask, asyncio.TimerHandle] = {}
+        self._is_closed = False
+
+    def start(self, task: ActionTask) -> Answer | None:
+        """Run one attempt; None when the answer comes later."""
+        action = task.action
+        ctx = RunnerContext(self._services, task)
+        kind = action.kind
+        try:
+            event = self._event(task)
+            if kind is ActionKind.SYNC:
+                action.function(event, ctx)
+                return _completed(task, ctx)
+        except Exception as error:  # noqa: BLE001 (the edge to user code)
+            return self._failed(task, ctx, error)
+        if kind is ActionKind.ASYNC:
+            return self._start_coroutine(task, ctx, action, event)
+        self._start_thread(task, ctx, action, event)
+        return None
+
+    def _event(self, task: ActionTask) -> Event:
+        event_type = task.event_type
+        event: Event
+        if event_type == _INPUT:
+            event = InputEvent(self._decoders[task.action](task.payload))
+        elif event_type == _TIMER:
+            event = TimerEvent.from_event(Event(_TIMER, _decode_attributes(task.payload)))
+        else:
+            event = Event(event_type, _decode_attributes(task.payload))
+        event._origin = task  # noqa: SLF001 (the engine's field)
+        return event
+
+    # -- coroutines
+    def _start_coroutine(self, task: ActionTask, ctx: RunnerContext, action: Action, event: Event) -> Answer | None:
+        running = start_eagerly(action.function(event, ctx), self._loop)
+        if running.done():
+            return self._outcome(task, ctx, running)
+        self._waiting[task] = running
+        if action.timeout_ms is not None:
+            self._timeouts[task] = self._loop.call_later(action.timeout_ms / 1000, running.cancel, "timeout")
+        running.add_done_callback(lambda done: self._coroutine_done(task, ctx, done))
+        return None
+
+    def _coroutine_done(self, task: ActionTask, ctx: RunnerContext, done: asyncio.Task[None]) -> None:
+        timeout = self._timeouts.pop(task, None)
+        is_wanted = self._waiting.pop(task, None) is not None
+        is_timed_out = timeout is not None and timeout.when() <= self._loop.time() and done.cancelled()
+        answer = self._outcome(task, ctx, done, is_timed_out=is_timed_out)
+        if timeout is not None:
+            timeout.cancel()
+        if is_wanted and not self._is_closed and answer is not None:
+            self._deliver(answer)
+
+    def _outcome(
+        self, task: ActionTask, ctx: RunnerContext, done: asyncio.Task[None], *, is_timed_out: bool = False
+    ) -> Answer | None:
+        if done.cancelled():
+            ctx.close()
+            if is_timed_out:
+                return self._failed(task, ctx, _timed_out(task))
+            return ActionFailed(task, ErrorReport("CancelledError", "the action was cancelled from inside"))
+        error = done.exception()
+        if error is None:
+            try:
+                return _completed(task, ctx)
+            except (TypeError, AgentflowError) as late:
+                return self._failed(task, ctx, late)
+        if not isinstance(error, Exception):
+            raise error
+        return self._failed(task, ctx, error)
+
+    # -- threads
+    def _start_thread(self, task: ActionTask, ctx: RunnerContext, action: Action, event: Event) -> None:
+        def call() -> None:
+            answer: Answer | BaseException | None
+            try:
+                action.function(event, ctx)
+                answer = _completed(task, ctx)
+            except Exception as error:  # noqa: BLE001 (the edge to user code)
+                answer = self._failed(task, ctx, error)
+            except BaseException as error:  # noqa: BLE001 (SystemExit in a thread would be lost)
+                answer = error
+            self._loop.call_soon_threadsafe(self._thread_done, task, answer)
+
+        self._in_threads[task] = ctx
+        if action.timeout_ms is not None:
+            self._timeouts[task] = self._loop.call_later(action.timeout_ms / 1000, self._leave_thread, task)
+        self._threads.submit(call)
+
+    def _thread_done(self, task: ActionTask, answer: Answer | BaseException | None) -> None:
+        timeout = self._timeouts.pop(task, None)
+        if timeout is not None:
+            timeout.cancel()
+        if self._in_threads.pop(task, None) is None:
+            self._threads.come_back()
+        elif isinstance(answer, BaseException):
+            self._fail(answer)
+        elif answer is not None and not self._is_closed:
+            self._deliver(answer)
+
+    def _leave_thread(self, task: ActionTask) -> None:
+        """Give a blocking action up: its context is closed, its thread is replaced."""
+        del self._timeouts[task]
+        ctx = self._in_threads.pop(task)
+        self._threads.give_up()
+        answer = self._failed(task, ctx, _timed_out(task))
+        if self._threads.leaked >= self._leaked_max:
+            self._fail(
+                StateUnavailable(
+                    f"{self._threads.leaked} threads of timed-out blocking actions have not come back",
+                    where={"action": task.action.name},
+                    expected="fewer than blocking.leaked-max",
+                    fix="give the action's own calls a timeout below the action's",
+                )
+            )
+        elif answer is not None:
+            self._deliver(answer)
+
+    # -- the end
+    def cancel(self, task: ActionTask) -> None:
+        """Stop an attempt whose answer is not wanted any more."""
+        running = self._waiting.pop(task, None)
+        if running is not None:
+            running.cancel()
+
+    async def close(self) -> None:
+        """Cancel what waits and let it unwind; threads are left to themselves, with closed contexts."""
+        self._is_closed = True
+        for timeout in self._timeouts.values():
+            timeout.cancel()
+        for ctx in self._in_threads.values():
+            ctx.close()
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        for running in waiting:
+            running.cancel()
+        if waiting:
+            await asyncio.wait(waiting, timeout=5)
+
+    def _failed(self, task: ActionTask, ctx: RunnerContext, error: Exception) -> ActionFailed | None:
+        """Turn an error into the answer; an error of the engine under the action restarts the subtask instead."""
+        ctx.close()
+        if isinstance(error, AgentflowError) and error.recovery is Recovery.RESTART_SUBTASK:
+            self._loop.call_soon_threadsafe(self._fail, error)
+            return None
+        is_retryable = not isinstance(error, (msgspec.DecodeError, UnicodeDecodeError))
+        name = type(error).__name__
+        if isinstance(error, AgentflowError):
+            is_retryable = error.recovery is Recovery.RETRY
+        elif type(error).__module__.startswith("pydantic"):
+            is_retryable = False  # a value that does not fit its declared model will not fit the next time
+        elif not is_retryable:
+            name = "DecodeError"
+        return ActionFailed(task, ErrorReport(name, str(error), is_retryable=is_retryable, traceback=_user_traceback(error)))
+
+
+def _completed(task: ActionTask, ctx: RunnerContext) -> ActionCompleted:
+    """Encode what the action did and close its context."""
+    short_term, sensory = ctx._short_term, ctx._sensory  # noqa: SLF001 (the context's engine side)
+    answer = ActionCompleted(
+        task,
+        ctx._sent,  # noqa: SLF001
+        None if short_term is None else short_term.encoded_writes(),
+        None if sensory is None else sensory.encoded_writes(),
+        None if ctx._timers is None else [TimerOrder(*order) for order in ctx._timers],  # noqa: SLF001
+    )
+    ctx._is_open = False  # noqa: SLF001
+    return answer
+
+
+def _timed_out(task: ActionTask) -> ActionTimeout:
+    return ActionTimeout(f"the action ran longer than its timeout of {task.action.timeout_ms} ms")
+
+
+def _user_traceback(error: BaseException) -> str:
+    """Return the traceback from the user's first frame on."""
+    frames: Any = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(("agentflow.", "asyncio.")):
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames)) if frames is not None else ""

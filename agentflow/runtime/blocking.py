@@ -1,0 +1,69 @@
+"""Threads for blocking actions.
+
+Daemon threads of our own rather than `ThreadPoolExecutor`: a thread that hangs in user code must neither keep the process
+from exiting nor occupy one of the pool's places for ever.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+Call = Callable[[], None]
+
+
+class BlockingThreads:
+    """At most ``threads_max`` calls at once; others wait in order. A thread that is given up is replaced.
+
+    Attributes:
+        leaked: Threads that were given up and have not come back.
+    """
+
+    def __init__(self, threads_max: int) -> None:
+        self._threads_max = threads_max
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0  # idle threads; below zero: queued calls
+        self._threads = 0
+        self.leaked = 0
+
+    def submit(self, call: Call) -> None:
+        """Run ``call`` in a thread; it reports its outcome itself and does not raise."""
+        with self._lock:
+            if self._idle <= 0 and self._threads < self._threads_max:
+                self._start_thread()
+            else:
+                self._idle -= 1
+        self._calls.put(call)
+
+    def give_up(self) -> None:
+        """Count one running call as leaked, and let another thread take its place."""
+        with self._lock:
+            self.leaked += 1
+            self._threads -= 1
+            if self._idle < 0:  # calls are queued
+                self._idle += 1
+                self._start_thread()
+
+    def come_back(self) -> None:
+        """A leaked call returned after all; its thread works on."""
+        with self._lock:
+            self.leaked -= 1
+            self._threads += 1
+
+    def close(self) -> None:
+        """Let idle threads end; running calls end by themselves."""
+        with self._lock:
+            for _ in range(self._threads):
+                self._calls.put(None)
+
+    def _start_thread(self) -> None:
+        self._threads += 1
+        threading.Thread(target=self._work, name="agentflow-blocking", daemon=True).start()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+            with self._lock:
+                self._idle += 1

@@ -1,0 +1,323 @@
+"""A job: one agent chain from a source to sinks, restarted after infrastructure errors.
+
+    starting ─► restoring ─► running ─► draining ─► finished      end of input, or request_stop (then: stopped)
+                   ▲            │
+                   └─ restart ──┴─► failed                        FAIL_JOB, or the restart strategy gave up
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from agentflow.core.delta import StoredRow, Table
+from agentflow.core.epoch import POSITIONS_NAME, decode_positions
+from agentflow.core.failures import FailurePolicy
+from agentflow.core.limits import OperatorLimits
+from agentflow.core.operator import Operator
+from agentflow.errors import (
+    AgentflowError,
+    ConfigError,
+    InternalError,
+    Recovery,
+    RestartsExhausted,
+    StateMismatch,
+)
+from agentflow.plan.plan import AgentPlan
+from agentflow.runtime.action_runner import ActionRunner
+from agentflow.runtime.blocking import BlockingThreads
+from agentflow.runtime.checkpoints import EmbeddedCheckpoints
+from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
+from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Sink, Source
+from agentflow.runtime.services import OperatorServices
+from agentflow.runtime.settings import JobSettings
+from agentflow.runtime.subtask import INCARNATION_NAME, Counters, Stage, Subtask
+
+
+class SystemClock:
+    """The machine's clock, kept from going backwards."""
+
+    def __init__(self) -> None:
+        self._last_ms = 0
+
+    def now_ms(self) -> int:
+        """Return epoch milliseconds."""
+        now_ms = time.time_ns() // 1_000_000
+        self._last_ms = max(self._last_ms, now_ms)
+        return self._last_ms
+
+
+class AgentStage(msgspec.Struct, frozen=True):
+    """One agent of a chain and the key its records are grouped by."""
+
+    plan: AgentPlan
+    key_by: KeyBy
+
+
+class JobSpec(msgspec.Struct, frozen=True):
+    """What a job is made of.
+
+    Attributes:
+        settings: Settings.
+        stages: The chain of agents, first one first.
+        open_source: Makes the source; called at each (re)start.
+        open_sinks: Makes the sinks by role: ``sink`` and perhaps ``dead-letter``; called at each (re)start.
+        open_state: Opens keyed state; called at each (re)start.
+    """
+
+    settings: JobSettings
+    stages: Sequence[AgentStage]
+    open_source: Callable[[], Source]
+    open_sinks: Callable[[], Mapping[str, Sink]]
+    open_state: Callable[[], KeyedState]
+
+
+class JobStatus(msgspec.Struct):
+    """What a job is doing; a copy.
+
+    Attributes:
+        state: starting, restoring, running, draining, finished, stopped or failed.
+        records_in: Records admitted since the process began, rejected ones included.
+        records_out: Outputs given to the sink; visible with the next checkpoint.
+        dead_letters: Records given to the dead-letter sink.
+        runs_in_flight: Unfinished runs.
+        checkpoint: The last completed checkpoint.
+        checkpoint_completed_ms: When it was, epoch milliseconds.
+        restarts: Restarts since the process began.
+        restored_checkpoint: What the last start was restored from; 0: nothing.
+        restored_runs: Unfinished runs that it had.
+        restore_ms: How long that took.
+        guarantees: What each sink gives, by role.
+    """
+
+    state: str = "starting"
+    records_in: int = 0
+    records_out: int = 0
+    dead_letters: int = 0
+    runs_in_flight: int = 0
+    checkpoint: int = 0
+    checkpoint_completed_ms: int | None = None
+    restarts: int = 0
+    restored_checkpoint: int = 0
+    restored_runs: int = 0
+    restore_ms: int = 0
+    guarantees: dict[str, str] = {}
+
+
+class Job:
+    """Runs a `JobSpec` in the current event loop.
+
+    Args:
+        spec: What to run.
+        clock: Processing time.
+        on_event: Told of starts, restarts and the end as (name, fields); for logs.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        *,
+        clock: Clock | None = None,
+        on_event: Callable[[str, dict[str, object]], None] | None = None,
+    ) -> None:
+        self._spec = spec
+        self._clock = clock or SystemClock()
+        self._on_event = on_event or (lambda name, fields: None)  # noqa: ARG005
+        self._counters = Counters()
+        self._status = JobStatus()
+        self._subtask: Subtask | None = None
+        self._stops = 0
+        self._stopped = asyncio.Event()
+
+    @property
+    def status(self) -> JobStatus:
+        """What the job is doing now."""
+        status, counters = self._status, self._counters
+        in_flight = self._subtask.runs_in_flight if self._subtask is not None else 0
+        return msgspec.structs.replace(
+            status,
+            records_in=counters.records_in,
+            records_out=counters.records_out,
+            dead_letters=counters.dead_letters,
+            runs_in_flight=in_flight,
+            checkpoint=counters.checkpoint,
+            checkpoint_completed_ms=counters.checkpoint_completed_ms,
+        )
+
+    def request_stop(self) -> None:
+        """Admit nothing more, drain, take a final checkpoint and return from `run`; again: do not wait for runs."""
+        self._stops += 1
+        self._stopped.set()
+        if self._subtask is not None:
+            self._status.state = "draining"
+            self._subtask.stop()
+
+    async def run(self) -> JobStatus:
+        """Run to the end of input, or until `request_stop`.
+
+        Raises:
+            AgentflowError: The job failed; its last completed checkpoint is intact.
+        """
+        restart, attempt = self._spec.settings.restart, 0
+        while True:
+            checkpoint_before = self._counters.checkpoint
+            try:
+                await self._run_once()
+            except AgentflowError as error:
+                failure = error
+            except TimeoutError as error:
+                failure = _as_internal(error, "a checkpoint took longer than checkpoint.timeout")
+            except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+                failure = _as_internal(error, f"{type(error).__name__}: {error}")
+            else:
+                self._status.state = "stopped" if self._stops else "finished"
+                self._on_event(self._status.state, msgspec.structs.asdict(self.status))
+                return self.status
+            if failure.recovery is not Recovery.RESTART_SUBTASK or restart.strategy == "none" or self._stops:
+                self._status.state = "failed"
+                raise failure
+            attempt = 1 if self._counters.checkpoint > checkpoint_before else attempt + 1
+            if attempt > restart.attempts:
+                self._status.state = "failed"
+                raise RestartsExhausted(
+                    f"the job failed {attempt} times without completing a checkpoint; the last time: {failure.what}",
+                    where=failure.where,
+                    fix=failure.fix or "look at the cause, then start the job again: it goes on from its last checkpoint",
+                ) from failure
+            await self._wait_before_restart(attempt, failure)
+
+    async def _wait_before_restart(self, attempt: int, failure: AgentflowError) -> None:
+        restart = self._spec.settings.restart
+        delay_ms = restart.delay_ms
+        if restart.strategy == "exponential":
+            delay_ms = min(restart.delay_max_ms, delay_ms * 2 ** min(attempt - 1, 32))
+        self._status.restarts += 1
+        self._status.state = "restoring"
+        self._on_event("restarting", {"error": str(failure), "attempt": attempt, "delay_ms": delay_ms})
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        await asyncio.wait([stopped], timeout=delay_ms / 1000)
+        stopped.cancel()
+
+    async def _run_once(self) -> None:
+        self._status.state = "restoring"
+        spec, began = self._spec, time.monotonic()
+        self._check_guarantees(source := spec.open_source(), sinks := spec.open_sinks())
+        state = spec.open_state()
+        threads = BlockingThreads(spec.settings.blocking.threads_max)
+        try:
+            checkpoints = EmbeddedCheckpoints(state, sinks)
+            self._counters.checkpoint = await checkpoints.recover()
+            rows = _rows(state, len(spec.stages))
+            incarnation, positions = _job_meta(rows)
+            await source.open(positions)
+            subtask = self._subtask = self._make_subtask(
+                source, sinks, checkpoints, state, threads, rows, positions, incarnation
+            )
+            self._status.restored_checkpoint = self._counters.checkpoint
+            self._status.restored_runs = subtask.runs_in_flight
+            self._status.restore_ms = round((time.monotonic() - began) * 1000)
+            self._status.state = "running"
+            self._on_event("started", msgspec.structs.asdict(self.status))
+            for _ in range(self._stops):
+                subtask.stop()
+            await subtask.run()
+        finally:
+            self._subtask = None
+            threads.close()
+            await source.close()
+            for sink in sinks.values():
+                await sink.close()
+            state.close()
+
+    def _check_guarantees(self, source: Source, sinks: Mapping[str, Sink]) -> None:
+        guarantee = self._spec.settings.guarantee
+        problems = []
+        if guarantee != "none" and not source.is_replayable:
+            problems.append(f"source '{source.name}' cannot be read twice, so the job cannot be {guarantee}: set guarantee: none")
+        if guarantee == "exactly-once":
+            problems += [
+                f"{role} '{sink.name}' is {sink.guarantee.value}, not exactly-once: set guarantee: at-least-once"
+                for role, sink in sinks.items()
+                if sink.guarantee is Guarantee.AT_LEAST_ONCE
+            ]
+        self._status.guarantees = {role: sink.guarantee.value for role, sink in sinks.items()}
+        if problems:
+            raise ConfigError(problems)
+
+    def _make_subtask(  # noqa: PLR0913 (everything a subtask is made of)
+        self,
+        source: Source,
+        sinks: Mapping[str, Sink],
+        checkpoints: EmbeddedCheckpoints,
+        state: KeyedState,
+        threads: BlockingThreads,
+        rows: list[dict[Table, list[StoredRow]]],
+        positions: Mapping[str, int],
+        incarnation: str,
+    ) -> Subtask:
+        spec, settings, now_ms = self._spec, self._spec.settings, self._clock.now_ms()
+        subtask = Subtask(
+            source, sinks, checkpoints, state, self._clock, settings, positions, incarnation, self._counters
+        )
+        for index, stage in enumerate(spec.stages):
+            codec = source.codec if index == 0 else "msgpack"
+            is_last = index == len(spec.stages) - 1
+            policy = FailurePolicy(settings.job, stage.plan.name, "dead-letter" in sinks, codec)
+            operator = Operator(
+                stage.plan, policy, _limits(settings), index=index, decode_input=input_decoder(codec)
+            )
+            operator.restore(rows[index], now_ms)
+            services = OperatorServices(
+                stage.plan, settings, incarnation, state, index, "json" if is_last else "msgpack"
+            )
+            runner = ActionRunner(
+                services, codec, subtask.deliver_to(index), subtask.fail, threads, settings.blocking.leaked_max
+            )
+            subtask.add_stage(Stage(operator, runner, KeyReader(stage.key_by, codec)))
+        return subtask
+
+
+def _limits(settings: JobSettings) -> OperatorLimits:
+    return OperatorLimits(
+        in_flight_max=settings.run.in_flight_max,
+        key_pending_max=settings.key.pending_max,
+        is_overflow_dead=settings.on_overflow == "dead-letter",
+        tasks_max=settings.run.tasks_max,
+        timers_max=settings.timer.pending_max,
+        cache_bytes=settings.state.cache_bytes,
+    )
+
+
+def _rows(state: KeyedState, operators: int) -> list[dict[Table, list[StoredRow]]]:
+    """Return the rows of each operator; memory is not among them, it is read when asked for."""
+    rows: list[dict[Table, list[StoredRow]]] = [{} for _ in range(operators)]
+    for table in (Table.META, Table.RUNS, Table.TIMERS):
+        for row in state.rows(table):
+            if row.operator >= operators:
+                raise StateMismatch(
+                    f"the state has rows of operator {row.operator}, the job has {operators} agents",
+                    expected="the same number of chained agents",
+                    fix="start the former chain and let it drain, or use a new state directory",
+                )
+            rows[row.operator].setdefault(table, []).append(row)
+    return rows
+
+
+def _job_meta(rows: list[dict[Table, list[StoredRow]]]) -> tuple[str, dict[str, int]]:
+    """Return the incarnation (a new one for new state) and the source positions."""
+    meta = {row.name: row.value for row in rows[0].get(Table.META, ())}
+    incarnation = uuid.uuid4().hex
+    if INCARNATION_NAME in meta:
+        incarnation = msgspec.msgpack.decode(meta[INCARNATION_NAME], type=str)
+    positions = decode_positions(meta[POSITIONS_NAME]) if POSITIONS_NAME in meta else {}
+    return incarnation, positions
+
+
+def _as_internal(error: Exception, what: str) -> InternalError:
+    failure = InternalError(what, fix="the subtask restarts from its last completed checkpoint")
+    failure.__cause__ = error
+    return failure

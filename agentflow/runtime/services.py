@@ -1,0 +1,67 @@
+"""What the contexts of one operator share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from agentflow.api.memory import MemoryLimits
+from agentflow.core.runs import KeyState
+from agentflow.plan.plan import AgentPlan
+from agentflow.runtime.codecs import encode_event, output_encoder
+from agentflow.runtime.ports import KeyedState
+from agentflow.runtime.settings import JobSettings
+
+
+def _bind_logger(**fields: Any) -> Any:  # noqa: ANN401 (structlog's bound loggers have no common type)
+    import structlog  # noqa: PLC0415 (25 ms at import that a job without log calls does not pay)
+
+    return structlog.get_logger("agentflow.agent").bind(**fields)
+
+
+class OperatorServices:
+    """See `agentflow.api.runner_context.ContextServices`.
+
+    Args:
+        plan: The operator's agent.
+        settings: The job's settings.
+        incarnation: Random id of the job's state; seeds `ctx.random`.
+        state: Keyed state.
+        operator: Number of the operator in the chain.
+        output_codec: ``json`` or ``msgpack``.
+    """
+
+    def __init__(
+        self, plan: AgentPlan, settings: JobSettings, incarnation: str, state: KeyedState, operator: int, output_codec: str
+    ) -> None:
+        self.plan = plan
+        self.job = settings.job
+        self.agent = plan.name
+        self.incarnation = incarnation
+        self.config = plan.config
+        ttl = settings.state
+        self.memory_limits = MemoryLimits(ttl.value_max_bytes, ttl.ttl_ms, ttl.ttl_update == "on-read-and-write")
+        self.sensory_limits = MemoryLimits(ttl.value_max_bytes)
+        self.record_max = settings.record_max_bytes
+        self.encode_event: Callable[[object], bytes] = encode_event
+        self.encode_output: Callable[[object], bytes] = output_encoder(output_codec)
+        self.bind_logger: Callable[..., Any] = _bind_logger
+        self._get, self._scan = state.get, state.scan
+        self._operator = operator
+
+    def fetch_memory(self, owner: KeyState, path: str) -> bytes | None:
+        """Return a memory value that is not cached, and cache it; a first miss loads the whole key.
+
+        A key's paths are few and small as a rule. Knowing all of them answers every later question about what does not
+        exist, which is what the first write of each path has to ask.
+        """
+        if owner.is_loaded:
+            return owner.memory.get(path)
+        stored = self._get(self._operator, owner.key, path)
+        memory = owner.memory
+        if stored is not None:
+            return memory.setdefault(path, stored)
+        for below, value in self._scan(self._operator, owner.key, ""):
+            memory.setdefault(below, value)
+        owner.is_loaded = True
+        return memory.get(path)

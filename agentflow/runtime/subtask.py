@@ -1,0 +1,474 @@
+"""One subtask: source → mailbox → operators → effects → sinks, and its checkpoints.
+
+Work is done in turns of the loop. A turn is a plain callback: it drains the mailbox, carries out every effect, and leaves no
+effect behind. So a barrier between two turns sees all operators of the chain at one point of the input, and a first step of
+a coroutine action (`start_eagerly`) is never inside another task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import msgspec
+
+from agentflow.core.delta import DeltaSlices, StateWrite, Table
+from agentflow.core.effects import (
+    CancelAction,
+    DeadLetter,
+    Drained,
+    EmitRecord,
+    FailJob,
+    ForwardWatermark,
+    PauseSource,
+    ResumeSource,
+    ScheduleRetry,
+    SkipTask,
+    StartAction,
+    TakeSnapshot,
+)
+from agentflow.core.inputs import (
+    ActionCompleted,
+    ActionFailed,
+    BarrierReceived,
+    CheckpointCompleted,
+    DrainRequested,
+    RecordReceived,
+    RecordRejected,
+    TimeAdvanced,
+    WatermarkReceived,
+)
+from agentflow.core.operator import Operator
+from agentflow.core.records import ErrorReport, Record
+from agentflow.core.segments import END_OF_TIME_MS
+from agentflow.errors import AgentflowError, DecodeError, JobFailed, MissingKey, RecordTooLarge
+from agentflow.runtime.action_runner import ActionRunner
+from agentflow.runtime.checkpoints import EmbeddedCheckpoints
+from agentflow.runtime.codecs import KeyReader, TimestampReader
+from agentflow.runtime.ports import Clock, KeyedState, Sink, Source
+from agentflow.runtime.settings import JobSettings
+
+RECORDS_PER_FETCH = 256
+"""Records of one turn: about 2 ms of a synchronous agent, so that timers and completions stay responsive."""
+INCARNATION_NAME = "incarnation"
+
+
+class Stage(msgspec.Struct):
+    """One operator of the chain with what surrounds it."""
+
+    operator: Operator
+    runner: ActionRunner
+    keys: KeyReader
+
+
+class Counters(msgspec.Struct):
+    """What a subtask has done since it started; read by the job's status."""
+
+    records_in: int = 0
+    records_out: int = 0
+    dead_letters: int = 0
+    checkpoint: int = 0
+    checkpoint_completed_ms: int | None = None
+
+
+class Subtask:
+    """Runs until the input ends, `stop` is called, or something fails.
+
+    Args:
+        source: Already open at ``positions``.
+        sinks: By role: ``sink`` and perhaps ``dead-letter``.
+        checkpoints: Already recovered.
+        state: Keyed state.
+        clock: Processing time.
+        settings: The job's settings.
+        positions: Where the source was opened.
+        incarnation: Id of the state; written with every first checkpoint of a process.
+        counters: Filled while running.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sinks: Mapping[str, Sink],
+        checkpoints: EmbeddedCheckpoints,
+        state: KeyedState,
+        clock: Clock,
+        settings: JobSettings,
+        positions: Mapping[str, int],
+        incarnation: str,
+        counters: Counters,
+    ) -> None:
+        self._stages: list[Stage] = []
+        self._source = source
+        self._sinks = dict(sinks)
+        self._checkpoints = checkpoints
+        self._state = state
+        self._clock = clock
+        self._settings = settings
+        self._positions = dict(positions)
+        self._incarnation = incarnation
+        self._counters = counters
+        self._loop = asyncio.get_running_loop()
+        self._failure: asyncio.Future[None] = self._loop.create_future()
+        self._drained = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._batches: deque[Sequence[Record]] = deque()
+        self._answers: deque[tuple[int, ActionCompleted | ActionFailed]] = deque()
+        self._is_scheduled = False
+        self._drain_requested = False
+        self._is_restored = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_ms: int | None = None
+        event_time = settings.event_time
+        self._timestamps = TimestampReader(event_time.field, source.codec) if event_time.field else None
+        self._latest_ms: int | None = None
+        self._has_output = False
+        self._is_first_checkpoint = True
+        self._last = -1
+        self._snapshots: list[TakeSnapshot] = []
+        self._carry_out: dict[type, Callable[[int, Any, int], None]] = {
+            CancelAction: lambda index, effect, _: self._stages[index].runner.cancel(effect.task),
+            DeadLetter: self._dead_letter,
+            Drained: self._pass_drain,
+            FailJob: self._fail_job,
+            ForwardWatermark: self._pass_watermark,
+            PauseSource: lambda *_: self._resumed.clear(),
+            ResumeSource: lambda *_: self._resume_source(),
+            ScheduleRetry: lambda *_: None,
+            SkipTask: lambda *_: None,
+            TakeSnapshot: lambda _, effect, __: self._snapshots.append(effect),
+        }
+
+    def add_stage(self, stage: Stage) -> None:
+        """Append an operator to the chain, restored, before `run`; its runner delivers to `deliver_to` of its place."""
+        self._stages.append(stage)
+        self._last += 1
+
+    @property
+    def runs_in_flight(self) -> int:
+        """Unfinished runs of all operators."""
+        return sum(stage.operator.runs_unfinished for stage in self._stages)
+
+    # -- life
+    async def run(self) -> None:
+        """Process to the end of input, or until `stop`; then drain and take a final checkpoint.
+
+        Raises:
+            AgentflowError: What failed; nothing of the open epoch is committed.
+        """
+        self._is_restored = True
+        self._schedule()
+        reader = self._loop.create_task(self._read())
+        timer = self._loop.create_task(self._checkpoint_regularly())
+        try:
+            await self._or_fail(self._wait_drained())
+            timer.cancel()
+            await asyncio.wait([timer])
+            await self._or_fail(self._checkpoint())
+        finally:
+            for task in (reader, timer):
+                task.cancel()
+            await asyncio.wait([reader, timer])
+            if self._timer is not None:
+                self._timer.cancel()
+            for stage in self._stages:
+                await stage.runner.close()
+
+    def stop(self) -> None:
+        """Admit nothing more, drain, take a final checkpoint; called again: do not wait for runs in flight."""
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End `run` with an error; the first one counts."""
+        if not self._failure.done():
+            self._failure.set_exception(error)
+
+    async def _or_fail(self, work: Awaitable[None]) -> None:
+        """Await ``work``, unless the subtask fails first."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([task, self._failure], return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done():
+                self._failure.result()
+            await task
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def _wait_drained(self) -> None:
+        drained, stopping = (self._loop.create_task(event.wait()) for event in (self._drained, self._stopping))
+        try:
+            await asyncio.wait([drained, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not drained.done():
+                self._drain_requested = True
+                self._schedule()
+                hurry = self._loop.create_task(self._hurry.wait())
+                timeout = self._settings.shutdown.drain_timeout_ms / 1000
+                await asyncio.wait([drained, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                hurry.cancel()
+        finally:
+            drained.cancel()
+            stopping.cancel()
+
+    # -- reading
+    async def _read(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                await self._resumed.wait()
+                records = await self._source.fetch(RECORDS_PER_FETCH)
+                if self._stopping.is_set():
+                    return  # not admitted: the position stays before them
+                self._has_room.clear()
+                self._batches.append(records)
+                self._schedule()
+                if not records:
+                    return
+                await self._has_room.wait()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
+            self.fail(error)
+
+    def _resume_source(self) -> None:
+        self._resumed.set()
+
+    # -- turns
+    def _deliver(self, index: int, answer: ActionCompleted | ActionFailed) -> None:
+        self._answers.append((index, answer))
+        self._schedule()
+
+    def deliver_to(self, index: int) -> Callable[[ActionCompleted | ActionFailed], None]:
+        """Return the place where the runner of operator ``index`` delivers late answers."""
+        return lambda answer: self._deliver(index, answer)
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._is_scheduled = False
+        if self._failure.done():
+            return
+        try:
+            now_ms = self._clock.now_ms()
+            if self._is_restored:
+                self._is_restored = False
+                self._run_effects(0, now_ms)  # of the restore: the start of unfinished runs
+            for _ in range(len(self._answers)):
+                index, answer = self._answers.popleft()
+                self._stages[index].operator.apply(answer, now_ms)
+                self._run_effects(index, now_ms)
+            while self._batches:
+                batch = self._batches.popleft()
+                self._admit(batch, now_ms) if batch else self._end_input(now_ms)
+                self._has_room.set()
+            if self._drain_requested:
+                self._drain_requested = False
+                self._stages[0].operator.apply(DrainRequested(), now_ms)
+                self._run_effects(0, now_ms)
+            self._advance_time(now_ms)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
+            self.fail(error)
+
+    def _admit(self, batch: Sequence[Record], now_ms: int) -> None:
+        stage = self._stages[0]
+        apply, read_key = stage.operator.apply, stage.keys.read
+        record_max, timestamps = self._settings.record_max_bytes, self._timestamps
+        for record in batch:
+            try:
+                if len(record.value) > record_max:
+                    raise _too_large(record, record_max)
+                if timestamps is not None:
+                    record.timestamp_ms = timestamps.read(record)
+                received = RecordReceived(record, read_key(record))
+            except (DecodeError, MissingKey, RecordTooLarge) as error:
+                apply(RecordRejected(record, ErrorReport(type(error).__name__, error.what, is_retryable=False)), now_ms)
+            except Exception as error:  # noqa: BLE001 (key-by is user code)
+                report = ErrorReport(type(error).__name__, f"key-by failed: {error}", is_retryable=False)
+                apply(RecordRejected(record, report), now_ms)
+            else:
+                apply(received, now_ms)
+        for record in batch:
+            self._positions[record.source] = record.next_offset
+        self._counters.records_in += len(batch)
+        self._run_effects(0, now_ms)
+        if timestamps is not None:
+            self._advance_watermark(batch, now_ms)
+
+    def _advance_watermark(self, batch: Sequence[Record], now_ms: int) -> None:
+        latest = max((r.timestamp_ms for r in batch if r.timestamp_ms is not None), default=None)
+        if latest is not None and (self._latest_ms is None or latest > self._latest_ms):
+            self._latest_ms = latest
+            watermark_ms = latest - self._settings.event_time.max_out_of_orderness_ms - 1
+            self._stages[0].operator.apply(WatermarkReceived(watermark_ms), now_ms)
+            self._run_effects(0, now_ms)
+
+    def _end_input(self, now_ms: int) -> None:
+        self._stages[0].operator.apply(WatermarkReceived(END_OF_TIME_MS), now_ms)
+        self._run_effects(0, now_ms)
+        self._drain_requested = True
+
+    def _run_effects(self, index: int, now_ms: int) -> None:
+        """Carry out every effect of an operator, those of synchronous actions included, then those down the chain."""
+        stage = self._stages[index]
+        apply, start = stage.operator.apply, stage.runner.start
+        effects = stage.operator.effects
+        write = self._sinks["sink"].write
+        is_last = index == self._last
+        emitted = 0
+        for effect in effects:  # grows while it is read
+            kind = type(effect)
+            if kind is StartAction:
+                answer = start(effect.task)  # type: ignore[union-attr]
+                if answer is not None:
+                    apply(answer, now_ms)
+            elif kind is EmitRecord:
+                if is_last:
+                    write(effect)  # type: ignore[arg-type]
+                    emitted += 1
+                else:
+                    self._pass_record(index + 1, effect, now_ms)  # type: ignore[arg-type]
+            else:
+                self._carry_out[kind](index, effect, now_ms)
+        effects.clear()
+        if emitted:
+            self._counters.records_out += emitted
+            self._has_output = True
+        if not is_last:
+            self._run_effects(index + 1, now_ms)
+
+    def _pass_record(self, index: int, effect: EmitRecord, now_ms: int) -> None:
+        stage = self._stages[index]
+        record = Record(effect.task.id, effect.index, 0, effect.value, None, effect.timestamp_ms)
+        try:
+            received = RecordReceived(record, stage.keys.read(record))
+        except Exception as error:  # noqa: BLE001 (key-by is user code)
+            report = ErrorReport(type(error).__name__, f"key-by failed: {error}", is_retryable=False)
+            stage.operator.apply(RecordRejected(record, report), now_ms)
+        else:
+            stage.operator.apply(received, now_ms)
+
+    def _pass_watermark(self, index: int, effect: ForwardWatermark, now_ms: int) -> None:
+        if index < self._last:
+            self._stages[index + 1].operator.apply(WatermarkReceived(effect.watermark_ms), now_ms)
+
+    def _pass_drain(self, index: int, effect: Drained, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        if index < self._last:
+            self._stages[index + 1].operator.apply(DrainRequested(), now_ms)
+        else:
+            self._drained.set()
+
+    def _dead_letter(self, index: int, effect: DeadLetter, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        self._sinks["dead-letter"].write(effect)
+        self._counters.dead_letters += 1
+        self._has_output = True
+
+    def _fail_job(self, index: int, effect: FailJob, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        reason, error = dict(effect.reason), effect.error
+        reason.pop("error-type", None)
+        reason.pop("error-message", None)
+        attempts = reason.pop("attempt", None)
+        what = f"action '{reason['action']}' of agent '{reason['agent']}' failed" if "action" in reason else "bad input"
+        tries = f" {attempts} times (last:" if attempts and int(attempts) > 1 else " ("
+        failure = JobFailed(
+            f"{what}{tries} {error})".replace("( ", "("),
+            where={name: value for name, value in reason.items() if value},
+            fix="configure dead-letter, or on_error='skip' or 'dead-letter' for the action, to go on without such records",
+        )
+        failure.user_traceback = error.traceback
+        raise failure
+
+    def _advance_time(self, now_ms: int) -> None:
+        """Tell operators that time has come, and wake up when it comes next."""
+        due_ms = None
+        for index, stage in enumerate(self._stages):
+            next_ms = stage.operator.next_due_ms
+            if next_ms is not None and next_ms <= now_ms:
+                stage.operator.apply(TimeAdvanced(), now_ms)
+                self._run_effects(index, now_ms)
+                next_ms = stage.operator.next_due_ms
+            if next_ms is not None:
+                due_ms = next_ms if due_ms is None else min(due_ms, next_ms)
+        if due_ms == self._timer_due_ms and (due_ms is None or due_ms > now_ms):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_due_ms = due_ms
+        self._timer = (
+            None if due_ms is None else self._loop.call_later(max(0, due_ms - now_ms) / 1000 + 0.0005, self._time_came)
+        )
+
+    def _time_came(self) -> None:
+        self._timer, self._timer_due_ms = None, None
+        self._schedule()
+
+    # -- checkpoints
+    async def _checkpoint_regularly(self) -> None:
+        interval = self._settings.checkpoint.interval_ms / 1000
+        try:
+            while True:
+                await asyncio.sleep(interval)
+                # Shielded: the end of the job waits for a checkpoint that has begun.
+                await asyncio.shield(work := self._loop.create_task(self._checkpoint()))
+        except asyncio.CancelledError:
+            if "work" in locals() and not work.done():
+                await work
+            raise
+        except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
+            self.fail(error)
+
+    async def _checkpoint(self) -> None:
+        """Take one checkpoint: barrier in one turn, then make it durable while reading and actions go on."""
+        timeout = self._settings.checkpoint.timeout_ms / 1000
+        checkpoint = self._counters.checkpoint + 1
+        now_ms = self._clock.now_ms()
+        for index, stage in enumerate(self._stages):
+            positions = self._positions if index == 0 else {}
+            stage.operator.apply(BarrierReceived(checkpoint, dict(positions)), now_ms)
+            self._run_effects(index, now_ms)
+        snapshots, self._snapshots = self._snapshots, []
+        has_output, self._has_output = self._has_output, False
+        if has_output or not all(snapshot.is_empty for snapshot in snapshots):
+            self._checkpoints.barrier(checkpoint)
+            async with asyncio.timeout(timeout):
+                await self._checkpoints.complete(checkpoint, self._delta(snapshots))
+            self._counters.checkpoint = checkpoint
+            self._is_first_checkpoint = False
+        now_ms = self._clock.now_ms()
+        self._counters.checkpoint_completed_ms = now_ms
+        for index, stage in enumerate(self._stages):
+            stage.operator.apply(CheckpointCompleted(checkpoint), now_ms)
+            self._run_effects(index, now_ms)
+        ttl_ms = self._settings.state.ttl_ms
+        if ttl_ms is not None:
+            oldest_ms = min(stage.operator.oldest_run_ms(now_ms) for stage in self._stages)
+            await self._state.sweep(oldest_ms - ttl_ms)
+
+    def _delta(self, snapshots: Sequence[TakeSnapshot]) -> DeltaSlices:
+        first: list[list[StateWrite]] = []
+        if self._is_first_checkpoint:
+            encoded = msgspec.msgpack.encode(self._incarnation)
+            first.append([StateWrite(Table.META, 0, b"", INCARNATION_NAME, encoded)])
+        return chain(first, *(snapshot.slices for snapshot in snapshots))
+
+
+def _too_large(record: Record, record_max: int) -> AgentflowError:
+    return RecordTooLarge(
+        f"the record has more than {record_max:,} bytes",
+        where={"record": record.run_id},
+        expected="at most record-max",
+        fix="raise record-max, or configure a dead-letter sink",
+    )
