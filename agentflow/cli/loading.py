@@ -169,7 +169,7 @@ def _load_agent(reference: str, place: Place, problems: ProblemList) -> Agent | 
     if isinstance(found, Agent):
         return found
     if not isinstance(found, type) or not issubclass(found, Agent):
-        kind = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        kind = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
         other = f"the module has: {', '.join(agents)}" if agents else "an Agent class or instance is wanted"
         problems.add(f"{role} is {kind}, not an Agent", place, note=other)
         return None
@@ -207,7 +207,9 @@ def _load_key_function(reference: str, place: Place, problems: ProblemList) -> C
         return None
     if not callable(function):
         problems.add(
-            f"{role} is a {type(function).__name__}, not a function", place, note="a function of the value is wanted"
+            f"{role} is of type {type(function).__name__}, not a function",
+            place,
+            note="a function of the value is wanted",
         )
         return None
     return function  # type: ignore[no-any-return]  # callable, and that is all there is to know

@@ -37,7 +37,7 @@ def key_value(key: Key, value: Value, problems: ProblemList) -> Any:  # noqa: AN
     if key.kind is Kind.TEXTS:
         return _texts(key, value, problems)
     if not isinstance(value, Scalar):
-        return _wrong(key, value, problems, f"is {_described(value)}", f"a {key.kind.value} is wanted")
+        return _wrong(key, value, problems, f"is {_described(value)}", _wanted(key))
     if value.value is None:
         if key.is_optional:
             return None

@@ -188,7 +188,7 @@ class _Reader:
             self._open.discard(id(node))
 
     def _scalar(self, node: yaml.ScalarNode, place: Place) -> Scalar:
-        is_plain = node.style is None
+        is_plain = not node.style  # libyaml says "", the Python parser None
         if node.tag not in _KNOWN_TAGS:
             self._problems.add(f"the tag {_tag_name(node)} is not supported", place, note="remove the tag")
             return Scalar(None, node.value, place)
