@@ -1,0 +1,201 @@
+"""Files of JSON lines as a source."""
+
+# ruff: noqa: PTH - a label is the path as given, which Path would rewrite
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+import glob
+import os
+import stat
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from agentflow.connectors.lines import RECORD_MAX_BYTES, LineSplitter
+from agentflow.core.records import Record
+from agentflow.errors import SourceError
+
+_BLOCK_BYTES = 2**20
+
+
+def _unreadable(path: str, error: OSError) -> SourceError:
+    match error:
+        case FileNotFoundError():
+            what, fix = "the input file does not exist", "Correct `path`, or put the file there."
+        case PermissionError():
+            what, fix = "the input file may not be read", "Give this user the right to read the file and its directory."
+        case IsADirectoryError():
+            what, fix = "the input is a directory", f"Name its files by a pattern: {os.path.join(path, '*.jsonl')}"
+        case _:
+            what, fix = f"the input file cannot be read: {error.strerror}", "Check the disk or the network drive."
+    return SourceError(what, where={"file": path}, expected="a file of JSON lines that can be read", fix=fix)
+
+
+def _changed(path: str, what: str, position: int, expected: str) -> SourceError:
+    return SourceError(
+        what,
+        where={"file": path, "position": position},
+        expected=expected,
+        fix="Put the original file back (files may only grow), or read it from its beginning in a job of another name.",
+    )
+
+
+class _OpenFile:
+    """One file being read from a position."""
+
+    def __init__(self, path: str, position: int, record_max_bytes: int) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its writer
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        try:
+            self._opened = os.fstat(self._fd)
+            self._check_start(position)
+        except BaseException:
+            self.close()
+            raise
+        self._lines = LineSplitter(path, position, record_max_bytes)
+
+    def _check_start(self, position: int) -> None:
+        if stat.S_ISDIR(self._opened.st_mode):
+            raise _unreadable(self.path, IsADirectoryError())
+        if not stat.S_ISREG(self._opened.st_mode):
+            raise SourceError(
+                "the input is not a regular file",
+                where={"file": self.path},
+                expected="a file, which can be read again after a failure",
+                fix="Read pipes with the source `stdin`.",
+            )
+        if self._opened.st_size < position:
+            expected = f"at least {position} bytes, there are {self._opened.st_size}"
+            raise _changed(self.path, "the input file is shorter than its position", position, expected)
+        if position:
+            # A last line without newline ends at the file's end, so the newline may also follow the position.
+            around = os.pread(self._fd, 2, position - 1)
+            if around[:1] != b"\n" and around[1:] not in (b"", b"\n", b"\r"):
+                raise _changed(self.path, "the input file has changed", position, "the beginning of a line")
+            os.lseek(self._fd, position, os.SEEK_SET)
+
+    def read(self) -> list[Record] | None:
+        """Return the records of the next block, perhaps none; None at the end of the file."""
+        position = self._lines.position
+        try:
+            block = os.read(self._fd, _BLOCK_BYTES)
+            now = os.stat(self.path)
+        except FileNotFoundError as error:
+            raise _changed(self.path, "the input file disappeared while it was read", position, "the file") from error
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        if not os.path.samestat(now, self._opened):
+            raise _changed(self.path, "the input file was replaced while it was read", position, "the same file")
+        if now.st_size < position + len(block):
+            expected = f"at least {position + len(block)} bytes, there are {now.st_size}"
+            raise _changed(self.path, "the input file shrank while it was read", position, expected)
+        if block:
+            return self._lines.feed(block)
+        return self._lines.finish() or None
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class JsonlSource:
+    """Lines of files, in the order of the sorted paths; a file's label is its path, an offset is a byte offset.
+
+    The end of the last file is the end of input; files that grow later are read on by the next run.
+
+    Args:
+        path: Path or glob pattern (`**` goes through directories), or several.
+        record_max_bytes: A longer line is returned with its first ``record_max_bytes + 1`` bytes only.
+    """
+
+    name = "jsonl"
+    is_replayable = True
+    codec = "json"
+
+    def __init__(self, path: str | Sequence[str], *, record_max_bytes: int = RECORD_MAX_BYTES) -> None:
+        self._patterns = (path,) if isinstance(path, str) else tuple(path)
+        self._record_max_bytes = record_max_bytes
+        self._positions: dict[str, int] = {}
+        self._paths: deque[str] = deque()
+        self._file: _OpenFile | None = None
+        self._ready: deque[Record] = deque()
+        self._reading: asyncio.Task[list[Record]] | None = None
+
+    async def open(self, positions: Mapping[str, int]) -> None:
+        """Find the files and check that each one can be read from its position.
+
+        A position whose file no pattern names any more is ignored: the input was changed on purpose.
+        """
+        self._positions = dict(positions)
+        self._paths = deque(await asyncio.to_thread(self._find))
+
+    async def fetch(self, records_max: int) -> Sequence[Record]:
+        """Return the next lines; blank lines are skipped. Blocks are read in a thread."""
+        while not self._ready:
+            # A cancelled fetch leaves its block to the next one: nothing is read twice and nothing is lost.
+            self._reading = self._reading or asyncio.create_task(asyncio.to_thread(self._read))
+            records = await asyncio.shield(self._reading)
+            self._reading = None
+            if not records:
+                return []
+            self._ready.extend(records)
+        if records_max >= len(self._ready):
+            result = list(self._ready)
+            self._ready.clear()
+            return result
+        return [self._ready.popleft() for _ in range(records_max)]
+
+    async def close(self) -> None:
+        """Close the file."""
+        if self._reading is not None:
+            with contextlib.suppress(SourceError):
+                await self._reading
+            self._reading = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._paths.clear()
+        self._ready.clear()
+
+    def _find(self) -> list[str]:
+        found: set[str] = set()
+        for pattern in self._patterns:
+            if glob.has_magic(pattern) and not os.path.exists(pattern):
+                # A file that a pattern found earlier must still be there: its rest would be lost without a word.
+                known = [path for path in self._positions if fnmatch.fnmatchcase(path, pattern)]
+                matches = {*glob.glob(pattern, recursive=True), *known}
+                matches = {path for path in matches if not os.path.isdir(path)}
+                if not matches:
+                    raise SourceError(
+                        "no file matches the pattern",
+                        where={"pattern": pattern},
+                        expected="at least one file",
+                        fix="Correct `path`, or put the files there.",
+                    )
+                found |= matches
+            else:
+                found.add(pattern)
+        for path in sorted(found):
+            _OpenFile(path, self._positions.get(path, 0), self._record_max_bytes).close()
+        return sorted(found)
+
+    def _read(self) -> list[Record]:
+        """Return the records of the next block that completes any; empty at the end of the last file."""
+        while True:
+            if self._file is None:
+                if not self._paths:
+                    return []
+                path = self._paths.popleft()
+                self._file = _OpenFile(path, self._positions.get(path, 0), self._record_max_bytes)
+            records = self._file.read()
+            if records:
+                return records
+            if records is None:
+                self._file.close()
+                self._file = None

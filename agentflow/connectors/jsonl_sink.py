@@ -1,0 +1,228 @@
+"""A directory of JSON lines files as a sink: one file per subtask and checkpoint that has outputs.
+
+Names, for subtask 0 and checkpoint 12; names that start with a dot are skipped by readers:
+
+    .part-00000-open-3              the epoch is open (its checkpoint has no number yet)
+    .part-00000-0000000012.jsonl    staged: durable, invisible
+    part-00000-0000000012.jsonl     published, by one rename
+"""
+
+# ruff: noqa: PTH - descriptors and names, no path arithmetic
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from agentflow.errors import SinkError
+from agentflow.runtime.ports import Guarantee, Staged
+
+if TYPE_CHECKING:
+    from agentflow.core.effects import DeadLetter, EmitRecord
+
+_FLUSH_BYTES = 2**20
+_FIXES = {
+    errno.ENOSPC: "Free space on the disk; published files are intact.",
+    errno.EDQUOT: "Free space within the quota; published files are intact.",
+    errno.EACCES: "Give this user the right to write into the directory.",
+    errno.EPERM: "Give this user the right to write into the directory.",
+    errno.EROFS: "Name a directory on a file system that can be written.",
+    errno.ENOTDIR: "Name a directory: the sink writes one file per checkpoint into it.",
+    errno.EEXIST: "Name a directory: the sink writes one file per checkpoint into it.",
+    errno.ENOENT: "The directory or its staging was removed while the job ran; leave it to the job.",
+}
+
+
+def _unwritable(path: str, error: OSError) -> SinkError:
+    return SinkError(
+        f"the output directory cannot be written: {error.strerror}",
+        where={"directory": path},
+        expected="a directory that this user can write and nobody else clears",
+        fix=_FIXES.get(error.errno or 0, "Check the disk or the network drive."),
+    )
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_directory(path: str) -> None:
+    """Create a directory and its parents, durably."""
+    missing = []
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for new in reversed(missing):
+        os.mkdir(new)
+        _sync_directory(os.path.dirname(new))
+
+
+class _Epoch:
+    """Outputs of one epoch: a buffer before a staging file that is made when the buffer is full."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lines: list[bytes] = []
+        self._buffered = 0  # bytes
+        self._fd = -1
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._lines and self._fd < 0
+
+    def append(self, value: bytes) -> None:
+        self._lines.append(value)
+        self._buffered += len(value) + 1
+        if self._buffered >= _FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._fd < 0:
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._lines.append(b"")  # the newline of the last line
+        rest = memoryview(b"\n".join(self._lines))
+        self._lines = []
+        self._buffered = 0
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+
+    def stage(self, path: str) -> None:
+        """Make the epoch durable under its staged name."""
+        if self._lines:
+            self.flush()
+        os.fsync(self._fd)
+        self.close()
+        os.rename(self.path, path)
+        _sync_directory(os.path.dirname(path))
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class JsonlSink:
+    """Outputs as lines of files in a directory, exactly once.
+
+    An epoch without outputs makes no file. The directory belongs to one job; published files may be taken away.
+
+    Args:
+        path: The directory; created, with its parents, where it is missing.
+        subtask: Number of the subtask that writes; several subtasks share a directory.
+    """
+
+    name = "jsonl"
+    guarantee = Guarantee.EXACTLY_ONCE
+
+    def __init__(self, path: str, *, subtask: int = 0) -> None:
+        self._path = path
+        self._directory = os.path.abspath(path)
+        self._prefix = f"part-{subtask:05d}-"
+        self._opened = 0  # epochs so far; names the open staging files
+        self._epoch = self._new_epoch()
+        self._closed: dict[int, _Epoch] = {}
+        self._staged: set[str] = set()  # staged by this object and not yet renamed
+
+    async def open(self, prepared: tuple[int, Staged] | None) -> None:
+        """Create the directory and delete this subtask's staging, except the names in ``prepared``."""
+        self._forget()
+        self._staged = set()
+        kept = frozenset(prepared[1].names) if prepared else frozenset()
+        try:
+            await asyncio.to_thread(self._clear_staging, kept)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def write(self, record: EmitRecord | DeadLetter) -> None:
+        """Take one output; every MiB goes to the staging file, without a sync.
+
+        Raises:
+            SinkError: The staging file cannot be written.
+        """
+        try:
+            self._epoch.append(record.value)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def barrier(self, checkpoint: int) -> None:
+        """Close the epoch; no I/O."""
+        self._closed[checkpoint] = self._epoch
+        self._epoch = self._new_epoch()
+
+    async def stage(self, checkpoint: int) -> Staged:
+        """Write the rest of the epoch and sync file and directory, in a thread.
+
+        Raises:
+            SinkError: It cannot be made durable, or the checkpoint's file exists: the directory holds another job's
+                outputs, which are never overwritten.
+        """
+        epoch = self._closed.pop(checkpoint)
+        if epoch.is_empty:
+            return Staged()
+        published = f"{self._prefix}{checkpoint:010d}.jsonl"
+        if os.path.lexists(os.path.join(self._directory, published)):
+            epoch.close()
+            raise SinkError(
+                "the output file of this checkpoint exists already",
+                where={"directory": self._path, "file": published, "checkpoint": checkpoint},
+                expected="a directory without outputs of another job or of an earlier life of this one",
+                fix="Name an empty directory, or restore the state that belongs to these outputs.",
+            )
+        try:
+            await asyncio.to_thread(epoch.stage, os.path.join(self._directory, f".{published}"))
+        except OSError as error:
+            epoch.close()
+            raise _unwritable(self._path, error) from error
+        self._staged.add(f".{published}")
+        return Staged(names=(f".{published}",))
+
+    async def publish(self, checkpoint: int, staged: Staged) -> None:
+        """Rename the staged files and sync the directory, in a thread.
+
+        Raises:
+            SinkError: The directory is gone, or what this object staged was removed before it was published.
+        """
+        if not staged.names:
+            return
+        try:
+            await asyncio.to_thread(self._rename, staged.names)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    async def close(self) -> None:
+        """Close the staging files; they stay behind and the next `open` deletes them."""
+        self._forget()
+
+    def _new_epoch(self) -> _Epoch:
+        self._opened += 1
+        return _Epoch(os.path.join(self._directory, f".{self._prefix}open-{self._opened}"))
+
+    def _forget(self) -> None:
+        for epoch in (self._epoch, *self._closed.values()):
+            epoch.close()
+        self._closed = {}
+        self._epoch = self._new_epoch()
+
+    def _clear_staging(self, kept: frozenset[str]) -> None:
+        _make_directory(self._directory)
+        for name in os.listdir(self._directory):
+            if name.startswith(f".{self._prefix}") and name not in kept:
+                os.unlink(os.path.join(self._directory, name))
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        _sync_directory(self._directory)
+
+    def _rename(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            # Only what an earlier life staged may be missing: then that life published it.
+            with contextlib.nullcontext() if name in self._staged else contextlib.suppress(FileNotFoundError):
+                os.rename(os.path.join(self._directory, name), os.path.join(self._directory, name.removeprefix(".")))
+                self._staged.discard(name)
+        _sync_directory(self._directory)
