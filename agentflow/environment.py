@@ -1,8 +1,10 @@
 """Composition root for code: an environment, a source, a key, agents, a sink.
 
-    env = AgentsExecutionEnvironment.get_execution_environment()
-    results = env.from_list([...]).key_by("product_id").apply(ReviewAgent()).to_list()
-    env.execute()
+```
+env = AgentsExecutionEnvironment.get_execution_environment()
+results = env.from_list([...]).key_by("product_id").apply(ReviewAgent()).to_list()
+env.execute()
+```
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ def state_opener(settings: JobSettings) -> Callable[[], KeyedState]:
     if directory is not None:
 
         def open_rocksdb() -> KeyedState:
-            from agentflow.state.rocksdb import RocksDBKeyedState  # noqa: PLC0415 (20 ms that memory jobs do not pay)
+            from agentflow.state.rocksdb import RocksDBKeyedState  # 20 ms that memory jobs do not pay
 
             return RocksDBKeyedState.open(
                 f"{directory}/subtask-0", job=settings.job, free_min_bytes=settings.state.free_min_bytes
             )
 
         return open_rocksdb
-    from agentflow.state.memory import MemoryKeyedState, MemoryStorage  # noqa: PLC0415
+    from agentflow.state.memory import MemoryKeyedState, MemoryStorage
 
     storage = MemoryStorage()  # survives restarts of the subtask within this process
     return lambda: MemoryKeyedState(storage)
@@ -45,7 +47,7 @@ def new_event_loop(*, is_uvloop_wanted: bool = True) -> asyncio.AbstractEventLoo
     """Return a uvloop event loop, or asyncio's own where uvloop is not wanted or not to be had on this platform."""
     if is_uvloop_wanted:
         try:
-            import uvloop  # noqa: PLC0415 (not on every platform)
+            import uvloop  # not on every platform
         except ImportError:
             return asyncio.new_event_loop()
         return uvloop.new_event_loop()
@@ -147,7 +149,9 @@ class RecordStream:
             PlanError: The agent cannot be compiled, or there is no key.
         """
         if self._key_by is None:
-            raise PlanError([f"agent '{agent.name}' needs a key: call .key_by('field') or .key_by(function) before apply"])
+            raise PlanError(
+                [f"agent '{agent.name}' needs a key: call .key_by('field') or .key_by(function) before apply"]
+            )
         self.stages.append(AgentStage(AgentPlan.from_agent(agent, self._environment.config), self._key_by))
         return self
 

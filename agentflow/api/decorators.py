@@ -33,7 +33,7 @@ def trigger_text(condition: str | type[Event]) -> str:
     """Return a trigger as text: an event class stands for its ``EVENT_TYPE``."""
     if isinstance(condition, type) and issubclass(condition, Event):
         return condition.EVENT_TYPE
-    return condition  # type: ignore[return-value]  # anything else is reported by the plan, with its place
+    return condition  # anything that is no str is reported by the plan, with its place
 
 
 def action(

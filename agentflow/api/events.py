@@ -39,7 +39,10 @@ class Event:
             `RunnerContext.send_event`, and receivers get plain dicts and lists.
     """
 
-    __slots__ = ("_origin", "attributes", "type")
+    __slots__ = ("attributes", "origin", "type")
+
+    origin: EventOrigin
+    """Set on received events only."""
 
     EVENT_TYPE: ClassVar[str] = ""
     """Type name of a subclass: `@action(Subclass)` listens to it."""
@@ -54,27 +57,27 @@ class Event:
         typed = cls.__new__(cls)
         typed.type = event.type
         typed.attributes = event.attributes
-        origin = getattr(event, "_origin", None)
+        origin = getattr(event, "origin", None)
         if origin is not None:
-            typed._origin = origin
+            typed.origin = origin
         return typed
 
     @property
     def id(self) -> str | None:
         """Deterministic id ``run/task-path/index``; None until the event is received by an action."""
-        origin: EventOrigin | None = getattr(self, "_origin", None)
+        origin: EventOrigin | None = getattr(self, "origin", None)
         return origin.event_id if origin is not None else None
 
     @property
     def upstream_event_id(self) -> str | None:
         """Id of the event whose action sent this one; None for an input."""
-        origin: EventOrigin | None = getattr(self, "_origin", None)
+        origin: EventOrigin | None = getattr(self, "origin", None)
         return origin.upstream_event_id if origin is not None else None
 
     @property
     def upstream_action_name(self) -> str | None:
         """Name of the action that sent this event; None for an input."""
-        origin: EventOrigin | None = getattr(self, "_origin", None)
+        origin: EventOrigin | None = getattr(self, "origin", None)
         return origin.upstream_action_name if origin is not None else None
 
     def get_type(self) -> str:

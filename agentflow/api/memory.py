@@ -94,7 +94,7 @@ class MemoryScope:
         limits: Limits of the job.
     """
 
-    __slots__ = ("_entries", "_fetch", "_limits", "_memory_type", "_now_ms", "_touched", "is_open", "writes")
+    __slots__ = ("_fetch", "_limits", "_now_ms", "_touched", "entries", "is_open", "memory_type", "writes")
 
     def __init__(
         self,
@@ -104,8 +104,8 @@ class MemoryScope:
         now_ms: int,
         limits: MemoryLimits,
     ) -> None:
-        self._memory_type = memory_type
-        self._entries = entries
+        self.memory_type = memory_type
+        self.entries = entries
         self._fetch = fetch
         self._now_ms = now_ms
         self._limits = limits
@@ -125,8 +125,8 @@ class MemoryScope:
 
     def stored(self, path: str) -> bytes | None:
         """Return the committed, unexpired encoded value at ``path``."""
-        stored = self._entries.get(path, _UNKNOWN)
-        if stored is _UNKNOWN:
+        stored = self.entries.get(path)
+        if stored is None and path not in self.entries:
             stored = self._fetch(path)
         if stored is None or self._limits.ttl_ms is None:
             return stored
@@ -146,14 +146,16 @@ class MemoryScope:
         """Raise ContextClosed when the action has ended."""
         if not self.is_open:
             raise ContextClosed(
-                f"{self._memory_type} memory was used after its action had ended",
+                f"{self.memory_type} memory was used after its action had ended",
                 fix="keep no reference to ctx or its memory beyond the action",
             )
 
     def paths_below(self, prefix: str) -> list[str]:
         """Return every live path that starts with ``prefix``, sorted."""
         self._fetch(prefix)  # completes the cache, unless the prefix itself is an entry
-        found = {p for p in self._entries if p.startswith(prefix) and p not in self.writes and self.stored(p) is not None}
+        found = {
+            p for p in self.entries if p.startswith(prefix) and p not in self.writes and self.stored(p) is not None
+        }
         found.update(p for p, value in self.writes.items() if value is not _DELETED and p.startswith(prefix))
         return sorted(found)
 
@@ -200,7 +202,7 @@ class MemoryScope:
                 )
             encoded[path] = stored
         for path in self._touched or ():
-            stored_now = self._entries.get(path)
+            stored_now = self.entries.get(path)
             if path not in encoded and stored_now is not None and stamp_of(stored_now) != self._now_ms:
                 encoded[path] = restamp(stored_now, self._now_ms)
         return encoded
@@ -267,11 +269,11 @@ class MemoryObject:
             check_value(value, full)
         writes = scope.writes
         if full not in writes or type(writes[full]) is _Mark:
-            stored = scope._entries.get(full)
+            stored = scope.entries.get(full)
             if stored is None or stored[0] >= OBJECT:
                 scope.check_leaf(full)
         writes[full] = value
-        return MemoryRef(scope._memory_type, full)
+        return MemoryRef(scope.memory_type, full)
 
     def update(self, path: str | MemoryRef, fn: Callable[[Any], Any]) -> Any:  # noqa: ANN401 (memory values)
         """Replace the value at ``path`` by ``fn(value)`` (None when there is none) and return the new value."""

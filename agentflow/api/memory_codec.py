@@ -39,7 +39,7 @@ def check_value(value: object, path: str) -> None:
             msg = f"memory path '{path}': {value} does not fit into 64 bits; store it as str"
             raise TypeError(msg)
     elif kind is list:
-        for index, item in enumerate(value):  # type: ignore[arg-type]
+        for index, item in enumerate(value):  # type: ignore[arg-type, var-annotated]
             check_value(item, f"{path}[{index}]")
     elif kind is dict:
         for name, item in value.items():  # type: ignore[attr-defined]

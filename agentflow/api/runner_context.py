@@ -47,8 +47,11 @@ class ContextServices(Protocol):
     record_max: int
     encode_event: Callable[[object], bytes]
     encode_output: Callable[[object], bytes]
-    fetch_memory: Callable[[Any, str], bytes | None]
     bind_logger: Callable[..., Any]
+
+    def fetch_memory(self, owner: Any, path: str) -> bytes | None:  # noqa: ANN401 (the operator's key state)
+        """Return a memory value of a key that is not cached, and cache it."""
+        ...
 
 
 class RunnerContext:
@@ -173,7 +176,9 @@ class RunnerContext:
         """
         services = self._services
         if not self._is_open:
-            raise ContextClosed("send_event after the action had ended", fix="keep no reference to ctx beyond the action")
+            raise ContextClosed(
+                "send_event after the action had ended", fix="keep no reference to ctx beyond the action"
+            )
         if not isinstance(event, Event):
             msg = f"send_event takes an Event, not {type(event).__name__}; wrap it: OutputEvent(value) or Event('type', {{…}})"
             raise TypeError(msg)
@@ -289,7 +294,7 @@ class RunnerContext:
         """Park the run for ``duration``, durably."""
         _not_configured("sleep", "no journal is configured, so the deadline could not be recorded; see set_timer")
 
-    def wait_for(self, name: str, *, timeout: timedelta | str | None = None, default: Any = None) -> Awaitable[Any]:  # noqa: ANN401, ARG002, ASYNC109
+    def wait_for(self, name: str, *, timeout: timedelta | str | None = None, default: Any = None) -> Awaitable[Any]:  # noqa: ANN401, ARG002
         """Park the run until the signal ``name`` comes."""
         _not_configured("wait_for", "no journal is configured, so the wait could not be recorded")
 

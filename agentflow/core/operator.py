@@ -29,7 +29,6 @@ from agentflow.core.delta import StateWrite, StoredRow, Table
 from agentflow.core.effects import (
     Drained,
     Effect,
-    EmitRecord,
     FailJob,
     ForwardWatermark,
     TakeSnapshot,
@@ -50,10 +49,11 @@ from agentflow.core.inputs import (
 )
 from agentflow.core.keys import KeyTable
 from agentflow.core.limits import Backpressure, OperatorLimits
+from agentflow.core.outcomes import Outcomes
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.routing import Router
 from agentflow.core.run_table import RunTable, oldest_admitted_ms, restore_runs, run_writes
-from agentflow.core.runs import COMPLETED, RUNNING, WAITING, ActionTask, KeyState, Run
+from agentflow.core.runs import COMPLETED, RUNNING, WAITING, KeyState, Run
 from agentflow.core.segments import Segment, SegmentedQueue
 from agentflow.core.stored_runs import waits_only
 from agentflow.core.tasks import TaskScheduler
@@ -90,6 +90,9 @@ class Operator:
         self._router = Router(plan, decode_input)
         self._tasks = TaskScheduler(self.effects, policy, limits.tasks_max)
         self._changes = EpochChanges(index)
+        self._outcomes = Outcomes(
+            self.effects, self._changes, self._router, self._tasks, self._timers, limits.timers_max
+        )
         self._pressure = Backpressure(self.effects, limits)
         self._is_draining = False
         self._is_watermark_ready = False
@@ -158,7 +161,9 @@ class Operator:
             state = self._states[key] = KeyState(key, {})
         elif self._pressure.refuses(state):
             waiting = self._limits.key_pending_max
-            error = ErrorReport("KeyOverflow", f"{waiting} inputs wait behind this key (key.pending-max)", is_retryable=False)
+            error = ErrorReport(
+                "KeyOverflow", f"{waiting} inputs wait behind this key (key.pending-max)", is_retryable=False
+            )
             self.effects.append(self._policy.dead_letter(received.record, error))
             return
         self._admit(state, received.record, _INPUT, self._segments.last, now_ms)
@@ -200,7 +205,7 @@ class Operator:
                 self._begin(current)
             if not self._tasks.start_next(current, now_ms):
                 current = self._end(current)
-            elif current.group is None or not self._settle_group(current, now_ms):
+            elif current.group is None or not self._outcomes.settle_group(current, now_ms):
                 return
 
     def _begin(self, run: Run) -> None:
@@ -243,12 +248,7 @@ class Operator:
             self._changes.before_change(run)
         run.is_changed = True
         task.status = COMPLETED
-        if run.group is None:
-            run.current = None
-            if self._can_set_timers(task, received, now_ms):
-                self._apply_outcome(task, received)
-        elif self._can_set_timers(task, received, now_ms):
-            task.outcome = received
+        self._outcomes.take(task, received, now_ms)
         self._go_on(run, now_ms)
 
     def _on_failed(self, received: ActionFailed, now_ms: int) -> None:
@@ -261,49 +261,12 @@ class Operator:
 
     def _go_on(self, run: Run, now_ms: int) -> None:
         """Move a run on behind an answer of one of its tasks."""
-        if (run.group is None or self._settle_group(run, now_ms)) and run.current is None:
+        if (run.group is None or self._outcomes.settle_group(run, now_ms)) and run.current is None:
             self._advance(run, now_ms)
         elif waits_only(run):
             self._park(run)
         if self._is_watermark_ready:
             self._forward_watermarks(now_ms)
-
-    def _apply_outcome(self, task: ActionTask, outcome: ActionCompleted) -> None:
-        """Let a completed task happen: its writes, its outputs, its events, its timers."""
-        run = task.run
-        if outcome.writes:
-            self._changes.write(run.state, outcome.writes)
-        if outcome.sensory:
-            run.sensory = {**(run.sensory or {}), **outcome.sensory}
-        if outcome.sent is not None:
-            for index, (event_type, payload) in enumerate(outcome.sent):
-                if event_type is None:
-                    self.effects.append(EmitRecord(payload, task, index, run.record.timestamp_ms))
-                else:
-                    self._router.route(run, task, index, event_type, payload)
-        if outcome.timers:
-            for order in outcome.timers:
-                self._timers.order(run.state.key, order, task.id)
-        if run.queue or run.group is not None:
-            run.completed = [*(run.completed or ()), task.path]
-
-    def _can_set_timers(self, task: ActionTask, outcome: ActionCompleted, now_ms: int) -> bool:
-        """Whether the task's timers fit into the limit; if not, it fails."""
-        if not outcome.timers or len(self._timers) + len(outcome.timers) <= self._limits.timers_max:
-            return True
-        task.run.current = task if task.run.group is None else None
-        error = ErrorReport(
-            "RunLimitExceeded", f"{len(self._timers)} timers are set (timer.pending-max)", is_retryable=False
-        )
-        self._tasks.fail(task, error, now_ms)
-        return False
-
-    def _settle_group(self, run: Run, now_ms: int) -> bool:
-        """Apply a parallel group in routing order once all its members have ended; whether the run can go on."""
-        while (member := self._tasks.next_to_apply(run, now_ms)) is not None:
-            assert member.outcome is not None
-            self._apply_outcome(member, member.outcome)
-        return run.group is None
 
     # -- parking
     def _park(self, run: Run) -> None:
@@ -405,7 +368,7 @@ class Operator:
             StateMismatch: An unfinished run waits for an action that the plan no longer has.
             StateVersionTooNew: A row was written by a newer version.
         """
-        assert not self._runs and not self._changes.completed, "restore fills a new operator"
+        assert not self._runs, "restore fills a new operator"
         for row in rows.get(Table.META, ()):
             if row.name == META_NAME:
                 meta = decode_meta(row.value)

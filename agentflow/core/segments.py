@@ -13,7 +13,6 @@ from collections.abc import Iterable
 
 import msgspec
 
-
 END_OF_TIME_MS = 2**63 - 1
 """The watermark behind the last record of an input that ends."""
 
@@ -35,7 +34,9 @@ class Segment(msgspec.Struct, eq=False):
 class SegmentedQueue:
     """Segments in order; the last one is open. Never longer than the number of unfinished runs plus two."""
 
-    def __init__(self, closed: Iterable[tuple[int, int]] = (), open_number: int = 0, forwarded_ms: int | None = None) -> None:
+    def __init__(
+        self, closed: Iterable[tuple[int, int]] = (), open_number: int = 0, forwarded_ms: int | None = None
+    ) -> None:
         self._segments = deque(Segment(number, 0, watermark_ms) for number, watermark_ms in closed)
         self.last = Segment(open_number)
         self._segments.append(self.last)

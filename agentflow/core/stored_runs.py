@@ -187,5 +187,3 @@ def waits_only(run: Run) -> bool:
     tasks = run.group if run.group is not None else [run.current] if run.current is not None else []
     is_waiting = any(task.status == WAITING for task in tasks)
     return is_waiting and not any(task.status == RUNNING for task in tasks)
-
-

@@ -91,7 +91,7 @@ class ActionRunner:
             event = TimerEvent.from_event(Event(_TIMER, _decode_attributes(task.payload)))
         else:
             event = Event(event_type, _decode_attributes(task.payload))
-        event._origin = task  # noqa: SLF001 (the engine's field)
+        event.origin = task
         return event
 
     # -- coroutines
@@ -215,7 +215,9 @@ class ActionRunner:
             is_retryable = False  # a value that does not fit its declared model will not fit the next time
         elif not is_retryable:
             name = "DecodeError"
-        return ActionFailed(task, ErrorReport(name, str(error), is_retryable=is_retryable, traceback=_user_traceback(error)))
+        return ActionFailed(
+            task, ErrorReport(name, str(error), is_retryable=is_retryable, traceback=_user_traceback(error))
+        )
 
 
 def _completed(task: ActionTask, ctx: RunnerContext) -> ActionCompleted:

@@ -24,9 +24,7 @@ def encode_hook(value: object) -> object:
     dump = getattr(value, "model_dump", None)
     if callable(dump):
         return dump(mode="json")
-    msg = (
-        f"{type(value).__qualname__} cannot be encoded; use plain values, dataclasses, msgspec Structs or pydantic models"
-    )
+    msg = f"{type(value).__qualname__} cannot be encoded; use plain values, dataclasses, msgspec Structs or pydantic models"
     raise NotImplementedError(msg)
 
 
@@ -54,13 +52,11 @@ def output_encoder(codec: str) -> Callable[[object], bytes]:
 
 def input_decoder(codec: str, input_type: Any = None) -> Callable[[bytes], Any]:  # noqa: ANN401 (a type)
     """Return a decoder of record values into ``input_type`` (None: plain values)."""
-    module = msgspec.json if codec == "json" else msgspec.msgpack
-    if input_type is None:
-        return module.Decoder().decode
     if is_pydantic(input_type):
-        plain = module.Decoder().decode
+        plain = input_decoder(codec)
         return lambda value: input_type.model_validate(plain(value))
-    return module.Decoder(input_type).decode
+    kind = Any if input_type is None else input_type
+    return msgspec.json.Decoder(kind).decode if codec == "json" else msgspec.msgpack.Decoder(kind).decode
 
 
 class KeyReader:

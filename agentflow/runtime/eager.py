@@ -36,7 +36,7 @@ else:
             self._fut_waiter = None
             self._coro = coroutine
             self._context = contextvars.copy_context()
-            tasks._register_task(self)  # type: ignore[attr-defined]  # noqa: SLF001
+            tasks._register_task(self)  # noqa: SLF001
             self._context.run(self._Task__step)
 
     def start_eagerly(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
@@ -44,4 +44,4 @@ else:
 
         Call it from a callback of the loop, not from inside a task.
         """
-        return _EagerTask(coroutine, loop)  # type: ignore[return-value]
+        return _EagerTask(coroutine, loop)

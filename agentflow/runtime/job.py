@@ -1,8 +1,10 @@
 """A job: one agent chain from a source to sinks, restarted after infrastructure errors.
 
-    starting ─► restoring ─► running ─► draining ─► finished      end of input, or request_stop (then: stopped)
-                   ▲            │
-                   └─ restart ──┴─► failed                        FAIL_JOB, or the restart strategy gave up
+```
+starting ─► restoring ─► running ─► draining ─► finished      end of input, or request_stop (then: stopped)
+               ▲            │
+               └─ restart ──┴─► failed                        FAIL_JOB, or the restart strategy gave up
+```
 """
 
 from __future__ import annotations
@@ -171,7 +173,15 @@ class Job:
                 failure = error
             except TimeoutError as error:
                 failure = _as_internal(error, "a checkpoint took longer than checkpoint.timeout")
-            except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            except (
+                ArithmeticError,
+                AttributeError,
+                LookupError,
+                OSError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:
                 failure = _as_internal(error, f"{type(error).__name__}: {error}")
             else:
                 self._status.state = "stopped" if self._stops else "finished"
@@ -186,7 +196,8 @@ class Job:
                 raise RestartsExhausted(
                     f"the job failed {attempt} times without completing a checkpoint; the last time: {failure.what}",
                     where=failure.where,
-                    fix=failure.fix or "look at the cause, then start the job again: it goes on from its last checkpoint",
+                    fix=failure.fix
+                    or "look at the cause, then start the job again: it goes on from its last checkpoint",
                 ) from failure
             await self._wait_before_restart(attempt, failure)
 
@@ -237,7 +248,9 @@ class Job:
         guarantee = self._spec.settings.guarantee
         problems = []
         if guarantee != "none" and not source.is_replayable:
-            problems.append(f"source '{source.name}' cannot be read twice, so the job cannot be {guarantee}: set guarantee: none")
+            problems.append(
+                f"source '{source.name}' cannot be read twice, so the job cannot be {guarantee}: set guarantee: none"
+            )
         if guarantee == "exactly-once":
             problems += [
                 f"{role} '{sink.name}' is {sink.guarantee.value}, not exactly-once: set guarantee: at-least-once"
@@ -248,7 +261,7 @@ class Job:
         if problems:
             raise ConfigError(problems)
 
-    def _make_subtask(  # noqa: PLR0913 (everything a subtask is made of)
+    def _make_subtask(
         self,
         source: Source,
         sinks: Mapping[str, Sink],
@@ -267,9 +280,7 @@ class Job:
             codec = source.codec if index == 0 else "msgpack"
             is_last = index == len(spec.stages) - 1
             policy = FailurePolicy(settings.job, stage.plan.name, "dead-letter" in sinks, codec)
-            operator = Operator(
-                stage.plan, policy, _limits(settings), index=index, decode_input=input_decoder(codec)
-            )
+            operator = Operator(stage.plan, policy, _limits(settings), index=index, decode_input=input_decoder(codec))
             operator.restore(rows[index], now_ms)
             services = OperatorServices(
                 stage.plan, settings, incarnation, state, index, "json" if is_last else "msgpack"

@@ -14,7 +14,7 @@ from agentflow.runtime.settings import JobSettings
 
 
 def _bind_logger(**fields: Any) -> Any:  # noqa: ANN401 (structlog's bound loggers have no common type)
-    import structlog  # noqa: PLC0415 (25 ms at import that a job without log calls does not pay)
+    import structlog  # 25 ms at import that a job without log calls does not pay
 
     return structlog.get_logger("agentflow.agent").bind(**fields)
 
@@ -32,7 +32,13 @@ class OperatorServices:
     """
 
     def __init__(
-        self, plan: AgentPlan, settings: JobSettings, incarnation: str, state: KeyedState, operator: int, output_codec: str
+        self,
+        plan: AgentPlan,
+        settings: JobSettings,
+        incarnation: str,
+        state: KeyedState,
+        operator: int,
+        output_codec: str,
     ) -> None:
         self.plan = plan
         self.job = settings.job

@@ -20,53 +20,73 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Sections are immutable."""
 
 
-class CheckpointSettings(_Section):
+class CheckpointSettings(_Section, frozen=True):
     """`checkpoint.*`"""
 
-    interval_ms: Annotated[DurationMs, Meta(gt=0, description="Time between checkpoints; outputs become visible with them.")] = 1_000
-    timeout_ms: Annotated[DurationMs, Meta(description="A checkpoint that takes longer fails; the subtask restarts.")] = 600_000
+    interval_ms: Annotated[
+        DurationMs, Meta(gt=0, description="Time between checkpoints; outputs become visible with them.")
+    ] = 1_000
+    timeout_ms: Annotated[
+        DurationMs, Meta(description="A checkpoint that takes longer fails; the subtask restarts.")
+    ] = 600_000
 
 
-class StateSettings(_Section):
+class StateSettings(_Section, frozen=True):
     """`state.*`"""
 
-    dir: Annotated[str | None, Meta(description="Directory of keyed state; null keeps it in memory, lost with the process.")] = None
-    ttl_ms: Annotated[DurationMs | None, Meta(description="Time to live of short-term memory since its last use.")] = None
+    dir: Annotated[
+        str | None, Meta(description="Directory of keyed state; null keeps it in memory, lost with the process.")
+    ] = None
+    ttl_ms: Annotated[DurationMs | None, Meta(description="Time to live of short-term memory since its last use.")] = (
+        None
+    )
     ttl_update: Annotated[
         Literal["on-create-and-write", "on-read-and-write"], Meta(description="What counts as use for the TTL.")
     ] = "on-create-and-write"
-    value_max_bytes: Annotated[SizeBytes, Meta(description="Largest memory value; a larger one fails its run.")] = 64 * 2**20
-    cache_bytes: Annotated[SizeBytes, Meta(description="Memory of idle keys that is kept in process memory.")] = 64 * 2**20
-    free_min_bytes: Annotated[SizeBytes, Meta(description="Free disk space below which checkpoints are refused.")] = 64 * 2**20
+    value_max_bytes: Annotated[SizeBytes, Meta(description="Largest memory value; a larger one fails its run.")] = (
+        64 * 2**20
+    )
+    cache_bytes: Annotated[SizeBytes, Meta(description="Memory of idle keys that is kept in process memory.")] = (
+        64 * 2**20
+    )
+    free_min_bytes: Annotated[SizeBytes, Meta(description="Free disk space below which checkpoints are refused.")] = (
+        64 * 2**20
+    )
 
 
-class RunSettings(_Section):
+class RunSettings(_Section, frozen=True):
     """`run.*`: limits of runs."""
 
     in_flight_max: Annotated[Count, Meta(description="Unfinished runs at which the source is paused.")] = 10_000
-    tasks_max: Annotated[Count, Meta(description="Action tasks after which a run is taken for an endless cycle of events.")] = 10_000
+    tasks_max: Annotated[
+        Count, Meta(description="Action tasks after which a run is taken for an endless cycle of events.")
+    ] = 10_000
 
 
-class KeySettings(_Section):
+class KeySettings(_Section, frozen=True):
     """`key.*`: limits per key."""
 
     pending_max: Annotated[Count, Meta(description="Inputs that may wait behind one busy key.")] = 10_000
 
 
-class TimerSettings(_Section):
+class TimerSettings(_Section, frozen=True):
     """`timer.*`"""
 
-    pending_max: Annotated[Count, Meta(description="Timers that may be set in one subtask; one more fails the task.")] = 1_000_000
+    pending_max: Annotated[
+        Count, Meta(description="Timers that may be set in one subtask; one more fails the task.")
+    ] = 1_000_000
 
 
-class BlockingSettings(_Section):
+class BlockingSettings(_Section, frozen=True):
     """`blocking.*`: threads of blocking actions."""
 
     threads_max: Annotated[Count, Meta(description="Blocking actions that run at once.")] = 32
-    leaked_max: Annotated[Count, Meta(description="Threads left behind by timed-out actions at which the subtask restarts.")] = 16
+    leaked_max: Annotated[
+        Count, Meta(description="Threads left behind by timed-out actions at which the subtask restarts.")
+    ] = 16
 
 
-class RestartSettings(_Section):
+class RestartSettings(_Section, frozen=True):
     """`restart.*`: after infrastructure errors."""
 
     strategy: Annotated[
@@ -74,38 +94,42 @@ class RestartSettings(_Section):
     ] = "exponential"
     delay_ms: Annotated[DurationMs, Meta(description="(First) delay before a restart.")] = 1_000
     delay_max_ms: Annotated[DurationMs, Meta(description="Longest delay (exponential).")] = 60_000
-    attempts: Annotated[Count, Meta(description="Restarts before the job fails; a completed checkpoint resets the count.")] = 10
+    attempts: Annotated[
+        Count, Meta(description="Restarts before the job fails; a completed checkpoint resets the count.")
+    ] = 10
 
 
-class ShutdownSettings(_Section):
+class ShutdownSettings(_Section, frozen=True):
     """`shutdown.*`"""
 
     drain_timeout_ms: Annotated[DurationMs, Meta(description="How long SIGTERM waits for runs in flight.")] = 10_000
 
 
-class EventTimeSettings(_Section):
+class EventTimeSettings(_Section, frozen=True):
     """`event-time.*`"""
 
-    field: Annotated[str | None, Meta(description="Field with the record's timestamp: epoch ms, or ISO 8601 text.")] = None
+    field: Annotated[str | None, Meta(description="Field with the record's timestamp: epoch ms, or ISO 8601 text.")] = (
+        None
+    )
     max_out_of_orderness_ms: Annotated[
         DurationMs, Meta(description="The watermark stays this far behind the latest timestamp.")
     ] = 0
 
 
-class JobSettings(_Section):
+class JobSettings(_Section, frozen=True):
     """Everything about a job but its agent, source and sinks."""
 
-    job: Annotated[str, Meta(description="Name of the job; its state belongs to it.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = (
-        "agentflow"
-    )
+    job: Annotated[
+        str, Meta(description="Name of the job; its state belongs to it.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    ] = "agentflow"
     guarantee: Annotated[
         Literal["exactly-once", "at-least-once", "none"],
         Meta(description="What the job must give; a source or sink that cannot give it is an error."),
     ] = "exactly-once"
     record_max_bytes: Annotated[SizeBytes, Meta(description="Largest record, event or output.")] = 8 * 2**20
-    on_overflow: Annotated[
-        Literal["pause", "dead-letter"], Meta(description="What happens above key.pending-max.")
-    ] = "pause"
+    on_overflow: Annotated[Literal["pause", "dead-letter"], Meta(description="What happens above key.pending-max.")] = (
+        "pause"
+    )
     checkpoint: CheckpointSettings = CheckpointSettings()
     state: StateSettings = StateSettings()
     run: RunSettings = RunSettings()

@@ -418,17 +418,17 @@ class Subtask:
     # -- checkpoints
     async def _checkpoint_regularly(self) -> None:
         interval = self._settings.checkpoint.interval_ms / 1000
-        try:
-            while True:
-                await asyncio.sleep(interval)
-                # Shielded: the end of the job waits for a checkpoint that has begun.
-                await asyncio.shield(work := self._loop.create_task(self._checkpoint()))
-        except asyncio.CancelledError:
-            if "work" in locals() and not work.done():
-                await work
-            raise
-        except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
-            self.fail(error)
+        while True:
+            await asyncio.sleep(interval)
+            work = self._loop.create_task(self._checkpoint())
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait([work])  # the end of the job waits for a checkpoint that has begun
+                raise
+            except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
+                self.fail(error)
+                return
 
     async def _checkpoint(self) -> None:
         """Take one checkpoint: barrier in one turn, then make it durable while reading and actions go on."""

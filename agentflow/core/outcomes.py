@@ -1,0 +1,68 @@
+"""What a completed task does: its writes, its outputs, its events, its timers, all or none."""
+
+from __future__ import annotations
+
+from agentflow.core.effects import Effect, EmitRecord
+from agentflow.core.epoch import EpochChanges
+from agentflow.core.inputs import ActionCompleted
+from agentflow.core.records import ErrorReport
+from agentflow.core.routing import Router
+from agentflow.core.runs import ActionTask, Run
+from agentflow.core.tasks import TaskScheduler
+from agentflow.core.timers import TimerTable
+
+
+class Outcomes:
+    """Lets completed tasks happen: at once, or as members of a parallel group when all of it has ended."""
+
+    def __init__(
+        self,
+        effects: list[Effect],
+        changes: EpochChanges,
+        router: Router,
+        tasks: TaskScheduler,
+        timers: TimerTable,
+        timers_max: int,
+    ) -> None:
+        self._effects = effects
+        self._changes = changes
+        self._router = router
+        self._tasks = tasks
+        self._timers = timers
+        self._timers_max = timers_max
+
+    def take(self, task: ActionTask, outcome: ActionCompleted, now_ms: int) -> None:
+        """Take the outcome of a task: apply it, or keep it until its group is applied; fail the task over a limit."""
+        run = task.run
+        if outcome.timers and len(self._timers) + len(outcome.timers) > self._timers_max:
+            message = f"{len(self._timers)} timers are set (timer.pending-max)"
+            self._tasks.fail(task, ErrorReport("RunLimitExceeded", message, is_retryable=False), now_ms)
+        elif run.group is None:
+            run.current = None
+            self._apply(task, outcome)
+        else:
+            task.outcome = outcome
+
+    def settle_group(self, run: Run, now_ms: int) -> bool:
+        """Apply a parallel group in routing order once all its members have ended; whether the run can go on."""
+        while (member := self._tasks.next_to_apply(run, now_ms)) is not None:
+            assert member.outcome is not None
+            self._apply(member, member.outcome)
+        return run.group is None
+
+    def _apply(self, task: ActionTask, outcome: ActionCompleted) -> None:
+        run = task.run
+        if outcome.writes:
+            self._changes.write(run.state, outcome.writes)
+        if outcome.sensory:
+            run.sensory = {**(run.sensory or {}), **outcome.sensory}
+        if outcome.sent is not None:
+            for index, (event_type, payload) in enumerate(outcome.sent):
+                if event_type is None:
+                    self._effects.append(EmitRecord(payload, task, index, run.record.timestamp_ms))
+                else:
+                    self._router.route(run, task, index, event_type, payload)
+        for order in outcome.timers or ():
+            self._timers.order(run.state.key, order, task.id)
+        if run.queue or run.group is not None:
+            run.completed = [*(run.completed or ()), task.path]
