@@ -1,6 +1,6 @@
 """Files of JSON lines as a source."""
 
-# ruff: noqa: PTH - a label is the path as given, which Path would rewrite
+# ruff: noqa: PTH118, PTH116, PTH110, PTH207, PTH112 - a label is the path as given, which Path would rewrite
 
 from __future__ import annotations
 

@@ -1,0 +1,55 @@
+"""Every sink obeys the laws of the port."""
+
+from __future__ import annotations
+
+import io
+
+import msgspec
+import pytest
+
+from agentflow.connectors.collections import CollectionSink
+from agentflow.connectors.jsonl_sink import JsonlSink
+from agentflow.connectors.standard_streams import StdoutSink
+from agentflow.testing.conformance.sink import SinkConformance
+
+
+class TestCollectionSink(SinkConformance):
+    @pytest.fixture
+    def place(self):
+        return CollectionSink()
+
+    @pytest.fixture
+    def new_sink(self, place):
+        return lambda: place
+
+    @pytest.fixture
+    def read_visible(self, place):
+        return lambda: [msgspec.json.encode(value) for value in place.values]
+
+
+class TestJsonlSink(SinkConformance):
+    @pytest.fixture
+    def new_sink(self, tmp_path):
+        return lambda: JsonlSink(str(tmp_path / "deep" / "out"))
+
+    @pytest.fixture
+    def read_visible(self, tmp_path):
+        def read():
+            files = sorted((tmp_path / "deep" / "out").glob("[!._]*"))
+            return [line for file in files for line in file.read_bytes().splitlines()]
+
+        return read
+
+
+class TestStdoutSink(SinkConformance):
+    @pytest.fixture
+    def stream(self):
+        return io.BytesIO()
+
+    @pytest.fixture
+    def new_sink(self, stream):
+        return lambda: StdoutSink(stream)
+
+    @pytest.fixture
+    def read_visible(self, stream):
+        return lambda: stream.getvalue().splitlines()

@@ -1,0 +1,34 @@
+"""Every source obeys the laws of the port."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from agentflow.connectors.collections import CollectionSource
+from agentflow.connectors.jsonl import JsonlSource
+from agentflow.connectors.standard_streams import StdinSource
+from agentflow.testing.conformance.source import SourceConformance
+
+LINES = b'\xef\xbb\xbf{"a":1}\r\n\n[2]\n  \n"3"\n4'
+
+
+class TestCollectionSource(SourceConformance):
+    @pytest.fixture
+    def new_source(self):
+        return lambda: CollectionSource([{"a": 1}, "b", None])
+
+
+class TestJsonlSource(SourceConformance):
+    @pytest.fixture
+    def new_source(self, tmp_path):
+        (tmp_path / "a.jsonl").write_bytes(LINES)
+        (tmp_path / "b.jsonl").write_bytes(LINES)
+        return lambda: JsonlSource(f"{tmp_path}/*.jsonl")
+
+
+class TestStdinSource(SourceConformance):
+    @pytest.fixture
+    def new_source(self):
+        return lambda: StdinSource(io.BytesIO(LINES))

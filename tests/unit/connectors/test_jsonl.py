@@ -1,0 +1,90 @@
+"""Files of JSON lines: what can be wrong with them, and crashes of the sink."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from agentflow.connectors.jsonl import JsonlSource
+from agentflow.connectors.jsonl_sink import JsonlSink
+from agentflow.errors import SinkError, SourceError
+from agentflow.runtime.ports import Staged
+from agentflow.testing.conformance.sink import staged_epoch
+from agentflow.testing.conformance.source import read_all
+
+VICTIM = """
+import asyncio, os, signal, sys
+from agentflow.connectors.jsonl_sink import JsonlSink
+from agentflow.testing.conformance.sink import output, staged_epoch
+
+async def main():
+    sink = JsonlSink(sys.argv[1])
+    await sink.open(None)
+    await sink.publish(1, await staged_epoch(sink, 1, b"1"))
+    await staged_epoch(sink, 2, b"2")
+    sink.write(output(b"3" * 2**20))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "position"), [("missing", 0), ("", 0), ("*.none", 0), ("short", 99), ("short", 2), ("gone*", 0)]
+)
+async def test_unusable_input_is_refused_at_open(tmp_path, name, position):
+    (tmp_path / "short").write_bytes(b"1234\n")
+    path = str(tmp_path / name)
+    source = JsonlSource(path)
+    with pytest.raises(SourceError) as caught:
+        await source.open({path: position})
+    await source.close()
+    assert caught.value.where
+    assert caught.value.expected
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"1\n")])
+async def test_file_that_goes_while_it_is_read_fails_the_source(tmp_path, change):
+    path = tmp_path / "in"
+    path.write_bytes(b"123456789\n" * 300_000)
+    source = JsonlSource(str(path))
+    await source.open({})
+    await source.fetch(1)
+    change(path)
+    with pytest.raises(SourceError):
+        while await source.fetch(10**6):
+            pass
+    await source.close()
+
+
+async def test_long_line_is_shortened_and_reading_goes_on(tmp_path):
+    path = tmp_path / "in"
+    path.write_bytes(b"1\n" + b"x" * 50_000_000 + b"\n2\n")
+    records = await read_all(JsonlSource(str(path), record_max_bytes=100))
+    assert [record.value for record in records] == [b"1", b"x" * 101, b"2"]
+    assert records[1].next_offset == 50_000_003
+
+
+async def test_kill_leaves_published_files_and_the_prepared_staging(tmp_path):
+    out = tmp_path / "out"
+    assert subprocess.run([sys.executable, "-c", VICTIM, str(out)], check=False).returncode == -9
+    first, second = "part-00000-0000000001.jsonl", "part-00000-0000000002.jsonl"
+    assert (out / f".{second}").read_bytes() == b"2\n"
+    staged = Staged(names=(f".{second}",))
+    sink = JsonlSink(str(out))
+    await sink.open((2, staged))
+    await sink.publish(2, staged)
+    await sink.close()
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {first: b"1\n", second: b"2\n"}
+
+
+async def test_output_of_another_life_is_never_overwritten(tmp_path):
+    (tmp_path / "part-00000-0000000001.jsonl").write_bytes(b"old\n")
+    sink = JsonlSink(str(tmp_path))
+    await sink.open(None)
+    with pytest.raises(SinkError):
+        await staged_epoch(sink, 1, b"1")
+    await sink.close()
