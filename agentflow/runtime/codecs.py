@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from agentflow.api.encoding import encode_json, encode_msgpack
 from agentflow.core.records import Record
 from agentflow.errors import DecodeError, MissingKey
 from agentflow.plan.payloads import is_pydantic
@@ -19,35 +20,9 @@ _SCALAR_KEYS = (str, int, float, bytes)
 encode_key = msgspec.msgpack.Encoder().encode
 
 
-def encode_hook(value: object) -> object:
-    """Let pydantic models be encoded like the structs that msgspec knows."""
-    dump = getattr(value, "model_dump", None)
-    if callable(dump):
-        return dump(mode="json")
-    msg = f"{type(value).__qualname__} cannot be encoded; use plain values, dataclasses, msgspec Structs or pydantic models"
-    raise NotImplementedError(msg)
-
-
-_encode_json = msgspec.json.Encoder(enc_hook=encode_hook).encode
-_encode_msgpack = msgspec.msgpack.Encoder(enc_hook=encode_hook).encode
-
-
-def _typed(encode: Callable[[object], bytes]) -> Callable[[object], bytes]:
-    def encoded(value: object) -> bytes:
-        try:
-            return encode(value)
-        except NotImplementedError as error:
-            raise TypeError(*error.args) from None
-
-    return encoded
-
-
-encode_event = _typed(_encode_msgpack)
-
-
 def output_encoder(codec: str) -> Callable[[object], bytes]:
     """Return the encoder of outputs: ``json`` for sinks, ``msgpack`` for the next operator of a chain."""
-    return _typed(_encode_json if codec == "json" else _encode_msgpack)
+    return encode_json if codec == "json" else encode_msgpack
 
 
 def input_decoder(codec: str, input_type: Any = None) -> Callable[[bytes], Any]:  # noqa: ANN401 (a type)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from agentflow.api.encoding import encode_msgpack
 from agentflow.api.memory import MemoryLimits
 from agentflow.core.runs import KeyState
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.codecs import encode_event, output_encoder
+from agentflow.runtime.codecs import output_encoder
 from agentflow.runtime.ports import KeyedState
 from agentflow.runtime.settings import JobSettings
 
@@ -49,7 +50,7 @@ class OperatorServices:
         self.memory_limits = MemoryLimits(ttl.value_max_bytes, ttl.ttl_ms, ttl.ttl_update == "on-read-and-write")
         self.sensory_limits = MemoryLimits(ttl.value_max_bytes)
         self.record_max = settings.record_max_bytes
-        self.encode_event: Callable[[object], bytes] = encode_event
+        self.encode_event: Callable[[object], bytes] = encode_msgpack
         self.encode_output: Callable[[object], bytes] = output_encoder(output_codec)
         self.bind_logger: Callable[..., Any] = _bind_logger
         self._get, self._scan = state.get, state.scan

@@ -45,9 +45,9 @@ VENDORS = {
     "cel": (r"agentflow\.plan\b",),
     "msgspec": (r"agentflow\b",),
     "opentelemetry": (r"agentflow\.observability\b",),
-    "pydantic": (r"agentflow\.(api|plan|runtime)\b",),
+    "pytest": (r"agentflow\.testing\.conformance\b",),
     "rocksdict": (r"agentflow\.state\b",),
-    "structlog": (r"agentflow\.(observability|environment|cli)\b",),
+    "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.services\b"),
     "uvloop": (r"agentflow\.(runtime|environment|cli)\b",),
     "yaml": (r"agentflow\.(plan|runtime|environment|cli)\b",),
 }
