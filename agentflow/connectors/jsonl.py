@@ -1,274 +1,201 @@
-"""JSON Lines files as a source.
+"""Files of JSON lines as a source."""
 
-Position of a record = byte offset of its line in its file; the label is the file's path as it was given, so that moving the
-working directory together with the files keeps the positions.
-
-Files are read inline, not in a thread: a chunk that is in the page cache, where read-ahead puts it, takes about 50 µs, less
-than handing it from thread to thread costs in latency and throughput. A disk so slow that this hurts makes the job wait for
-its input anyway.
-"""
+# ruff: noqa: PTH118, PTH116, PTH110, PTH207, PTH112 - a label is the path as given, which Path would rewrite
 
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
+import fnmatch
 import glob
-import itertools
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 
-from agentflow.connectors.lines import RECORD_MAX_BYTES, LineCutter
+from agentflow.connectors.lines import RECORD_MAX_BYTES, LineSplitter
 from agentflow.core.records import Record
 from agentflow.errors import SourceError
 
-CHUNK_BYTES = 256 * 1024
-"""One read. Larger ones gain nothing measurable; 90,000 lines of two bytes are cut in about 2 ms, 1 MiB would take 10."""
-
-_BOM = b"\xef\xbb\xbf"
-_READS_PER_TURN = 64
-"""Reads without a record (a very long line, a desert of blank ones) after which other tasks get a turn."""
-
-StrPath = str | os.PathLike[str]
+_BLOCK_BYTES = 2**20
 
 
-class JsonlSource:
-    """Reads JSON Lines files one after the other, in the order of their labels.
+def _unreadable(path: str, error: OSError) -> SourceError:
+    match error:
+        case FileNotFoundError():
+            what, fix = "the input file does not exist", "Correct `path`, or put the file there."
+        case PermissionError():
+            what, fix = "the input file may not be read", "Give this user the right to read the file and its directory."
+        case IsADirectoryError():
+            what, fix = "the input is a directory", f"Name its files by a pattern: {os.path.join(path, '*.jsonl')}"
+        case _:
+            what, fix = f"the input file cannot be read: {error.strerror}", "Check the disk or the network drive."
+    return SourceError(what, where={"file": path}, expected="a file of JSON lines that can be read", fix=fix)
 
-    Files are looked up when the source is opened; what matches a pattern later is read by the next start. A file that is
-    named must exist, a file that was read completely and matched a pattern may be gone. Files may grow between runs, by
-    whole lines; they must not change otherwise.
 
-    Args:
-        path: A file, several files, or a pattern (``*``, ``?``, ``[…]``, ``**``; names that start with ``.`` or ``_`` are
-            staging and do not match unless the pattern says so).
-        record_max: Longest line in bytes that is read whole; a longer one becomes a record with its first
-            ``record_max + 1`` bytes, for the job to reject.
-    """
-
-    name = "jsonl"
-    is_replayable = True
-    codec = "json"
-
-    def __init__(self, path: StrPath | Iterable[StrPath], *, record_max: int = RECORD_MAX_BYTES) -> None:
-        paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-        self._paths = [os.fspath(one) for one in paths]
-        self._record_max = record_max
-        LineCutter("", 0, record_max)  # a wrong limit is told where it is given
-        self._positions: dict[str, int] = {}  # label → where to begin
-        self._waiting: list[tuple[str, str]] = []  # (label, path) of files not begun, last one first
-        self._file: _OpenFile | None = None  # None before the first, between two, and after the last one
-        self._cutter = LineCutter("", 0, record_max)
-
-    async def open(self, positions: Mapping[str, int]) -> None:
-        """Find the files and check that each can be read from its position.
-
-        Positions of files that are not part of the input any more are ignored.
-
-        Raises:
-            SourceError: No file; one is missing, a directory, unreadable, or does not have its position.
-        """
-        await self.close()
-        files = {_label(path): path for path in self._find()}
-        self._positions = {label: positions.get(label, 0) for label in files}
-        for label, path in files.items():
-            with _OpenFile(label, path) as file:
-                file.check_position(self._positions[label])
-        self._waiting = sorted(files.items(), reverse=True)
-
-    async def fetch(self, records_max: int) -> Sequence[Record]:
-        """Return the next records; fewer than ``records_max`` when a chunk ends. Never waits for a file to grow.
-
-        Raises:
-            SourceError: A file disappeared, was replaced or became shorter, or the disk failed.
-        """
-        for reads in itertools.count(1):
-            records = self._cutter.take(records_max)
-            if records:
-                return records
-            if not self._read():
-                break
-            if reads % _READS_PER_TURN == 0:
-                await asyncio.sleep(0)
-        return []
-
-    async def close(self) -> None:
-        """Close the file that is open; what is left is not read any more."""
-        self._waiting = []
-        self._cutter = LineCutter("", 0, self._record_max)
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _read(self) -> bool:
-        """Give one chunk to the cutter; return False at the end of the last file."""
-        if self._file is None:
-            if not self._waiting:
-                return False
-            label, path = self._waiting.pop()
-            self._file = _OpenFile(label, path)
-            self._cutter = LineCutter(label, self._file.begin(self._positions[label]), self._record_max)
-        chunk = self._file.read()
-        if chunk:
-            self._cutter.feed(chunk)
-        else:
-            self._cutter.finish()
-            self._file.close()
-            self._file = None
-        return True
-
-    def _find(self) -> list[str]:
-        if not self._paths:
-            raise SourceError("no input file is named", where={"source": self.name}, fix="name at least one file")
-        found = []
-        for path in self._paths:
-            if not glob.has_magic(path) or os.path.lexists(path):
-                found.append(path)
-                continue
-            matches = [match for match in glob.glob(path, recursive=True) if _is_meant(match, path)]
-            if not matches:
-                raise SourceError(
-                    "no file matches the pattern of the input",
-                    where={"source": self.name, "pattern": path},
-                    expected="at least one file",
-                    fix=f"check the pattern; relative ones start at {os.getcwd()}",
-                )
-            found += matches
-        return found
+def _changed(path: str, what: str, position: int, expected: str) -> SourceError:
+    return SourceError(
+        what,
+        where={"file": path, "position": position},
+        expected=expected,
+        fix="Put the original file back (files may only grow), or read it from its beginning in a job of another name.",
+    )
 
 
 class _OpenFile:
-    """One file and how far it is read. Every read checks that it is still the same file and not shorter."""
+    """One file being read from a position."""
 
-    def __init__(self, label: str, path: str) -> None:
-        self._label = label
-        self._path = path
-        self._offset = 0  # of the next read
+    def __init__(self, path: str, position: int, record_max_bytes: int) -> None:
+        self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block here
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its writer
         except OSError as error:
-            raise self._os_error(error, "opened") from error
-        status = os.fstat(self._fd)
-        self._identity = (status.st_dev, status.st_ino)
-        self._size = status.st_size
-        if not stat.S_ISREG(status.st_mode):
+            raise _unreadable(path, error) from error
+        try:
+            self._opened = os.fstat(self._fd)
+            self._check_start(position)
+        except BaseException:
             self.close()
-            raise self._wrong_kind(is_directory=stat.S_ISDIR(status.st_mode))
+            raise
+        self._lines = LineSplitter(path, position, record_max_bytes)
 
-    def __enter__(self) -> _OpenFile:
-        return self
+    def _check_start(self, position: int) -> None:
+        if stat.S_ISDIR(self._opened.st_mode):
+            raise _unreadable(self.path, IsADirectoryError())
+        if not stat.S_ISREG(self._opened.st_mode):
+            raise SourceError(
+                "the input is not a regular file",
+                where={"file": self.path},
+                expected="a file, which can be read again after a failure",
+                fix="Read pipes with the source `stdin`.",
+            )
+        if self._opened.st_size < position:
+            expected = f"at least {position} bytes, there are {self._opened.st_size}"
+            raise _changed(self.path, "the input file is shorter than its position", position, expected)
+        if position:
+            # A last line without newline ends at the file's end, so the newline may also follow the position.
+            around = os.pread(self._fd, 2, position - 1)
+            if around[:1] != b"\n" and around[1:] not in (b"", b"\n", b"\r"):
+                raise _changed(self.path, "the input file has changed", position, "the beginning of a line")
+            os.lseek(self._fd, position, os.SEEK_SET)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def read(self) -> list[Record] | None:
+        """Return the records of the next block, perhaps none; None at the end of the file."""
+        position = self._lines.position
+        try:
+            block = os.read(self._fd, _BLOCK_BYTES)
+            now = os.stat(self.path)
+        except FileNotFoundError as error:
+            raise _changed(self.path, "the input file disappeared while it was read", position, "the file") from error
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        if not os.path.samestat(now, self._opened):
+            raise _changed(self.path, "the input file was replaced while it was read", position, "the same file")
+        if now.st_size < position + len(block):
+            expected = f"at least {position + len(block)} bytes, there are {now.st_size}"
+            raise _changed(self.path, "the input file shrank while it was read", position, expected)
+        if block:
+            return self._lines.feed(block)
+        return self._lines.finish() or None
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    def begin(self, position: int) -> int:
-        """Go to a position; return where the first line begins (behind a byte order mark)."""
-        self.check_position(position)
-        is_marked = position == 0 and self._pread(len(_BOM), 0) == _BOM
-        self._offset = len(_BOM) if is_marked else position
-        return self._offset
 
-    def check_position(self, position: int) -> None:
-        """Refuse a position that cannot be the beginning of a line: the file is not the one that was read."""
-        if position > self._size:
-            raise SourceError(
-                "the input file is shorter than the position where reading goes on: it was truncated or replaced",
-                where=self._where | {"position": position, "bytes": self._size},
-                expected=f"at least {position} bytes, the first ones as they were",
-                fix="restore the file, or start the job with a new state directory to read it from the beginning",
-            )
-        if position in {0, self._size}:
-            return
-        before, after = self._pread(1, position - 1), self._pread(2, position)
-        is_behind_bom = position == len(_BOM) and self._pread(len(_BOM), 0) == _BOM
-        # A last line without its end may have been read, and got its end later.
-        if before != b"\n" and not after.startswith(b"\n") and after != b"\r\n" and not is_behind_bom:
-            raise SourceError(
-                "the position where reading goes on is in the middle of a line: the input file was changed or replaced",
-                where=self._where | {"position": position, "bytes": self._size},
-                expected="a file that only grows, by whole lines",
-                fix="restore the file, or start the job with a new state directory to read it from the beginning",
-            )
+class JsonlSource:
+    """Lines of files, in the order of the sorted paths; a file's label is its path, an offset is a byte offset.
 
-    def read(self) -> bytes:
-        """Return the next bytes; nothing at the end."""
-        chunk = self._pread(CHUNK_BYTES, self._offset)
-        self._offset += len(chunk)
-        try:
-            status = os.stat(self._path)
-        except OSError as error:
-            raise self._os_error(error, "read to its end") from error
-        if (status.st_dev, status.st_ino) != self._identity:
-            raise SourceError(
-                "the input file was replaced while it was read",
-                where=self._where | {"position": self._offset},
-                expected="the same file until its end",
-                fix="restore the file, then start the job again: it goes on from its last checkpoint",
-            )
-        if status.st_size < self._offset:
-            raise SourceError(
-                "the input file became shorter while it was read",
-                where=self._where | {"position": self._offset, "bytes": status.st_size},
-                expected=f"at least {self._offset} bytes",
-                fix="restore the file, then start the job again: it goes on from its last checkpoint",
-            )
-        return chunk
+    The end of the last file is the end of input; files that grow later are read on by the next run.
 
-    def _pread(self, size: int, offset: int) -> bytes:
-        try:
-            return os.pread(self._fd, size, offset)
-        except OSError as error:
-            raise self._os_error(error, "read") from error
+    Args:
+        path: Path or glob pattern (`**` goes through directories), or several.
+        record_max_bytes: A longer line is returned with its first ``record_max_bytes + 1`` bytes only.
+    """
 
-    @property
-    def _where(self) -> dict[str, object]:
-        return {"source": JsonlSource.name, "file": self._label}
+    name = "jsonl"
+    is_replayable = True
+    codec = "json"
 
-    def _os_error(self, error: OSError, what: str) -> SourceError:
-        fix = {
-            errno.ENOENT: f"check the path; relative ones start at {os.getcwd()}",
-            errno.EACCES: "give the user of this process the right to read the file",
-        }.get(error.errno or 0, "look at the disk and the mount of the file, then start the job again")
-        return SourceError(
-            f"the input file cannot be {what}: {error.strerror}",
-            where=self._where,
-            expected="a readable JSON Lines file",
-            fix=fix,
-        )
+    def __init__(self, path: str | Sequence[str], *, record_max_bytes: int = RECORD_MAX_BYTES) -> None:
+        self._patterns = (path,) if isinstance(path, str) else tuple(path)
+        self._record_max_bytes = record_max_bytes
+        self._positions: dict[str, int] = {}
+        self._paths: deque[str] = deque()
+        self._file: _OpenFile | None = None
+        self._ready: deque[Record] = deque()
+        self._reading: asyncio.Task[list[Record]] | None = None
 
-    def _wrong_kind(self, *, is_directory: bool) -> SourceError:
-        if is_directory:
-            fix = f"name the files in it: {self._label.rstrip('/')}/*.jsonl"
-        else:
-            fix = "for a pipe use the source stdin"
-        return SourceError(
-            f"the input is {'a directory' if is_directory else 'not a regular file'}",
-            where=self._where,
-            expected="a JSON Lines file, which can be read again from any position",
-            fix=fix,
-        )
+    async def open(self, positions: Mapping[str, int]) -> None:
+        """Find the files and check that each one can be read from its position.
 
+        A position whose file no pattern names any more is ignored: the input was changed on purpose.
+        """
+        self._positions = dict(positions)
+        self._paths = deque(await asyncio.to_thread(self._find))
 
-def _is_meant(match: str, pattern: str) -> bool:
-    """Whether a match is input: a file, and no staging unless the pattern asks for it."""
-    name, wanted = os.path.basename(match), os.path.basename(pattern)
-    return os.path.isfile(match) and (not name.startswith(("_", ".")) or wanted.startswith(name[0]))
+    async def fetch(self, records_max: int) -> Sequence[Record]:
+        """Return the next lines; blank lines are skipped. Blocks are read in a thread."""
+        while not self._ready:
+            # A cancelled fetch leaves its block to the next one: nothing is read twice and nothing is lost.
+            self._reading = self._reading or asyncio.create_task(asyncio.to_thread(self._read))
+            records = await asyncio.shield(self._reading)
+            self._reading = None
+            if not records:
+                return []
+            self._ready.extend(records)
+        if records_max >= len(self._ready):
+            result = list(self._ready)
+            self._ready.clear()
+            return result
+        return [self._ready.popleft() for _ in range(records_max)]
 
+    async def close(self) -> None:
+        """Close the file."""
+        if self._reading is not None:
+            with contextlib.suppress(SourceError):
+                await self._reading
+            self._reading = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._paths.clear()
+        self._ready.clear()
 
-def _label(path: str) -> str:
-    label = path.replace(os.sep, "/")
-    try:
-        label.encode()
-    except UnicodeEncodeError as error:
-        raise SourceError(
-            "the name of the input file is not UTF-8, so its position cannot be kept",
-            where={"source": JsonlSource.name, "file": ascii(path)},
-            expected="a name in UTF-8",
-            fix="rename the file",
-        ) from error
-    return label
+    def _find(self) -> list[str]:
+        found: set[str] = set()
+        for pattern in self._patterns:
+            if glob.has_magic(pattern) and not os.path.exists(pattern):
+                # A file that a pattern found earlier must still be there: its rest would be lost without a word.
+                known = [path for path in self._positions if fnmatch.fnmatchcase(path, pattern)]
+                matches = {*glob.glob(pattern, recursive=True), *known}
+                matches = {path for path in matches if not os.path.isdir(path)}
+                if not matches:
+                    raise SourceError(
+                        "no file matches the pattern",
+                        where={"pattern": pattern},
+                        expected="at least one file",
+                        fix="Correct `path`, or put the files there.",
+                    )
+                found |= matches
+            else:
+                found.add(pattern)
+        for path in sorted(found):
+            _OpenFile(path, self._positions.get(path, 0), self._record_max_bytes).close()
+        return sorted(found)
+
+    def _read(self) -> list[Record]:
+        """Return the records of the next block that completes any; empty at the end of the last file."""
+        while True:
+            if self._file is None:
+                if not self._paths:
+                    return []
+                path = self._paths.popleft()
+                self._file = _OpenFile(path, self._positions.get(path, 0), self._record_max_bytes)
+            records = self._file.read()
+            if records:
+                return records
+            if records is None:
+                self._file.close()
+                self._file = None
