@@ -7,6 +7,7 @@ An action that raises, hangs or is cancelled affects only its own run: whatever 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -144,7 +145,8 @@ class ActionRunner:
                 answer = self._failed(task, ctx, error)
             except BaseException as error:  # noqa: BLE001 (SystemExit in a thread would be lost)
                 answer = error
-            self._loop.call_soon_threadsafe(self._thread_done, task, answer)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants the answer any more
+                self._loop.call_soon_threadsafe(self._thread_done, task, answer)
 
         self._in_threads[task] = ctx
         if action.timeout_ms is not None:
