@@ -375,7 +375,7 @@ class Base(Agent):
     """Its actions are inherited."""
 
     @action(EventType.InputEvent)
-    def first(event: InputEvent[Any], ctx: RunnerContext) -> None:  # type: ignore[misc]
+    def first(event: InputEvent[Any], ctx: RunnerContext) -> None:  # type: ignore[misc]  # noqa: N805 (a plain function)
         ctx.send_event(OutputEvent("base first"))
 
     @staticmethod
