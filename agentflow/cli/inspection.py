@@ -60,22 +60,14 @@ def _summary(job_file: JobFile, plan: AgentPlan) -> dict[str, object]:
         "agent": composition.agent,
         "actions": [action.name for action in plan.actions],
         "key-by": composition.key_by,
-        "source": described(composition.source),
-        "sink": described(composition.sink),
+        "source": composition.source.described,
+        "sink": composition.sink.described,
     }
     if composition.dead_letter is not None:
-        summary["dead-letter"] = described(composition.dead_letter)
+        summary["dead-letter"] = composition.dead_letter.described
     summary["guarantee"] = settings.guarantee
     summary["state"] = settings.state.dir or "in memory"
     return summary
-
-
-def described(connector: object) -> str:
-    """Return a source or sink as ``jsonl out/``."""
-    kind = str(type(connector).__struct_config__.tag)  # type: ignore[attr-defined]  # a tagged struct
-    path = getattr(connector, "path", ())
-    paths = [path] if isinstance(path, str) else list(path)
-    return " ".join([kind, *paths])
 
 
 def plan(chosen: argparse.Namespace) -> int:

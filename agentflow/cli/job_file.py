@@ -14,11 +14,17 @@ from agentflow.runtime.settings import JobSettings
 class _Section(msgspec.Struct, frozen=True, kw_only=True):
     """Sections are immutable."""
 
+    @property
+    def described(self) -> str:
+        """A source or sink for people: ``jsonl out/``."""
+        path = getattr(self, "path", ())
+        return " ".join([str(self.__struct_config__.tag), *([path] if isinstance(path, str) else path)])
+
 
 class JsonlSource(_Section, frozen=True, kw_only=True, tag="jsonl"):
     """JSON Lines files, one value per line."""
 
-    path: Annotated[tuple[str, ...], Meta(description="File, or list of files; relative to the current directory.")]
+    path: Annotated[tuple[str, ...], Meta(description="File, pattern (data/*.jsonl), or list of them.")]
 
 
 class StdinSource(_Section, frozen=True, kw_only=True, tag="stdin"):

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 EXIT_DONE = 0
 EXIT_JOB_FAILED = 1
 EXIT_WRONG_USE = 2
-EXIT_PROBLEMS_FOUND = 3
 
 
 def is_colored(stream: TextIO) -> bool:
@@ -62,6 +61,9 @@ def report_error(error: BaseException, *, is_verbose: bool) -> int:
         return EXIT_WRONG_USE
     if isinstance(error, AgentflowError):
         print_error(_with_cause(error))
+        own_part = getattr(error, "user_traceback", "")  # of the action that failed the job
+        if own_part and not is_verbose:
+            print("\n".join(f"  {line}" for line in str(own_part).rstrip().splitlines()), file=sys.stderr)
         return EXIT_JOB_FAILED
     from agentflow.cli.loading import user_traceback
 
@@ -72,9 +74,9 @@ def report_error(error: BaseException, *, is_verbose: bool) -> int:
 
 
 def _with_cause(error: AgentflowError) -> str:
-    """Return the error's text, with what caused it where that says more."""
+    """Return the error's text; one that says no fix also says what caused it."""
     cause = error.__cause__
-    if cause is None or str(cause) in str(error):
+    if cause is None or error.fix or str(cause) in str(error):
         return str(error)
     first, *rest = str(error).split("\n")
     return "\n".join([first, f"  because of {type(cause).__name__}: {cause}".replace("\n", "\n    "), *rest])

@@ -6,6 +6,8 @@ import argparse
 import importlib.metadata
 import platform
 
+from agentflow import __version__
+
 _SHOWN = ("msgspec", "uvloop", "rocksdict", "structlog", "PyYAML", "common-expression-language")
 
 
@@ -19,15 +21,14 @@ def installed_version(package: str) -> str | None:
 
 def version(chosen: argparse.Namespace) -> int:
     """Print the version; with ``--json`` also those of Python and of the packages that matter in a report."""
-    own = installed_version("agentflow") or "unknown (not installed: running from its sources)"
     if not chosen.json:
-        print(f"agentflow {own}")
+        print(f"agentflow {__version__}")
         return 0
     from agentflow.cli.output import print_json
 
     print_json(
         {
-            "agentflow": own,
+            "agentflow": __version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": {package: installed_version(package) for package in _SHOWN},

@@ -238,7 +238,7 @@ CASES = {
         """
         job.yaml:4: 'source.jsonl.path' is missing
           4 | source: {jsonl: {}}
-                       ^^^^^ File, or list of files; relative to the current directory
+                       ^^^^^ File, pattern (data/*.jsonl), or list of them
         """,
     ),
     "empty source": (

@@ -1,0 +1,31 @@
+"""From a source or sink of a job file to the connector that it means. The only place of the command line that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agentflow.cli.job_file import JsonlSink, JsonlSource, StdinSource, StdoutSink
+from agentflow.runtime.ports import Sink, Source
+from agentflow.runtime.settings import JobSettings
+
+
+def source_opener(source: JsonlSource | StdinSource, settings: JobSettings) -> Callable[[], Source]:
+    """Return what makes the source, at each start of the job."""
+    if isinstance(source, JsonlSource):
+        from agentflow.connectors.jsonl import JsonlSource as Files
+
+        return lambda: Files(source.path, record_max_bytes=settings.record_max_bytes)
+    from agentflow.connectors.standard_streams import StdinSource as Stdin
+
+    return Stdin
+
+
+def open_sink(sink: JsonlSink | StdoutSink) -> Sink:
+    """Make a sink."""
+    if isinstance(sink, JsonlSink):
+        from agentflow.connectors.jsonl_sink import JsonlSink as Directory
+
+        return Directory(sink.path)
+    from agentflow.connectors.standard_streams import StdoutSink as Stdout
+
+    return Stdout()

@@ -1,0 +1,184 @@
+"""The command `agentflow`. What a command needs is imported when that command runs: start-up counts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from agentflow.cli.output import EXIT_WRONG_USE, print_error, report_error
+
+_STATUS = """\
+exit status:
+  0 done    1 the job failed    2 wrong use or configuration    3 a check found problems
+  130, 143 stopped by SIGINT, SIGTERM after a clean drain"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    Args:
+        argv: Arguments without the program's name; None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = _parser()
+        chosen = parser.parse_args(arguments)
+        if chosen.command is None:
+            parser.print_help(sys.stderr)
+            return EXIT_WRONG_USE
+        return _execute(chosen)
+    except SystemExit as stop:  # argparse: --help, or wrong use that is told already
+        return stop.code if isinstance(stop.code, int) else EXIT_WRONG_USE
+
+
+def _execute(chosen: argparse.Namespace) -> int:
+    command: Callable[[argparse.Namespace], int] = _COMMANDS[chosen.command]
+    try:
+        status = command(chosen)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of the output has gone (`| head`): nothing is left to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:  # noqa: BLE001 (the edge of the command line)
+        return report_error(error, is_verbose=chosen.traceback)
+    return status
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.run import run
+
+    return run(chosen)
+
+
+def _validate(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.inspection import validate
+
+    return validate(chosen)
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.inspection import plan
+
+    return plan(chosen)
+
+
+def _schema(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.inspection import schema
+
+    return schema(chosen)
+
+
+def _version(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.version import version
+
+    return version(chosen)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "validate": _validate,
+    "plan": _plan,
+    "schema": _schema,
+    "version": _version,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in the words of all other errors, and suggests the nearest command or flag."""
+
+    def error(self, message: str) -> NoReturn:
+        print_error(f"{message}\nhelp: {self.prog} --help")
+        raise SystemExit(EXIT_WRONG_USE)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        chosen, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            command = getattr(chosen, "command", None)
+            program = f"{self.prog} {command}" if command else self.prog
+            suggestion = _suggestion(unknown[0], _FLAGS)
+            print_error(f"unknown argument '{unknown[0]}' of '{program}'{suggestion}\nhelp: {program} --help")
+            raise SystemExit(EXIT_WRONG_USE)
+        return chosen
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            name = "command" if action.dest == "command" else "/".join(action.option_strings) or action.dest
+            near = _suggestion(str(value), known)
+            raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
+
+
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--describe", "--help", "--version")  # fmt: skip
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    from agentflow.plan.problems import nearest
+
+    near = nearest(name.partition("=")[0], known)
+    return f", did you mean '{near}'?" if near else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="agentflow",
+        description="Durable, exactly-once, keyed stream processing for AI agents.",
+        epilog=_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action="store_const", dest="command", const="version", help="as 'agentflow version'"
+    )
+    parser.set_defaults(command=None, json=False, traceback=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for name, summary in (
+        ("run", "run a job to the end of its input, or until it is stopped"),
+        ("validate", "check a job file, its agent and its plan; nothing is run"),
+        ("plan", "show what an agent is made of: actions, triggers, resources, event graph"),
+    ):
+        command = _add_command(commands, name, summary)
+        command.add_argument("config", metavar="CONFIG", help="the job file")
+        command.add_argument("--profile", metavar="NAME", help="lay this profile of the file over it")
+        command.add_argument(
+            "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="set one key; repeatable"
+        )
+        if name == "run":
+            command.add_argument("--log-format", choices=["console", "json"], help="how log lines look")
+            command.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="least level shown")
+            command.add_argument("--no-uvloop", action="store_true", help="use asyncio's own event loop")
+        else:
+            forms = command.add_mutually_exclusive_group()
+            forms.add_argument("--json", action="store_true", help="print JSON")
+            if name == "plan":
+                forms.add_argument("--mermaid", action="store_true", help="print the event graph as Mermaid text")
+    schema = _add_command(commands, "schema", "print the JSON schema of the job file, or describe its keys")
+    schema.add_argument(
+        "--describe", nargs="?", const="", metavar="SECTION", help="describe a section or key; none: all"
+    )
+    schema.add_argument("--json", action="store_true", help="print a description as JSON")
+    version = _add_command(commands, "version", "print the version")
+    version.add_argument("--json", action="store_true", help="print JSON, with the versions of what matters")
+    return parser
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[_Parser],
+    name: str,
+    summary: str,  # argparse has no public name for it
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("--traceback", action="store_true", help="show whole tracebacks of errors")
+    return command
