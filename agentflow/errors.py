@@ -27,7 +27,8 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   ├── StateVersionTooNew the directory was written by a newer agentflow
     │   └── StateMismatch      the directory belongs to another job, or to another shape of this one
     ├── SourceError            the input cannot be read (missing, shorter than its position, not readable twice)
-    ├── SinkError              the output cannot be written
+    ├── SinkError              the output cannot be written; the subtask restarts
+    │   └── OutputExists       the output of this checkpoint is there already: another job's, or of state that was removed
     ├── JobFailed              the job stopped: an action with `on_error="fail"`, or bad input without a dead-letter sink
     └── RestartsExhausted      the restart strategy gave up
 """
@@ -209,6 +210,12 @@ class SinkError(AgentflowError):
     """The output cannot be written."""
 
     recovery = Recovery.RESTART_SUBTASK
+
+
+class OutputExists(SinkError):
+    """The place holds outputs of another job, or of state that was removed; they are never overwritten."""
+
+    recovery = Recovery.FAIL_JOB
 
 
 class JobFailed(AgentflowError):

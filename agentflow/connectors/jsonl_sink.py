@@ -17,7 +17,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from agentflow.errors import SinkError
+from agentflow.errors import OutputExists, SinkError
 from agentflow.runtime.ports import Guarantee, Staged
 
 if TYPE_CHECKING:
@@ -160,8 +160,8 @@ class JsonlSink:
         """Write the rest of the epoch and sync file and directory, in a thread.
 
         Raises:
-            SinkError: It cannot be made durable, or the checkpoint's file exists: the directory holds another job's
-                outputs, which are never overwritten.
+            SinkError: It cannot be made durable.
+            OutputExists: The checkpoint's file exists: the directory holds another job's outputs, never overwritten.
         """
         epoch = self._closed.pop(checkpoint)
         if epoch.is_empty:
@@ -169,11 +169,11 @@ class JsonlSink:
         published = f"{self._prefix}{checkpoint:010d}.jsonl"
         if os.path.lexists(os.path.join(self._directory, published)):
             epoch.close()
-            raise SinkError(
+            raise OutputExists(
                 "the output file of this checkpoint exists already",
                 where={"directory": self._path, "file": published, "checkpoint": checkpoint},
                 expected="a directory without outputs of another job or of an earlier life of this one",
-                fix="Name an empty directory, or restore the state that belongs to these outputs.",
+                fix="name an empty directory, or restore the state that belongs to these outputs.",
             )
         try:
             await asyncio.to_thread(epoch.stage, os.path.join(self._directory, f".{published}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,6 +38,7 @@ from agentflow import (
 )
 from agentflow.api.memory import MemoryObject
 from agentflow.connectors.standard_streams import StdoutSink
+from agentflow.errors import OutputExists
 
 ONCE = Retry(attempts=1)
 
@@ -395,3 +397,12 @@ class Derived(Base):
 
 def test_actions_are_inherited_and_replaced_by_name() -> None:
     assert outputs(Derived(), [{"k": 1}]) == ["derived first", "base second"]
+
+
+def test_outputs_of_removed_state_are_never_overwritten_and_the_job_stops_at_once(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b'{"k": "a"}\n')
+    file_job(tmp_path, agent_of(counting)).execute()
+    shutil.rmtree(tmp_path / "state")
+    with pytest.raises(OutputExists, match="exists already"):
+        file_job(tmp_path, agent_of(counting)).execute()
+    assert visible(tmp_path) == [["a", 1]]
