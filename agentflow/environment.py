@@ -19,6 +19,7 @@ from agentflow.connectors.collections import CollectionSink, CollectionSource
 from agentflow.errors import PlanError
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import KeyBy
+from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import AgentStage, Job, JobSpec, JobStatus
 from agentflow.runtime.ports import KeyedState, Sink, Source
 from agentflow.runtime.settings import JobSettings
@@ -122,7 +123,7 @@ class AgentsExecutionEnvironment:
         async def run() -> JobStatus:
             return await self.job().run()
 
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        with rare_collections(), asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(run())
 
 

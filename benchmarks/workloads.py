@@ -22,6 +22,7 @@ from agentflow.core.effects import DeadLetter, EmitRecord
 from agentflow.core.records import Record
 from agentflow.environment import new_event_loop, state_opener
 from agentflow.plan.plan import AgentPlan
+from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import AgentStage, Job, JobSpec
 from agentflow.runtime.ports import Guarantee, Staged
 from agentflow.runtime.settings import RunSettings
@@ -151,7 +152,7 @@ def rate(agent: Agent, records: int, keys: int, settings: JobSettings) -> float:
     async def run() -> None:
         await Job(spec).run()
 
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with rare_collections(), asyncio.Runner(loop_factory=new_event_loop) as runner:  # as `execute` does
         runner.run(run())
     assert len(sink.outputs) == records, f"{len(sink.outputs)} outputs of {records} records"
     if agent.name == "stateful":

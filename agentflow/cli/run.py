@@ -28,6 +28,7 @@ def run(chosen: argparse.Namespace) -> int:
     """Run a job file and return the exit status."""
     from agentflow.cli.config_file import load_job_file
     from agentflow.cli.loading import load_program
+    from agentflow.runtime.collection import rare_collections
 
     settings = list(chosen.settings)
     settings += [f"log.format={chosen.log_format}"] if chosen.log_format else []
@@ -37,7 +38,7 @@ def run(chosen: argparse.Namespace) -> int:
     line = _configure_logs(job_file)
     spec = job_spec(job_file, program)
     loop_factory = _loop_factory(is_uvloop_wanted=not chosen.no_uvloop)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with rare_collections(), asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_run(spec, JobLog(job_file), line))
 
 
