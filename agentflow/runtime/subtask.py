@@ -195,6 +195,8 @@ class Subtask:
     async def _or_fail(self, work: Awaitable[None]) -> None:
         """Await ``work``, unless the subtask fails first."""
         task = asyncio.ensure_future(work)
+        if self._failure.done():
+            task.cancel()  # before its first step
         try:
             await asyncio.wait([task, self._failure], return_when=asyncio.FIRST_COMPLETED)
             if self._failure.done():
@@ -425,6 +427,8 @@ class Subtask:
                 await asyncio.shield(work)
             except asyncio.CancelledError:
                 await asyncio.wait([work])  # the end of the job waits for a checkpoint that has begun
+                if not work.cancelled() and (failure := work.exception()) is not None:
+                    self.fail(failure)
                 raise
             except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
                 self.fail(error)
