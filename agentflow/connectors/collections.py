@@ -9,6 +9,7 @@ import msgspec
 
 from agentflow.api.encoding import encode_msgpack
 from agentflow.core.records import Record
+from agentflow.errors import SourceError
 from agentflow.runtime.ports import Guarantee, Staged
 
 if TYPE_CHECKING:
@@ -39,8 +40,19 @@ class CollectionSource:
         self._next = 0
 
     async def open(self, positions: Mapping[str, int]) -> None:
-        """Start at an index. Never fails: an index behind the end is the end of input."""
+        """Start at an index.
+
+        Raises:
+            SourceError: There are fewer values than were read before.
+        """
         self._next = positions.get(self.name, 0)
+        if self._next > len(self._values):
+            raise SourceError(
+                "the list is shorter than its position",
+                where={"source": self.name, "position": self._next, "values": len(self._values)},
+                expected="the list that the job was started with, or a longer one",
+                fix="Give the same values, or start a job of another name.",
+            )
 
     async def fetch(self, records_max: int) -> Sequence[Record]:
         """Return the next records; empty at the end of the collection."""
@@ -69,10 +81,12 @@ class CollectionSink:
         self._closed: dict[int, list[bytes]] = {}
         self._published = 0
 
-    async def open(self, prepared: tuple[int, Staged] | None) -> None:  # noqa: ARG002 - `publish` gets it
+    async def open(self, prepared: tuple[int, Staged] | None) -> None:
         """Forget what was written and not published; what is prepared comes back with `publish`."""
         self._written = []
         self._closed = {}
+        if prepared is None:
+            self._published = 0  # all that was decided is complete: a number that comes now is a new checkpoint
 
     def write(self, record: EmitRecord | DeadLetter) -> None:
         """Take one output."""
@@ -96,4 +110,5 @@ class CollectionSink:
 
     async def close(self) -> None:
         """Forget what is not published."""
-        await self.open(None)
+        self._written = []
+        self._closed = {}

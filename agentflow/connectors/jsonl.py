@@ -17,7 +17,7 @@ from agentflow.connectors.lines import RECORD_MAX_BYTES, LineSplitter
 from agentflow.core.records import Record
 from agentflow.errors import SourceError
 
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**18  # a block of two-byte lines is split without holding the interpreter for long
 
 
 def _unreadable(path: str, error: OSError) -> SourceError:
@@ -118,8 +118,14 @@ class JsonlSource:
     is_replayable = True
     codec = "json"
 
-    def __init__(self, path: str | Sequence[str], *, record_max_bytes: int = RECORD_MAX_BYTES) -> None:
-        self._patterns = (path,) if isinstance(path, str) else tuple(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        record_max_bytes: int = RECORD_MAX_BYTES,
+    ) -> None:
+        paths = (path,) if isinstance(path, str | os.PathLike) else path
+        self._patterns = tuple(os.fspath(one) for one in paths)
         self._record_max_bytes = record_max_bytes
         self._positions: dict[str, int] = {}
         self._paths: deque[str] = deque()

@@ -7,7 +7,7 @@ Names, for subtask 0 and checkpoint 12; names that start with a dot are skipped 
     part-00000-0000000012.jsonl     published, by one rename
 """
 
-# ruff: noqa: PTH100, PTH102, PTH104, PTH108, PTH118, PTH120, PTH208, ASYNC240 - descriptors and names, no path arithmetic
+# ruff: noqa: PTH100, PTH102, PTH112, PTH104, PTH108, PTH118, PTH120, PTH208, ASYNC240 - descriptors and names, no path arithmetic
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agentflow.core.effects import DeadLetter, EmitRecord
 
 _FLUSH_BYTES = 2**20
+_LINE_BYTES = 48  # a bytes object beside its content, and its place in the list
 _FIXES = {
     errno.ENOSPC: "Free space on the disk; published files are intact.",
     errno.EDQUOT: "Free space within the quota; published files are intact.",
@@ -70,26 +71,29 @@ class _Epoch:
     def __init__(self, path: str) -> None:
         self.path = path
         self._lines: list[bytes] = []
-        self._buffered = 0  # bytes
+        self.append_line = self._lines.append
+        self.weight = 0  # bytes that the buffer holds, objects included
         self._fd = -1
 
     @property
     def is_empty(self) -> bool:
         return not self._lines and self._fd < 0
 
-    def append(self, value: bytes) -> None:
-        self._lines.append(value)
-        self._buffered += len(value) + 1
-        if self._buffered >= _FLUSH_BYTES:
-            self.flush()
-
     def flush(self) -> None:
         if self._fd < 0:
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self._lines.append(b"")  # the newline of the last line
-        rest = memoryview(b"\n".join(self._lines))
-        self._lines = []
-        self._buffered = 0
+        lines, self._lines, self.weight = self._lines, [], 0
+        self.append_line = self._lines.append
+        lines.append(b"")  # the newline of the last line
+        joined = b"\n".join(lines)
+        if joined.count(b"\n") != len(lines) - 1:
+            raise SinkError(
+                "an output contains a line break",
+                where={"file": self.path},
+                expected="one line of JSON per output",
+                fix="Give values instead of text that is JSON already (msgspec.Raw), or write that text without line breaks.",
+            )
+        rest = memoryview(joined)
         while rest:
             rest = rest[os.write(self._fd, rest) :]
 
@@ -135,6 +139,13 @@ class JsonlSink:
         self._forget()
         self._staged = set()
         kept = frozenset(prepared[1].names) if prepared else frozenset()
+        if prepared and kept and not os.path.isdir(self._directory):
+            raise SinkError(
+                "the directory with the outputs of a decided checkpoint does not exist",
+                where={"directory": self._path, "checkpoint": prepared[0]},
+                expected=f"the directory in which they were staged, with {', '.join(sorted(kept))}",
+                fix="Put the directory back, or its path in the configuration; the outputs would be lost.",
+            )
         try:
             await asyncio.to_thread(self._clear_staging, kept)
         except OSError as error:
@@ -146,10 +157,14 @@ class JsonlSink:
         Raises:
             SinkError: The staging file cannot be written.
         """
-        try:
-            self._epoch.append(record.value)
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
+        epoch, value = self._epoch, record.value
+        epoch.append_line(value)
+        epoch.weight += len(value) + _LINE_BYTES
+        if epoch.weight >= _FLUSH_BYTES:
+            try:
+                epoch.flush()
+            except OSError as error:
+                raise _unwritable(self._path, error) from error
 
     def barrier(self, checkpoint: int) -> None:
         """Close the epoch; no I/O."""

@@ -44,27 +44,35 @@ class StdinSource:
 
     Args:
         stream: Another binary stream; it is not closed.
+        record_max_bytes: A longer line is returned with its first ``record_max_bytes + 1`` bytes only.
     """
 
     name = "stdin"
     is_replayable = False
     codec = "json"
 
-    def __init__(self, stream: BinaryIO | None = None) -> None:
+    def __init__(self, stream: BinaryIO | None = None, *, record_max_bytes: int = RECORD_MAX_BYTES) -> None:
         self._stream = stream
+        self._record_max_bytes = record_max_bytes
+        self._has_reader = False  # the thread lives from the first `open` to the end of input
         self._batches: deque[list[Record] | OSError | ValueError] = deque()  # an empty list is the end of input
         self._arrived = asyncio.Event()
         self._free = threading.Semaphore(_BATCHES_MAX)
-        self._is_closed = False
 
     async def open(self, positions: Mapping[str, int]) -> None:
-        """Begin to read. Offsets go on from ``positions``, so that no run id is given twice; nothing is skipped."""
+        """Begin to read. Offsets go on from ``positions``, so that no run id is given twice; nothing is skipped.
+
+        Opened again in the same loop, it goes on with what the thread has read ahead.
+        """
+        if self._has_reader:
+            return
         stream = self._stream
         if stream is None:
             if sys.stdin is None or sys.stdin.closed:
                 raise self._failed("standard input is closed")
             stream = sys.stdin.buffer
-        lines = LineSplitter(self.name, positions.get(self.name, 0), RECORD_MAX_BYTES)
+        lines = LineSplitter(self.name, positions.get(self.name, 0), self._record_max_bytes)
+        self._has_reader = True
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._read, args=(stream, lines, loop), name="agentflow-stdin", daemon=True).start()
 
@@ -85,9 +93,7 @@ class StdinSource:
         return batch
 
     async def close(self) -> None:
-        """Let the thread go; one that waits for bytes ends with the process."""
-        self._is_closed = True
-        self._free.release()
+        """Stop nothing: the thread waits for bytes or for room, and ends with the process. What it has read is kept."""
 
     def _failed(self, what: str) -> SourceError:
         return SourceError(
@@ -113,8 +119,6 @@ class StdinSource:
     def _give(self, batch: list[Record] | OSError | ValueError, loop: asyncio.AbstractEventLoop) -> bool:
         """Hand a batch to the loop when there is room. Returns whether anybody still listens."""
         self._free.acquire()
-        if self._is_closed:
-            return False
         try:
             loop.call_soon_threadsafe(self._take, batch)
         except RuntimeError:  # the loop is closed
@@ -142,10 +146,12 @@ class StdoutSink:
         self._closed: dict[int, list[bytes]] = {}
         self._published = 0
 
-    async def open(self, prepared: tuple[int, Staged] | None) -> None:  # noqa: ARG002 - `publish` gets it
+    async def open(self, prepared: tuple[int, Staged] | None) -> None:
         """Forget what was written and not published; what is prepared comes back with `publish`."""
         self._written = []
         self._closed = {}
+        if prepared is None:
+            self._published = 0  # all that was decided is complete: a number that comes now is a new checkpoint
 
     def write(self, record: EmitRecord | DeadLetter) -> None:
         """Take one output."""
@@ -182,9 +188,24 @@ class StdoutSink:
 
     async def close(self) -> None:
         """Forget what is not published."""
-        await self.open(None)
+        self._written = []
+        self._closed = {}
 
     def _print(self, lines: bytes) -> None:
         stream = sys.stdout.buffer if self._stream is None else self._stream
-        stream.write(lines)
-        stream.flush()
+        rest = memoryview(lines)
+        while rest:
+            try:
+                written = stream.write(rest)  # an unbuffered stream (`python -u`) may take a part, or nothing: None
+            except BlockingIOError as error:
+                written = error.characters_written
+            rest = rest[written or 0 :]
+            if rest:
+                select.select([], [stream.fileno()], [])
+        while True:
+            try:
+                stream.flush()
+            except BlockingIOError:
+                select.select([], [stream.fileno()], [])
+            else:
+                return
