@@ -82,36 +82,31 @@ class MemoryLimits(msgspec.Struct, frozen=True):
     is_refreshed_by_read: bool = False
 
 
-class MemoryScope:
+class MemoryScope(msgspec.Struct, eq=False):
     """One task's view of one memory: committed entries below, its own write set above.
 
     Args:
         memory_type: Which memory.
         entries: Stored values by path, as far as they are cached; None: known to be absent.
-        fetch: Called with a path that is not cached; fills ``entries`` and returns the stored value. When it returns None,
-            ``entries`` is complete for this key.
+        fetch: Called with ``owner`` and a path that is not cached; fills ``entries`` and returns the stored value. When it
+            returns None, ``entries`` is complete for this key.
+        owner: Whose memory this is.
         now_ms: The run's clock: TTL is judged by it.
         limits: Limits of the job.
+        writes: The write set: values and marks by path.
+        touched: Paths that were read and whose stamp the completion renews.
+        is_open: The task has not ended.
     """
 
-    __slots__ = ("_fetch", "_limits", "_now_ms", "_touched", "entries", "is_open", "memory_type", "writes")
-
-    def __init__(
-        self,
-        memory_type: MemoryType,
-        entries: dict[str, bytes | None],
-        fetch: Callable[[str], bytes | None],
-        now_ms: int,
-        limits: MemoryLimits,
-    ) -> None:
-        self.memory_type = memory_type
-        self.entries = entries
-        self._fetch = fetch
-        self._now_ms = now_ms
-        self._limits = limits
-        self._touched: dict[str, None] | None = None  # read paths whose stamp the completion renews
-        self.writes: dict[str, object] = {}
-        self.is_open = True
+    memory_type: MemoryType
+    entries: dict[str, bytes | None]
+    fetch: Callable[[Any, str], bytes | None]
+    owner: Any
+    now_ms: int
+    limits: MemoryLimits
+    writes: dict[str, object] = {}
+    touched: dict[str, None] | None = None
+    is_open: bool = True
 
     def read(self, path: str) -> object:
         """Return a fresh copy of the value at ``path``, or a mark: deleted, object, or unknown (there is none)."""
@@ -127,19 +122,19 @@ class MemoryScope:
         """Return the committed, unexpired encoded value at ``path``."""
         stored = self.entries.get(path)
         if stored is None and path not in self.entries:
-            stored = self._fetch(path)
-        if stored is None or self._limits.ttl_ms is None:
+            stored = self.fetch(self.owner, path)
+        if stored is None or self.limits.ttl_ms is None:
             return stored
         return self._unexpired(path, stored)
 
     def _unexpired(self, path: str, stored: bytes) -> bytes | None:
         stamp_ms = stamp_of(stored)
-        if stamp_ms is not None and self._limits.ttl_ms is not None and stamp_ms + self._limits.ttl_ms <= self._now_ms:
+        if stamp_ms is not None and self.limits.ttl_ms is not None and stamp_ms + self.limits.ttl_ms <= self.now_ms:
             return None
-        if self._limits.is_refreshed_by_read:
-            if self._touched is None:
-                self._touched = {}
-            self._touched[path] = None
+        if self.limits.is_refreshed_by_read:
+            if self.touched is None:
+                self.touched = {}
+            self.touched[path] = None
         return stored
 
     def check_open(self) -> None:
@@ -152,7 +147,7 @@ class MemoryScope:
 
     def paths_below(self, prefix: str) -> list[str]:
         """Return every live path that starts with ``prefix``, sorted."""
-        self._fetch(prefix)  # completes the cache, unless the prefix itself is an entry
+        self.fetch(self.owner, prefix)  # completes the cache, unless the prefix itself is an entry
         found = {
             p for p in self.entries if p.startswith(prefix) and p not in self.writes and self.stored(p) is not None
         }
@@ -182,9 +177,9 @@ class MemoryScope:
             ValueTooLarge: An encoded value is above the limit.
         """
         self.is_open = False
-        if not self.writes and self._touched is None:
+        if not self.writes and self.touched is None:
             return None
-        limits, stamp_ms = self._limits, None if self._limits.ttl_ms is None else self._now_ms
+        limits, stamp_ms = self.limits, None if self.limits.ttl_ms is None else self.now_ms
         encoded: dict[str, bytes | None] = {}
         for path, value in self.writes.items():
             kind = type(value)
@@ -201,10 +196,10 @@ class MemoryScope:
                     fix="store less, or split it over several paths",
                 )
             encoded[path] = stored
-        for path in self._touched or ():
+        for path in self.touched or ():
             stored_now = self.entries.get(path)
-            if path not in encoded and stored_now is not None and stamp_of(stored_now) != self._now_ms:
-                encoded[path] = restamp(stored_now, self._now_ms)
+            if path not in encoded and stored_now is not None and stamp_of(stored_now) != self.now_ms:
+                encoded[path] = restamp(stored_now, self.now_ms)
         return encoded
 
 
@@ -217,17 +212,17 @@ def _copied(value: object) -> object:
     return value
 
 
-class MemoryObject:
+class MemoryObject(msgspec.Struct, eq=False):
     """An object in memory: the root of a memory, or what lies below a path.
 
     All methods take a dotted path relative to this object, or a `MemoryRef`.
     """
 
-    __slots__ = ("_prefix", "_scope")
+    _scope: MemoryScope
+    _prefix: str = ""
 
-    def __init__(self, scope: MemoryScope, prefix: str = "") -> None:
-        self._scope = scope
-        self._prefix = prefix
+    def __repr__(self) -> str:
+        return f"MemoryObject({self._scope.memory_type}, {self._prefix.rstrip('.')!r})"
 
     def _path(self, path: str | MemoryRef) -> str:
         if type(path) is not str:

@@ -19,6 +19,7 @@ OBJECT: Final = 0x02
 STAMPED_OBJECT: Final = 0x03
 
 _STAMP_END = 9
+_SMALL = 1024
 _PLAIN = b"\x00"
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 _SCALARS = frozenset({bool, float, str, bytes, type(None)})
@@ -94,7 +95,8 @@ def decode_value(stored: bytes) -> object:
     """
     tag = stored[0]
     if tag == VALUE:
-        return _decode(memoryview(stored)[1:])
+        # a small slice is faster than a view, a large one would copy
+        return _decode(stored[1:] if len(stored) < _SMALL else memoryview(stored)[1:])
     if tag == STAMPED_VALUE:
         return _decode(memoryview(stored)[_STAMP_END:])
     msg = f"memory value with unknown tag {tag:#04x}"

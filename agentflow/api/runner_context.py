@@ -54,19 +54,23 @@ class ContextServices(Protocol):
         ...
 
 
-class RunnerContext:
-    """Handed to each action call, one per attempt; closed when the attempt ends."""
+class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
+    """Handed to each action call, one per attempt; closed when the attempt ends.
 
-    __slots__ = ("_is_open", "_random", "_sensory", "_sent", "_services", "_short_term", "_task", "_timers")
+    A Struct because one is made per call, and a Struct is made without running Python.
+    """
 
-    def __init__(self, services: ContextServices, task: TaskView) -> None:
-        self._services = services
-        self._task = task
-        self._is_open = True
-        self._sent: list[tuple[str | None, bytes]] | None = None
-        self._short_term: MemoryScope | None = None
-        self._sensory: MemoryScope | None = None
-        self._timers: list[tuple[str, int | None, bool, bytes]] | None = None
+    _services: ContextServices
+    _task: TaskView
+    _is_open: bool = True
+    _sent: list[tuple[str | None, bytes]] | None = None
+    _short_term: MemoryScope | None = None
+    _sensory: MemoryScope | None = None
+    _timers: list[tuple[str, int | None, bool, bytes]] | None = None
+    _random: random_module.Random | None = None
+
+    def __repr__(self) -> str:
+        return f"RunnerContext(task={self._task.id!r}, attempt={self._task.attempt})"
 
     # -- what the run is about
     @property
@@ -126,7 +130,7 @@ class RunnerContext:
     @property
     def random(self) -> random_module.Random:
         """A random generator seeded by job incarnation, run and task: a replay draws the same numbers."""
-        if not hasattr(self, "_random"):
+        if self._random is None:
             seed = f"{self._services.incarnation}/{self._task.id}".encode()
             self._random = random_module.Random(hashlib.blake2b(seed, digest_size=16).digest())  # noqa: S311
         return self._random
@@ -146,7 +150,8 @@ class RunnerContext:
             scope = self._short_term = MemoryScope(
                 MemoryType.SHORT_TERM,
                 state.memory,
-                lambda path: services.fetch_memory(state, path),
+                services.fetch_memory,
+                state,
                 run.admitted_ms,
                 services.memory_limits,
             )
@@ -159,7 +164,7 @@ class RunnerContext:
         if scope is None:
             run = self._task.run
             scope = self._sensory = MemoryScope(
-                MemoryType.SENSORY, run.sensory or {}, _no_entry, run.admitted_ms, self._services.sensory_limits
+                MemoryType.SENSORY, run.sensory or {}, _no_entry, None, run.admitted_ms, self._services.sensory_limits
             )
         return MemoryObject(scope)
 
@@ -174,7 +179,6 @@ class RunnerContext:
             RecordTooLarge: Above `record-max`.
             ContextClosed: The action has ended.
         """
-        services = self._services
         if not self._is_open:
             raise ContextClosed(
                 "send_event after the action had ended", fix="keep no reference to ctx beyond the action"
@@ -182,24 +186,26 @@ class RunnerContext:
         if not isinstance(event, Event):
             msg = f"send_event takes an Event, not {type(event).__name__}; wrap it: OutputEvent(value) or Event('type', {{…}})"
             raise TypeError(msg)
-        event_type = event.type
+        services = self._services
+        event_type: str | None = event.type
         if event_type == _OUTPUT:
-            sent: tuple[str | None, bytes] = (None, services.encode_output(event.attributes["output"]))
+            event_type = None
+            encoded = services.encode_output(event.attributes["output"])
         elif event_type in _ENGINE_TYPES:
             msg = f"event type '{event_type}' belongs to the engine; choose another name"
             raise TypeError(msg)
         else:
-            sent = (event_type, services.encode_event(event.attributes))
-        if len(sent[1]) > services.record_max:
+            encoded = services.encode_event(event.attributes)
+        if len(encoded) > services.record_max:
             raise RecordTooLarge(
-                f"event '{event_type}' has {len(sent[1]):,} bytes",
+                f"event '{event.type}' has {len(encoded):,} bytes",
                 expected=f"at most {services.record_max:,} bytes (record-max)",
                 fix="send less, or put it into memory and send its MemoryRef",
             )
         if self._sent is None:
-            self._sent = [sent]
+            self._sent = [(event_type, encoded)]
         else:
-            self._sent.append(sent)
+            self._sent.append((event_type, encoded))
 
     def set_timer(
         self,
@@ -307,7 +313,7 @@ class RunnerContext:
 _ENGINE_TYPES = frozenset({EventType.InputEvent, EventType.TimerEvent})
 
 
-def _no_entry(path: str) -> None:  # noqa: ARG001 (the signature of a memory fetch)
+def _no_entry(owner: None, path: str) -> None:  # noqa: ARG001 (the signature of a memory fetch)
     """Sensory memory has nothing below its cached entries."""
     return
 

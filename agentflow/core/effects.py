@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agentflow.core.runs import ActionTask
 
 
-class StartAction(msgspec.Struct):
+class StartAction(msgspec.Struct, gc=False):  # nothing that it refers to refers to it
     """Run the user code of ``task`` once; answer with `ActionCompleted` or `ActionFailed`."""
 
     task: ActionTask
@@ -29,7 +29,7 @@ class CancelAction(msgspec.Struct):
     task: ActionTask
 
 
-class EmitRecord(msgspec.Struct):
+class EmitRecord(msgspec.Struct, gc=False):  # nothing that it refers to refers to it
     """Give an output to the next operator or the sink.
 
     Attributes:

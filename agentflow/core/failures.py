@@ -8,7 +8,7 @@ import zlib
 import msgspec
 
 from agentflow.api.failure import OnError
-from agentflow.core.effects import DeadLetter
+from agentflow.core.effects import DeadLetter, FailJob
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.runs import ActionTask, Run
 
@@ -46,6 +46,14 @@ class FailurePolicy(msgspec.Struct, frozen=True):
         if record.timestamp_ms is not None:
             reason["original-timestamp"] = str(record.timestamp_ms)
         return reason
+
+    def last_word(
+        self, record: Record, error: ErrorReport, run: Run | None = None, task: ActionTask | None = None
+    ) -> DeadLetter | FailJob:
+        """Return what ends a record that cannot be processed: its dead letter, or the job's failure."""
+        if self.last_resort(None if task is None else task.action.on_error) is OnError.FAIL:
+            return FailJob(error, self.reason(record, error, run, task))
+        return self.dead_letter(record, error, run, task)
 
     def dead_letter(
         self, record: Record, error: ErrorReport, run: Run | None = None, task: ActionTask | None = None

@@ -33,42 +33,34 @@ class Backpressure:
 
     Attributes:
         is_paused: Between `PauseSource` and `ResumeSource`.
+        overflowing: Keys with too many inputs behind them.
     """
 
     def __init__(self, effects: list[Effect], limits: OperatorLimits) -> None:
         self._effects = effects
         self._limits = limits
-        self._overflowing: dict[KeyState, None] = {}
+        self.overflowing: dict[KeyState, None] = {}
         self.is_paused = False
 
     def refuses(self, state: KeyState) -> bool:
         """Whether a record of this key is dead-lettered instead of admitted."""
-        return self._limits.is_overflow_dead and state in self._overflowing
+        return self._limits.is_overflow_dead and state in self.overflowing
 
-    def admitted(self, runs_unfinished: int) -> None:
-        """Count a new run."""
-        if runs_unfinished >= self._limits.in_flight_max:
-            self._pause("run.in-flight-max")
-
-    def queued(self, state: KeyState) -> None:
-        """Count an input behind a busy key."""
-        if len(state.pending or ()) >= self._limits.key_pending_max:
-            self._overflowing[state] = None
-            if not self._limits.is_overflow_dead:
-                self._pause("key.pending-max")
-
-    def dequeued(self, state: KeyState) -> None:
-        """Count one less behind a key."""
-        self._overflowing.pop(state, None)
+    def overflow(self, state: KeyState) -> None:
+        """Note that a key has as many inputs behind it as it may have."""
+        self.overflowing[state] = None
+        if not self._limits.is_overflow_dead:
+            self.pause("key.pending-max")
 
     def relieve(self, runs_unfinished: int) -> None:
         """Resume a paused source if every limit is left."""
-        is_key_over = self._overflowing and not self._limits.is_overflow_dead
+        is_key_over = self.overflowing and not self._limits.is_overflow_dead
         if not is_key_over and runs_unfinished <= self._limits.in_flight_max * 3 // 4:
             self.is_paused = False
             self._effects.append(ResumeSource())
 
-    def _pause(self, limit: str) -> None:
+    def pause(self, limit: str) -> None:
+        """Pause the source, because of ``limit``, if it is not paused."""
         if not self.is_paused:
             self.is_paused = True
             self._effects.append(PauseSource(limit))

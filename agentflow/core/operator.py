@@ -26,13 +26,7 @@ import msgspec
 
 from agentflow.api.events import EventType
 from agentflow.core.delta import StateWrite, StoredRow, Table
-from agentflow.core.effects import (
-    Drained,
-    Effect,
-    FailJob,
-    ForwardWatermark,
-    TakeSnapshot,
-)
+from agentflow.core.effects import Drained, Effect, ForwardWatermark, TakeSnapshot
 from agentflow.core.epoch import META_NAME, POSITIONS_NAME, EpochChanges, decode_meta, encode_meta, operator_meta
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import (
@@ -159,11 +153,9 @@ class Operator:
         state = self._states.get(key)
         if state is None:
             state = self._states[key] = KeyState(key, {})
-        elif self._pressure.refuses(state):
-            waiting = self._limits.key_pending_max
-            error = ErrorReport(
-                "KeyOverflow", f"{waiting} inputs wait behind this key (key.pending-max)", is_retryable=False
-            )
+        elif self._pressure.overflowing and self._pressure.refuses(state):
+            message = f"{self._limits.key_pending_max} inputs wait behind this key (key.pending-max)"
+            error = ErrorReport("KeyOverflow", message, is_retryable=False)
             self.effects.append(self._policy.dead_letter(received.record, error))
             return
         self._admit(state, received.record, _INPUT, self._segments.last, now_ms)
@@ -172,13 +164,14 @@ class Operator:
 
     def _admit(self, state: KeyState, record: Record, event_type: str, segment: Segment, now_ms: int) -> None:
         """Give an input its admission number, and start it when the key is idle."""
-        active = state.run
-        run = Run(state, record, event_type, state.next_number, now_ms, None)
-        state.next_number += 1
-        self._runs[run] = None
+        active, number = state.run, state.next_number
+        state.next_number = number + 1
         if active is None or not active.is_parked:
-            run.segment = segment
+            run = Run(state, record, event_type, number, now_ms, segment)
             segment.open_runs += 1
+        else:
+            run = Run(state, record, event_type, number, now_ms, None)
+        self._runs[run] = None
         if active is None:
             state.run = run
             self._advance(run, now_ms)
@@ -186,15 +179,13 @@ class Operator:
             if state.pending is None:
                 state.pending = deque()
             state.pending.append(run)
-            self._pressure.queued(state)
-        self._pressure.admitted(len(self._runs))
+            if len(state.pending) >= self._limits.key_pending_max:
+                self._pressure.overflow(state)
+        if len(self._runs) >= self._limits.in_flight_max:
+            self._pressure.pause("run.in-flight-max")
 
     def _on_rejected(self, received: RecordRejected, now_ms: int) -> None:  # noqa: ARG002 (one signature)
-        record, error = received.record, received.error
-        if self._policy.has_dead_letters:
-            self.effects.append(self._policy.dead_letter(record, error))
-        else:
-            self.effects.append(FailJob(error, self._policy.reason(record, error, None, None)))
+        self.effects.append(self._policy.last_word(received.record, received.error))
 
     # -- runs
     def _advance(self, run: Run, now_ms: int) -> None:
@@ -203,7 +194,7 @@ class Operator:
         while current is not None:
             if not current.is_started:
                 self._begin(current)
-            if not self._tasks.start_next(current, now_ms):
+            if not current.queue or not self._tasks.start_next(current, now_ms):
                 current = self._end(current)
             elif current.group is None or not self._outcomes.settle_group(current, now_ms):
                 return
@@ -223,13 +214,18 @@ class Operator:
             self._changes.before_change(run)
             self._changes.end(run)
         del self._runs[run]
-        self._leave_segment(run)
+        segment = run.segment
+        if segment is not None:
+            segment.open_runs -= 1
+            if not segment.open_runs and segment.watermark_ms is not None:
+                self._is_watermark_ready = True
         state = run.state
         state.ended_in = self._changes.number
         pending = state.pending
         if pending:
             state.run = pending.popleft()
-            self._pressure.dequeued(state)
+            if self._pressure.overflowing:
+                self._pressure.overflowing.pop(state, None)
         else:
             state.run = None
         if self._pressure.is_paused:
@@ -248,8 +244,15 @@ class Operator:
             self._changes.before_change(run)
         run.is_changed = True
         task.status = COMPLETED
-        self._outcomes.take(task, received, now_ms)
-        self._go_on(run, now_ms)
+        if received.timers is None and run.group is None:
+            run.current = None
+            self._outcomes.apply(task, received)
+            self._advance(run, now_ms)
+            if self._is_watermark_ready:
+                self._forward_watermarks(now_ms)
+        else:
+            self._outcomes.take(task, received, now_ms)
+            self._go_on(run, now_ms)
 
     def _on_failed(self, received: ActionFailed, now_ms: int) -> None:
         task = received.task
@@ -288,7 +291,7 @@ class Operator:
         if segment is not None:
             run.segment = None
             segment.open_runs -= 1
-            if segment.open_runs == 0 and segment.watermark_ms is not None:
+            if not segment.open_runs and segment.watermark_ms is not None:
                 self._is_watermark_ready = True
 
     # -- time

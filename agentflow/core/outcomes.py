@@ -39,7 +39,7 @@ class Outcomes:
             self._tasks.fail(task, ErrorReport("RunLimitExceeded", message, is_retryable=False), now_ms)
         elif run.group is None:
             run.current = None
-            self._apply(task, outcome)
+            self.apply(task, outcome)
         else:
             task.outcome = outcome
 
@@ -47,10 +47,11 @@ class Outcomes:
         """Apply a parallel group in routing order once all its members have ended; whether the run can go on."""
         while (member := self._tasks.next_to_apply(run, now_ms)) is not None:
             assert member.outcome is not None
-            self._apply(member, member.outcome)
+            self.apply(member, member.outcome)
         return run.group is None
 
-    def _apply(self, task: ActionTask, outcome: ActionCompleted) -> None:
+    def apply(self, task: ActionTask, outcome: ActionCompleted) -> None:
+        """Let the outcome happen; the caller has taken it out of ``run.current``."""
         run = task.run
         if outcome.writes:
             self._changes.write(run.state, outcome.writes)
@@ -62,7 +63,10 @@ class Outcomes:
                     self._effects.append(EmitRecord(payload, task, index, run.record.timestamp_ms))
                 else:
                     self._router.route(run, task, index, event_type, payload)
-        for order in outcome.timers or ():
-            self._timers.order(run.state.key, order, task.id)
+        if outcome.timers is not None:
+            for order in outcome.timers:
+                self._timers.order(run.state.key, order, task.id)
         if run.queue or run.group is not None:
-            run.completed = [*(run.completed or ()), task.path]
+            if run.completed is None:
+                run.completed = []
+            run.completed.append(task.action.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,8 +50,9 @@ class Router:
             else:
                 task = ActionTask(run, match, event_type, payload, parent, index)  # type: ignore[arg-type]
             if run.queue is None:
-                run.queue = deque()
-            run.queue.append(task)
+                run.queue = [task]
+            else:
+                run.queue.append(task)
 
     def _match(self, event_type: str, payload: bytes) -> Sequence[Action | ConditionFailure]:
         """Match with conditions; a value that cannot be decoded fails every action that listens by condition."""

@@ -89,7 +89,8 @@ class Run(msgspec.Struct, eq=False):
         group: Tasks of the parallel group in routing order, until all are applied; None outside one.
         applied: How many members of the group are applied.
         written: Path → (index of the group's member that wrote it, whether it is a leaf and not the mark of an object).
-        queue: Tasks that are not started, in routing order.
+        queue: Tasks that are not started, in routing order. A list, because there is rarely more than one: a deque takes 600
+            bytes of each waiting run.
         sensory: Sensory memory by path.
         completed: Completed tasks of a run that has more than one.
         tasks_started: For the limit `run.tasks-max`.
@@ -110,7 +111,7 @@ class Run(msgspec.Struct, eq=False):
     group: list[ActionTask] | None = None
     applied: int = 0
     written: dict[str, tuple[int, bool]] | None = None
-    queue: deque[ActionTask] | None = None
+    queue: list[ActionTask] | None = None
     sensory: dict[str, bytes | None] | None = None
     completed: list[str] | None = None
     tasks_started: int = 0

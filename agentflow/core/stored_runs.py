@@ -6,8 +6,6 @@ and what ended members of a parallel group have produced. A coroutine is not sta
 
 from __future__ import annotations
 
-from collections import deque
-
 import msgspec
 
 from agentflow.core.inputs import ActionCompleted, SentEvent, TimerOrder
@@ -159,7 +157,7 @@ def decode_run(value: bytes, state: KeyState, plan: AgentPlan, segments: dict[in
         run.group, tasks = tasks[: entry.group_size], tasks[entry.group_size :]
     elif tasks and tasks[0].status != QUEUED:
         run.current = tasks.pop(0)
-    run.queue = deque(tasks) if tasks else None
+    run.queue = tasks or None
     run.is_parked = run.is_started and waits_only(run)
     return run
 

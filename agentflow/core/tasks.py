@@ -13,7 +13,7 @@ import heapq
 
 from agentflow.api.failure import OnError
 from agentflow.api.memory_codec import OBJECT
-from agentflow.core.effects import CancelAction, Effect, FailJob, ScheduleRetry, SkipTask, StartAction
+from agentflow.core.effects import CancelAction, Effect, ScheduleRetry, SkipTask, StartAction
 from agentflow.core.failures import FailurePolicy, retry_wait_ms
 from agentflow.core.records import ErrorReport
 from agentflow.core.runs import (
@@ -43,37 +43,43 @@ class TaskScheduler:
         """Start the next task, or parallel group, of a run that has none; False when the run is over."""
         queue = run.queue
         while queue:
-            task = queue.popleft()
-            if task.action.is_parallel and queue and queue[0].action.is_parallel:
+            task = queue.pop(0)
+            if queue and task.action.is_parallel and queue[0].action.is_parallel:
                 run.group = [task]
                 while queue and queue[0].action.is_parallel:
-                    run.group.append(queue.popleft())
+                    run.group.append(queue.pop(0))
                 for member in run.group:
                     if member.status == QUEUED:  # not cancelled by one before it that could not start
-                        self._start(member, now_ms)
+                        self._start_member(member, now_ms)
                 return True
             run.current = task
-            self._start(task, now_ms)
+            if task.error is None and run.tasks_started < self._tasks_max:
+                run.tasks_started += 1
+                task.status = RUNNING
+                self._effects.append(StartAction(task))
+                return True
+            self._refuse(task, now_ms)
             if run.current is not None:
                 return True
         return False
 
-    def _start(self, task: ActionTask, now_ms: int) -> None:
+    def _start_member(self, task: ActionTask, now_ms: int) -> None:
         run = task.run
-        run.tasks_started += 1
-        if task.error is None and run.tasks_started > self._tasks_max:
-            task.error = ErrorReport(
-                "RunLimitExceeded",
-                f"the run started {self._tasks_max} action tasks (run.tasks-max): most likely a cycle of events",
-                is_retryable=False,
-            )
-        task.status = RUNNING
-        if task.error is not None:
-            error, task.error = task.error, None
-            self.fail(task, error, now_ms)
-        else:
-            task.started_behind = run.applied
+        if task.error is None and run.tasks_started < self._tasks_max:
+            run.tasks_started += 1
+            task.status, task.started_behind = RUNNING, run.applied
             self._effects.append(StartAction(task))
+        else:
+            self._refuse(task, now_ms)
+
+    def _refuse(self, task: ActionTask, now_ms: int) -> None:
+        """Fail a task that cannot start."""
+        task.status = RUNNING
+        error, task.error = task.error, None
+        if error is None:
+            message = f"the run started {self._tasks_max} action tasks (run.tasks-max): most likely a cycle of events"
+            error = ErrorReport("RunLimitExceeded", message, is_retryable=False)
+        self.fail(task, error, now_ms)
 
     # -- failure
     def fail(self, task: ActionTask, error: ErrorReport, now_ms: int) -> None:
@@ -113,11 +119,8 @@ class TaskScheduler:
         """End the run by the policy of its dead task; what completed tasks did stays."""
         error = task.error
         assert error is not None
-        if self._policy.last_resort(task.action.on_error) is OnError.FAIL:
-            self._effects.append(FailJob(error, self._policy.reason(run.record, error, run, task)))
-        else:
-            self._effects.append(self._policy.dead_letter(run.record, error, run, task))
-        run.queue, run.group = None, None
+        self._effects.append(self._policy.last_word(run.record, error, run, task))
+        run.queue = run.group = None
 
     # -- retries
     def wait(self, task: ActionTask, due_ms: int) -> None:

@@ -28,6 +28,7 @@ from agentflow.runtime.services import OperatorServices
 
 _INPUT = EventType.InputEvent
 _TIMER = EventType.TimerEvent
+_new_event = object.__new__
 _decode_attributes = msgspec.msgpack.Decoder().decode
 
 Answer = ActionCompleted | ActionFailed
@@ -72,7 +73,13 @@ class ActionRunner:
         ctx = RunnerContext(self._services, task)
         kind = action.kind
         try:
-            event = self._event(task)
+            if task.event_type == _INPUT:
+                event: Event = _new_event(InputEvent)  # as its constructor does, without the call
+                event.type = _INPUT
+                event.attributes = {"input": self._decoders[action](task.payload)}
+                event.origin = task
+            else:
+                event = _internal_event(task)
             if kind is ActionKind.SYNC:
                 action.function(event, ctx)
                 return _completed(task, ctx)
@@ -82,18 +89,6 @@ class ActionRunner:
             return self._start_coroutine(task, ctx, action, event)
         self._start_thread(task, ctx, action, event)
         return None
-
-    def _event(self, task: ActionTask) -> Event:
-        event_type = task.event_type
-        event: Event
-        if event_type == _INPUT:
-            event = InputEvent(self._decoders[task.action](task.payload))
-        elif event_type == _TIMER:
-            event = TimerEvent.from_event(Event(_TIMER, _decode_attributes(task.payload)))
-        else:
-            event = Event(event_type, _decode_attributes(task.payload))
-        event.origin = task
-        return event
 
     # -- coroutines
     def _start_coroutine(self, task: ActionTask, ctx: RunnerContext, action: Action, event: Event) -> Answer | None:
@@ -220,6 +215,15 @@ class ActionRunner:
         return ActionFailed(
             task, ErrorReport(name, str(error), is_retryable=is_retryable, traceback=_user_traceback(error))
         )
+
+
+def _internal_event(task: ActionTask) -> Event:
+    """Decode an event that an action sent, or a timer."""
+    event: Event = _new_event(TimerEvent if task.event_type == _TIMER else Event)
+    event.type = task.event_type
+    event.attributes = _decode_attributes(task.payload)
+    event.origin = task
+    return event
 
 
 def _completed(task: ActionTask, ctx: RunnerContext) -> ActionCompleted:

@@ -303,8 +303,7 @@ class Subtask:
                 apply(RecordRejected(record, report), now_ms)
             else:
                 apply(received, now_ms)
-        for record in batch:
-            self._positions[record.source] = record.next_offset
+        self._positions.update({record.source: record.next_offset for record in batch})
         self._counters.records_in += len(batch)
         self._run_effects(0, now_ms)
         if timestamps is not None:
