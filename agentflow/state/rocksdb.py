@@ -184,6 +184,7 @@ class RocksDBKeyedState:
         batch, handles = self._store.batch(), self._store.handles
         batch.put(_CHECKPOINT_KEY, seal(encode((prepared.checkpoint,))), handles[DEFAULT])
         batch.delete(DECISION_KEY, handles[DEFAULT])
+        self._large.delete_superseded(batch)
         self._store.write(batch, "completing a checkpoint")
         await self._store.sync("completing a checkpoint")
         self._checkpoint = prepared.checkpoint
@@ -203,7 +204,7 @@ class RocksDBKeyedState:
             stamp = stamp_of(self._head(stored))
             if stamp is not None and stamp <= unused_since_ms:
                 batch.delete(row, handles[MEMORY])
-                self._large.replace(batch, MEMORY, row, None)
+                self._large.replace(batch, MEMORY, row, None, self._checkpoint)
                 deleted += 1
         if deleted:
             self._store.write(batch, "sweeping memory")
@@ -222,7 +223,7 @@ class RocksDBKeyedState:
         large = self._large if chunk.has_large or len(self._large) else None
         for table, row, stored in zip(chunk.tables, chunk.keys, chunk.stored, strict=True):
             if large is not None:
-                large.replace(batch, table, row, stored)
+                large.replace(batch, table, row, stored, self._checkpoint)
             if stored is None:
                 delete(row, handles[table])
             else:

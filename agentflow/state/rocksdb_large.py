@@ -10,6 +10,8 @@ prepared delta and in the table). Parts are written once, by `prepare`; the delt
 Laws that `KeyedState` relies on:
 - An id (checkpoint, sequence) names one value for ever; parts of the same id are only ever rewritten with the same bytes.
 - Row, index and the deletion of the parts of the former value are one atomic batch: no crash leaves parts without a row.
+- Only parts of completed checkpoints are deleted that way. A row may come twice in one delta, and `complete` may be repeated
+  from its beginning: parts that the delta itself supersedes are needed until the batch that completes it.
 - Parts of an undecided checkpoint have an id above the last completed one, and are deleted by it.
 
 Memory: about 400 bytes per large value, for the index.
@@ -55,6 +57,7 @@ class LargeValues:
         """
         self._store = store
         self._by_row: dict[tuple[int, bytes], LargeValue] = {}
+        self._superseded: list[tuple[tuple[int, bytes], LargeValue]] = []
         start, end = _INDEX, end_of_prefix(_INDEX)
         while page := store.page(PARTS, start, end, rows_max=1_000, bytes_max=2**20):
             for key, stored in page:
@@ -108,10 +111,11 @@ class LargeValues:
             raise self._damaged("checksum mismatch in a large value")
         return value
 
-    def replace(self, batch: WriteBatch, table: int, key: bytes, stored: bytes | None) -> None:
+    def replace(self, batch: WriteBatch, table: int, key: bytes, stored: bytes | None, completed: int) -> None:
         """Add to ``batch`` what a row's new stored value (None: deleted) means for index and parts.
 
-        To be called for every row that is written while there are large values; the batch must be written.
+        To be called for every row that is written while there are large values; the batch must be written. ``completed`` is
+        the last completed checkpoint.
         """
         row = (table, key)
         former = self._by_row.get(row)
@@ -126,10 +130,24 @@ class LargeValues:
         else:
             batch.delete(index_key, handles[PARTS])
             del self._by_row[row]
-        # A repeated `complete` meets its own value again.
-        if former is not None and (large is None or former.id != large.id):
-            for part in range(former.parts):
-                batch.delete(_part_key(_PARTS, *former.id, part), handles[PARTS])
+        if former is None:
+            return
+        if former.checkpoint > completed:
+            self._superseded.append((row, former))  # perhaps by itself: a repeated `complete` meets its own value again
+        else:
+            self._delete_parts(batch, former)
+
+    def delete_superseded(self, batch: WriteBatch) -> None:
+        """Add to the batch that completes a checkpoint the deletion of what its own delta superseded."""
+        for row, former in self._superseded:
+            current = self._by_row.get(row)
+            if current is None or current.id != former.id:
+                self._delete_parts(batch, former)
+        self._superseded = []
+
+    def _delete_parts(self, batch: WriteBatch, large: LargeValue) -> None:
+        for part in range(large.parts):
+            batch.delete(_part_key(_PARTS, *large.id, part), self._store.handles[PARTS])
 
     def discard_above(self, checkpoint: int) -> None:
         """Delete the parts of checkpoints above ``checkpoint``: they were never decided."""

@@ -332,6 +332,25 @@ class KeyedStateConformance:
             await checkpoint(state, 3, [memory_write(b"k", "large", None)])
             assert state.get(0, b"k", "large") is None
 
+    @pytest.mark.parametrize("turns", TURNS)
+    async def test_a_repeated_complete_keeps_a_large_value_that_its_delta_deletes_first(
+        self, open_state: OpenState, turns: int
+    ) -> None:
+        large = b"l" * (LARGE_BYTES + 1)
+        delta = (
+            [memory_write(b"k", "deleted first", None), memory_write(b"k", "deleted last", large)],
+            [memory_write(b"k", "other", None)],
+            [memory_write(b"k", "deleted first", large), memory_write(b"k", "deleted last", None)],
+        )
+        state = open_state()
+        await state.prepare(1, iter(delta), STAGED)
+        await run_for(state.complete(), turns)
+        self.crash(state)
+        for _ in range(2):
+            with contextlib.closing(open_state()) as state:
+                await state.complete()
+                assert read_all(state) == {(Table.MEMORY, 0, b"k", "deleted first"): large}
+
     async def test_nothing_of_an_undecided_delta_comes_back_with_the_next(self, open_state: OpenState) -> None:
         async def failing() -> None:
             def delta() -> Iterator[list[StateWrite]]:
