@@ -1,32 +1,78 @@
-"""`python -m benchmarks engine [--quick] [--runs N] [--json FILE] [--check]`."""
+"""`python -m benchmarks engine [--quick] [--runs N] [--only TEXT] [--json FILE] [--plot FILE] [--check]`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.workloads import WORKLOADS
+from benchmarks.plot import draw
+from benchmarks.registry import WORKLOADS, Workload
 
 EXIT_MISSED = 3
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def commit() -> str:
-    """Return the commit that is measured."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    """Return the commit that is measured, marked where the files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    except FileNotFoundError:
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 
+def machine() -> str:
+    """Return processor, cores, system and Python."""
+    processor, cpuinfo = platform.machine(), Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = f"{models[0]} ({processor})" if models else processor
+    return f"{processor}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+
+
 def measure(name: str, *, is_quick: bool) -> float:
-    """Run one workload in a process of its own: a clean heap, and no influence of the one before."""
-    command = [sys.executable, "-m", "benchmarks.workloads", name, *(["--quick"] if is_quick else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    """Make one measurement in a process of its own: a clean heap, and no influence of the one before."""
+    command = [sys.executable, "-m", "benchmarks.registry", name, *(["--quick"] if is_quick else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     return float(done.stdout.splitlines()[-1])
+
+
+def result(name: str, workload: Workload, runs: Sequence[float], *, is_quick: bool) -> dict[str, Any]:
+    """Return the median of the runs, judged; a quick run of a size that the name states is not."""
+    value = median(runs)
+    is_judged = not (is_quick and workload.is_size_named)
+    return {
+        "name": name if is_judged else f"{name} (quick: a quarter)",
+        "value": value,
+        "unit": workload.unit,
+        "target": workload.target if is_judged else None,
+        "met": workload.is_met(value) if is_judged else None,
+        "is_more_better": workload.is_more_better,
+        "runs": list(runs),
+        "guarantee": workload.guarantee,
+    }
+
+
+def row(one: dict[str, Any]) -> str:
+    """Return a result as a line of the table."""
+    target = "-" if one["target"] is None else f"{one['target']:,.0f}"
+    spread = " ".join(f"{run:,.0f}" for run in one["runs"])
+    mark = "  MISSED" if one["met"] is False else ""
+    return f"{one['name']:29} {one['value']:12,.0f} {target:>9}  {one['unit']:9} {one['guarantee']:12} {spread}{mark}"
+
+
+def exit_status(results: Sequence[dict[str, Any]], *, is_checked: bool) -> int:
+    """Return 3 where targets count and one is missed."""
+    return EXIT_MISSED if is_checked and any(one["met"] is False for one in results) else 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,36 +81,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("suite", choices=["engine"])
     parser.add_argument("--quick", action="store_true", help="one short run each, under a minute")
     parser.add_argument("--runs", type=int, default=5, help="runs of each workload; the median counts")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only workloads whose name contains this")
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--plot", metavar="FILE", help="draw the results relative to their targets (.png, .svg)")
     parser.add_argument("--check", action="store_true", help="exit 3 when a target is missed")
     chosen = parser.parse_args(argv)
-    machine = f"{platform.machine()}, Python {platform.python_version()}"
-    head = commit()
-    results: list[dict[str, Any]] = []
-    print(f"{'workload':28} {'median':>12} {'target':>12}  unit       guarantee       runs")
-    for name, workload in WORKLOADS.items():
+    names = [name for name in WORKLOADS if chosen.only in name]
+    if not names or chosen.runs < 1:
+        parser.error("no workload has such a name" if not names else "--runs has to be at least 1")
+    place = {"machine": machine(), "commit": commit()}
+    print(f"{place['machine']}; commit {place['commit']}")
+    print(f"{'workload':29} {'median':>12} {'target':>9}  {'unit':9} {'guarantee':12} runs")
+    results = []
+    for name in names:
         runs = [measure(name, is_quick=chosen.quick) for _ in range(1 if chosen.quick else chosen.runs)]
-        value = median(runs)
-        met = None
-        if workload.target is not None:
-            met = value >= workload.target if workload.is_more_better else value <= workload.target
-        results.append(
-            {
-                "name": name, "value": value, "unit": workload.unit, "target": workload.target, "met": met, "runs": runs,
-                "machine": machine, "commit": head, "guarantee": workload.guarantee,
-            }
-        )  # fmt: skip
-        target = "-" if workload.target is None else f"{workload.target:,.0f}"
-        mark = {True: "", False: "  MISSED", None: ""}[met]
-        spread = " ".join(f"{run:,.0f}" for run in runs)
-        print(
-            f"{name:28} {value:12,.0f} {target:>12}  {workload.unit:10} {workload.guarantee:14} {spread}{mark}",
-            flush=True,
-        )
+        results.append(result(name, WORKLOADS[name], runs, is_quick=chosen.quick) | place)
+        print(row(results[-1]), flush=True)
     if chosen.json:
         Path(chosen.json).write_text(json.dumps(results, indent=2) + "\n")
-    is_missed = any(result["met"] is False for result in results)
-    return EXIT_MISSED if chosen.check and is_missed else 0
+    if chosen.plot:
+        print(draw(results, Path(chosen.plot)))
+    return exit_status(results, is_checked=chosen.check)
 
 
 if __name__ == "__main__":

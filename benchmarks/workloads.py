@@ -1,18 +1,15 @@
-"""The workloads: each prints one number, in a process of its own.
+"""Rates: records of prepared input through a job.
 
-Rates count from the first record read to the last output published; building the input does not count. Every output is
-checked: their number, and for the stateful workload the final count of each key.
+They count from the first record read to the last output published; building the input does not count. The outputs are
+checked: their number and their sums.
 """
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -30,14 +27,11 @@ from agentflow.runtime.settings import RunSettings
 Input = InputEvent[dict[str, Any]]
 
 
-class Workload(msgspec.Struct, frozen=True):
-    """One measurement; ``measure`` gets a factor for the amount of work."""
-
-    measure: Callable[[float], float]
-    unit: str
-    target: float | None
-    guarantee: str = "-"
-    is_more_better: bool = True
+def record(label: str, n: int, keys: int) -> Record:
+    """Return record ``n``: 99 bytes of JSON (100 where the key has six digits)."""
+    text = b"the quick brown fox jumps over the lazy dog again"
+    value = b'{"id":%d,"user":"u%05d","text":"%s","score":%d}' % (n, n % keys, text, n % 7)
+    return Record(label, n, n + 1, value)
 
 
 class PreparedSource:
@@ -48,26 +42,17 @@ class PreparedSource:
     codec = "json"
 
     def __init__(self, records: int, keys: int) -> None:
-        text = "the quick brown fox jumps over the lazy dog again"
-        self._records = [
-            Record(
-                "prepared",
-                n,
-                n + 1,
-                b'{"id":%d,"user":"u%05d","text":"%s","score":%d}' % (n, n % keys, text.encode(), n % 7),
-            )
-            for n in range(records)
-        ]
+        self._records = [record("prepared", n, keys) for n in range(records)]
         self._next = 0
         self.began = 0.0
 
     async def open(self, positions: Mapping[str, int]) -> None:
-        """Start the clock."""
+        """Go to the position."""
         self._next = positions.get("prepared", 0)
-        self.began = time.perf_counter()
 
     async def fetch(self, records_max: int) -> Sequence[Record]:
-        """Return the next slice."""
+        """Return the next slice; the first one starts the clock."""
+        self.began = self.began or time.perf_counter()
         start = self._next
         self._next = start + records_max
         return self._records[start : self._next]
@@ -143,6 +128,18 @@ async def waiting(event: Input, ctx: RunnerContext) -> None:
     ctx.send_event(OutputEvent(event.input["id"]))
 
 
+def check_outputs(workload: str, outputs: Sequence[bytes], records: int) -> None:
+    """Raise AssertionError unless every record made its output, once, and the sums are right."""
+    assert len(outputs) == records, f"{len(outputs)} outputs of {records} records"
+    values = [msgspec.json.decode(output) for output in outputs]
+    if workload == "stateful":
+        last = {value["user"]: value["count"] for value in values}
+        assert sum(last.values()) == records, "the counts of the keys do not add up"
+    else:
+        ids = sum(value if isinstance(value, int) else value["id"] for value in values)
+        assert ids == records * (records - 1) // 2, "the ids do not add up: an output is wrong or came twice"
+
+
 def rate(agent: Agent, records: int, keys: int, settings: JobSettings) -> float:
     """Run a job and return its records per second."""
     source, sink = PreparedSource(records, keys), CountingSink()
@@ -154,80 +151,35 @@ def rate(agent: Agent, records: int, keys: int, settings: JobSettings) -> float:
 
     with rare_collections(), asyncio.Runner(loop_factory=new_event_loop) as runner:  # as `execute` does
         runner.run(run())
-    assert len(sink.outputs) == records, f"{len(sink.outputs)} outputs of {records} records"
-    if agent.name == "stateful":
-        last = {value["user"]: value["count"] for value in map(msgspec.json.decode, sink.outputs)}
-        assert sum(last.values()) == records, "the counts of the keys do not add up"
+    check_outputs(agent.name, sink.outputs, records)
     return records / (sink.ended - source.began)
 
 
-def trivial_rate(factor: float) -> float:
-    """Trivial agent, 100 keys, state in memory."""
+def trivial_rate(keys: int, factor: float) -> float:
+    """Trivial agent, state in memory."""
     agent = Agent("trivial").add_action("act", [EventType.InputEvent], trivial)
-    return rate(agent, int(600_000 * factor), 100, JobSettings())
+    return rate(agent, int(600_000 * factor), keys, JobSettings())
 
 
-def stateful_rate(keys: int) -> Callable[[float], float]:
+def stateful_rate(keys: int, factor: float) -> float:
     """Stateful agent, RocksDB, exactly-once, 1 s checkpoints."""
-
-    def measure(factor: float) -> float:
-        agent = Agent("stateful").add_action("act", [EventType.InputEvent], stateful)
-        with tempfile.TemporaryDirectory() as directory:
-            return rate(agent, int(400_000 * factor), keys, JobSettings(state=StateSettings(dir=directory)))
-
-    return measure
+    agent = Agent("stateful").add_action("act", [EventType.InputEvent], stateful)
+    with tempfile.TemporaryDirectory() as directory:
+        return rate(agent, int(400_000 * factor), keys, JobSettings(state=StateSettings(dir=directory)))
 
 
-def two_hop_rate(factor: float) -> float:
-    """Two actions with an intermediate event, 100 keys."""
+def two_hop_rate(keys: int, factor: float) -> float:
+    """Two actions with an intermediate event, state in memory."""
     agent = (
         Agent("two-hop")
         .add_action("first", [EventType.InputEvent], first_hop)
         .add_action("second", ["hop"], second_hop)
     )
-    return rate(agent, int(400_000 * factor), 100, JobSettings())
+    return rate(agent, int(400_000 * factor), keys, JobSettings())
 
 
-def async_rate(factor: float) -> float:
-    """50 ms wait per run, 10,000 keys, 10,000 runs in flight."""
+def async_rate(keys: int, factor: float) -> float:
+    """50 ms wait per run, at most 10,000 runs in flight; a key has one run at a time, so few keys need few records."""
     agent = Agent("async").add_action("act", [EventType.InputEvent], waiting)
-    return rate(agent, int(200_000 * factor), 10_000, JobSettings(run=RunSettings(in_flight_max=10_000)))
-
-
-def _seconds(*arguments: str) -> float:
-    began = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=Path(__file__).parents[1])
-    return (time.perf_counter() - began) * 1000
-
-
-def import_ms(factor: float) -> float:  # noqa: ARG001 (one signature)
-    """Import agentflow, beyond the start of the interpreter."""
-    return _seconds("-c", "import agentflow") - _seconds("-c", "pass")
-
-
-def start_ms(factor: float) -> float:  # noqa: ARG001 (one signature)
-    """A one-record job through the command line: from process start to its end, the first output lies before."""
-    with tempfile.TemporaryDirectory() as directory:
-        one = Path(directory) / "one.jsonl"
-        one.write_bytes(Path("examples/data/product_reviews.jsonl").read_bytes().splitlines(keepends=True)[0])
-        sets = [f"source.jsonl.path={one}", f"sink.jsonl.path={directory}/out", f"state.dir={directory}/state"]
-        flags = [part for one_set in sets for part in ("--set", one_set)]
-        took = _seconds("-m", "agentflow.cli", "run", "configs/quickstart.yaml", *flags)
-        assert list(Path(directory, "out").glob("part-*")), "the job made no output"
-        return took
-
-
-EXACTLY_ONCE = "exactly-once"
-WORKLOADS = {
-    "trivial, 100 keys": Workload(trivial_rate, "records/s", 200_000, "in memory"),
-    "stateful, 1 key": Workload(stateful_rate(1), "records/s", None, EXACTLY_ONCE),
-    "stateful, 100 keys": Workload(stateful_rate(100), "records/s", 100_000, EXACTLY_ONCE),
-    "stateful, 10,000 keys": Workload(stateful_rate(10_000), "records/s", 100_000, EXACTLY_ONCE),
-    "two-hop, 100 keys": Workload(two_hop_rate, "records/s", 120_000, "in memory"),
-    "async 50 ms, 10,000 keys": Workload(async_rate, "runs/s", 25_000, "in memory"),
-    "import agentflow": Workload(import_ms, "ms", 150, is_more_better=False),
-    "start to end, one record": Workload(start_ms, "ms", 800, EXACTLY_ONCE, is_more_better=False),
-}
-
-if __name__ == "__main__":
-    print(WORKLOADS[sys.argv[1]].measure(0.25 if "--quick" in sys.argv else 1.0))
+    records = int(min(200_000, 40 * keys) * factor)
+    return rate(agent, records, keys, JobSettings(run=RunSettings(in_flight_max=10_000)))
