@@ -139,6 +139,9 @@ class Prepared(msgspec.Struct, frozen=True):
 class KeyedState(Protocol):
     """Keyed state of one subtask, with the ``prepared/N`` protocol of an embedded job.
 
+    What an opened state shows is durable. A killed process may have written a decision and not synced it; recovery publishes
+    what it decides, and a power loss behind that must not take the decision back.
+
     Rows change only by `apply`; between checkpoints nothing is written. `get` and `scan` see the last applied rows (in
     the middle of an `apply`: some of them; the operator's own overlay hides that).
     """

@@ -434,7 +434,12 @@ class Subtask:
                 return
 
     async def _checkpoint(self) -> None:
-        """Take one checkpoint: barrier in one turn, then make it durable while reading and actions go on."""
+        """Take one checkpoint: barrier in one turn, then make it durable while reading and actions go on.
+
+        None behind a turn that failed: effects of it are not carried out, and a checkpoint would make that final.
+        """
+        if self._failure.done():
+            return
         timeout = self._settings.checkpoint.timeout_ms / 1000
         checkpoint = self._counters.checkpoint + 1
         now_ms = self._clock.now_ms()
@@ -450,6 +455,8 @@ class Subtask:
                 await self._checkpoints.complete(checkpoint, self._delta(snapshots))
             self._counters.checkpoint = checkpoint
             self._is_first_checkpoint = False
+        if self._failure.done():
+            return
         now_ms = self._clock.now_ms()
         self._counters.checkpoint_completed_ms = now_ms
         for index, stage in enumerate(self._stages):

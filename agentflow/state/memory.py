@@ -105,6 +105,7 @@ class MemoryKeyedState:
                 expected="one owner per storage",
                 fix="close the other state first",
             )
+        self._storage.sync()  # a decision that is found is acted upon: it must not be lost any more
         self._storage.is_open = True
         self._is_closed = False
         self._memory = self._storage.table(Table.MEMORY)

@@ -115,6 +115,7 @@ class RocksDBKeyedState:
                 create=directory.is_new,
             )
             opened.callback(store.close)
+            # RocksDB has put what it replayed from its log into synced table files, so what is found here is durable.
             if directory.is_new:
                 directory.mark_ready()
             state = cls(directory, store)

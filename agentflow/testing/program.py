@@ -1,0 +1,223 @@
+"""Random agents as data: what the engine runs as an `Agent`, and the oracle interprets step by step.
+
+What an action does depends on its event, its memory and its task's id only: how often its first attempts fail is drawn from
+(seed, task id), so neither time nor order decides anything that the oracle could not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import random
+import zlib
+from typing import Any
+
+import msgspec
+
+from agentflow.api.agent import Agent
+from agentflow.api.events import Event, EventType, InputEvent, OutputEvent, TimerEvent
+from agentflow.api.failure import OnError, Retry
+from agentflow.api.runner_context import RunnerContext
+from agentflow.core.records import Record
+
+PATHS = ("a", "b", "o.x", "o.y")
+FIRED = "fired"
+NOTED = "noted"
+TIMER_AFTER_MS = 7
+KEYS: tuple[object, ...] = (1, "1", "k", 2.5)
+
+
+class Op(enum.Enum):
+    """One thing that an action does."""
+
+    COUNT = "count"
+    APPEND = "append"
+    DELETE = "delete"
+    SENSORY = "sensory"
+    EMIT = "emit"
+    SEND = "send"
+    EVENT_TIMER = "event timer"
+    CLOCK_TIMER = "clock timer"
+
+
+class ActionSpec(msgspec.Struct, frozen=True):
+    """One action.
+
+    Attributes:
+        name: Its name.
+        trigger: Event type.
+        ops: (what, memory path or event type) in order.
+        is_async: Awaits a random time between its ops.
+        is_parallel: Runs in a parallel group with its neighbours.
+        attempts: Attempts in total.
+        on_error: Behind the last one.
+        failing_share: Percentage of its tasks whose first attempts fail.
+        wait_ms_max: Longest wait.
+    """
+
+    name: str
+    trigger: str
+    ops: tuple[tuple[Op, str], ...]
+    is_async: bool
+    is_parallel: bool
+    attempts: int
+    on_error: OnError | None
+    failing_share: int
+    wait_ms_max: int
+
+    def failures(self, seed: int, task_id: str) -> int:
+        """Return how many first attempts of a task fail."""
+        drawn = zlib.crc32(f"{seed}/{task_id}".encode())
+        return 1 + drawn // 100 % 3 if drawn % 100 < self.failing_share else 0
+
+    def wait_ms(self, seed: int, task_id: str, attempt: int) -> int:
+        """Return how long an attempt waits."""
+        return zlib.crc32(f"{seed}/{task_id}/{attempt}".encode()) % (self.wait_ms_max + 1)
+
+
+class Program(msgspec.Struct, frozen=True):
+    """One agent of a chain.
+
+    Attributes:
+        seed: Decides what fails and how long it waits.
+        actions: Its actions.
+        has_timers: It also notes the event time of each input, and tells of each timer which inputs came before it.
+    """
+
+    seed: int
+    actions: tuple[ActionSpec, ...]
+    has_timers: bool
+
+    def agent(self, name: str) -> Agent:
+        """Return the agent that the engine runs."""
+        agent = Agent(name)
+        if self.has_timers:
+            agent.add_action("note", [EventType.InputEvent], note)
+            agent.add_action("on_timer", [EventType.TimerEvent], on_timer)
+        for spec in self.actions:
+            retry = Retry(attempts=spec.attempts, initial="3ms", wait_max="20ms")
+            agent.add_action(
+                spec.name,
+                [spec.trigger],
+                _async_function(self.seed, spec) if spec.is_async else _function(self.seed, spec),
+                parallel=spec.is_parallel,
+                retry=retry,
+                on_error=spec.on_error,
+            )
+        return agent
+
+
+def note(event: Event, ctx: RunnerContext) -> None:  # noqa: ARG001 (the signature of an action)
+    """Note the event time of an input."""
+    ctx.short_term_memory.update(NOTED, lambda noted: [*(noted or []), ctx.timestamp])
+
+
+def on_timer(event: Event, ctx: RunnerContext) -> None:
+    """Count a fired timer, and tell of it and of how many inputs up to its time came before it."""
+    timer = TimerEvent.from_event(event)
+    ctx.short_term_memory.update(FIRED, lambda count: (count or 0) + 1)
+    before = sum(timestamp <= timer.due_ms for timestamp in ctx.short_term_memory.get(NOTED, []))
+    ctx.send_event(OutputEvent({"k": ctx.key, "timer": timer.name, "before": before}))
+
+
+def _function(seed: int, spec: ActionSpec) -> Any:  # noqa: ANN401 (an action)
+    def act(event: Event, ctx: RunnerContext) -> None:
+        _perform(spec.ops, event, ctx)
+        _fail(seed, spec, ctx)
+
+    return act
+
+
+def _async_function(seed: int, spec: ActionSpec) -> Any:  # noqa: ANN401 (an action)
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        middle = len(spec.ops) // 2
+        _perform(spec.ops[:middle], event, ctx)
+        wait_ms = spec.wait_ms(seed, ctx.task_id, ctx.attempt)
+        if wait_ms:
+            await asyncio.sleep(wait_ms / 1000)
+        _perform(spec.ops[middle:], event, ctx)
+        _fail(seed, spec, ctx)
+
+    return act
+
+
+def _fail(seed: int, spec: ActionSpec, ctx: RunnerContext) -> None:
+    """Fail behind all ops, so that a failed attempt has something to leave behind if it could."""
+    if ctx.attempt <= spec.failures(seed, ctx.task_id):
+        msg = f"attempt {ctx.attempt}"
+        raise ValueError(msg)
+
+
+def _perform(ops: tuple[tuple[Op, str], ...], event: Event, ctx: RunnerContext) -> None:
+    n = event.input["n"] if isinstance(event, InputEvent) else event.attributes["n"]
+    memory = ctx.short_term_memory
+    for op, name in ops:
+        if op is Op.COUNT:
+            memory.update(name, lambda value: (value if isinstance(value, int) else 0) + 1)
+        elif op is Op.APPEND:
+            memory.update(name, lambda value: [*(value if isinstance(value, list) else []), n][-4:])
+        elif op is Op.DELETE:
+            memory.delete(name)
+        elif op is Op.SENSORY:
+            ctx.sensory_memory.update(name, lambda value: (value or 0) + 1)
+        elif op is Op.EMIT:
+            seen = [memory.get(path) for path in PATHS]
+            sensory = [ctx.sensory_memory.get(path) for path in PATHS]
+            output = {"k": ctx.key, "n": n, "by": ctx.task_id, "seen": seen, "sensory": sensory, "ts": ctx.timestamp}
+            ctx.send_event(OutputEvent(output))
+        elif op is Op.SEND:
+            ctx.send_event(Event(name, {"n": n}))
+        else:
+            ctx.set_timer(f"{op.value} {ctx.task_id}", after=f"{TIMER_AFTER_MS}ms", is_event_time=op is Op.EVENT_TIMER)
+
+
+def random_program(luck: random.Random, *, has_timers: bool) -> Program:
+    """Draw an agent of one to four actions: events go from lower to higher levels, so every run ends."""
+    actions = []
+    levels = luck.randint(1, 3)
+    for number in range(luck.randint(1, 4)):
+        level = 0 if number == 0 else luck.randrange(levels)
+        ops = [_random_op(luck, level, levels, has_timers=has_timers) for _ in range(luck.randint(1, 4))]
+        if number == 0 or luck.random() < 0.5:
+            ops.append((Op.EMIT, ""))
+        actions.append(
+            ActionSpec(
+                name=f"act{number}",
+                trigger=EventType.InputEvent if level == 0 else f"level{level}",
+                ops=tuple(ops),
+                is_async=luck.random() < 0.6,
+                is_parallel=luck.random() < 0.4,
+                attempts=luck.randint(1, 3),
+                on_error=luck.choice([None, OnError.SKIP, OnError.DEAD_LETTER]),
+                failing_share=luck.choice([0, 0, 20, 50]),
+                wait_ms_max=luck.choice([0, 3, 30]),
+            )
+        )
+    return Program(luck.getrandbits(32), tuple(actions), has_timers)
+
+
+def _random_op(luck: random.Random, level: int, levels: int, *, has_timers: bool) -> tuple[Op, str]:
+    kinds = [Op.COUNT, Op.APPEND, Op.APPEND, Op.DELETE, Op.SENSORY]
+    if level + 1 < levels:
+        kinds += [Op.SEND, Op.SEND]
+    if has_timers:
+        kinds += [Op.EVENT_TIMER, Op.CLOCK_TIMER]
+    op = luck.choice(kinds)
+    return op, f"level{luck.randint(level + 1, levels - 1)}" if op is Op.SEND else luck.choice(PATHS)
+
+
+def random_script(luck: random.Random, records_max: int, *, is_dirty: bool) -> list[Record]:
+    """Draw records over few keys and two labels; a dirty script has records without a key and broken ones."""
+    keys = KEYS[: luck.randint(1, len(KEYS))]
+    offsets = {"in/0": 0, "in/1": 0}
+    records = []
+    for n in range(luck.randint(1, records_max)):
+        key = luck.choice(keys)
+        label = f"in/{keys.index(key) % 2}"
+        value = msgspec.json.encode({"k": key, "n": n, "ts": 1_000 + 5 * n - luck.randint(0, 4)})
+        if is_dirty and luck.random() < 0.1:
+            value = luck.choice([b'{"n": 1, "ts": 1000}', b'{"k": 1, "ts": 1000', b'{"k": [], "ts": 1000}'])
+        size = luck.randint(1, 9)
+        records.append(Record(label, offsets[label], offsets[label] + size, value))
+        offsets[label] += size
+    return records

@@ -1,0 +1,256 @@
+"""A seeded world: a random agent, a random script, random crashes; the real engine against the sequential run.
+
+`simulate(seed)` builds everything from the seed, runs `Job` in virtual time through crashes and restarts until the input is
+finished, and judges what survived: outputs once and in order per key, memory, dead letters, no unfinished run, every timer,
+no watermark too early, no word of complaint from asyncio. `simulate_every_point` replaces the random crashes by one crash at
+each point of a run in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from agentflow.core.records import Record
+from agentflow.errors import AgentflowError
+from agentflow.plan.plan import AgentPlan
+from agentflow.runtime.job import AgentStage, Job, JobSpec
+from agentflow.runtime.ports import Sink
+from agentflow.runtime.settings import (
+    CheckpointSettings,
+    EventTimeSettings,
+    JobSettings,
+    KeySettings,
+    RestartSettings,
+    RunSettings,
+    StateSettings,
+)
+from agentflow.testing.faults import Fault, FaultySink, FaultySource, FaultyState, Machine, SimulatedCrash
+from agentflow.testing.judgement import Outcome, judge
+from agentflow.testing.oracle import Expected, run_sequentially
+from agentflow.testing.program import Program, random_program, random_script
+from agentflow.testing.virtual_time import VirtualClock, VirtualTimeLoop, VirtualTimeStopped
+
+ROLES = ("sink", "dead-letter")
+_UNWINDING_ROUNDS_MAX = 10
+LIFE_S_MAX = 30
+"""Virtual seconds after which a life that does not end is called hanging."""
+
+
+class SimulationReport(msgspec.Struct, frozen=True):
+    """What one simulation came to.
+
+    Attributes:
+        seed: The seed.
+        violations: What is not as in the sequential run, one text each; empty when all is well.
+        lives: Processes that it took.
+        points: Points passed in all lives.
+        outputs: Visible outputs.
+        trace: Names of the points, in order.
+    """
+
+    seed: int
+    violations: tuple[str, ...]
+    lives: int
+    points: int
+    outputs: int
+    trace: tuple[str, ...]
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether everything is as in the sequential run."""
+        return not self.violations
+
+    def __str__(self) -> str:
+        head = f"seed {self.seed}: {self.lives} lives, {self.points} points, {self.outputs} outputs"
+        return "\n".join([f"{head}: {'ok' if self.is_ok else 'VIOLATED'}", *self.violations])
+
+
+class Scenario:
+    """Everything that a seed decides but the faults.
+
+    Args:
+        seed: The seed.
+        records_max: Longest script.
+    """
+
+    def __init__(self, seed: int, records_max: int = 30) -> None:
+        self.seed = seed
+        luck = random.Random(seed)  # noqa: S311 (the seed of a simulation)
+        self.has_timers = luck.random() < 0.4
+        count = 1 if luck.random() < 0.6 else 2
+        self.programs = [
+            random_program(luck, has_timers=self.has_timers and index == count - 1) for index in range(count)
+        ]
+        self.records: list[Record] = random_script(luck, records_max, is_dirty=luck.random() < 0.3)
+        self.wait_ms_max = luck.choice([0, 1, 5])
+        self.settings = JobSettings(
+            job="simulation",
+            checkpoint=CheckpointSettings(interval_ms=luck.choice([1, 2, 5, 20, 100])),
+            restart=RestartSettings(strategy="fixed-delay", delay_ms=10, attempts=20),
+            run=RunSettings(in_flight_max=luck.choice([1, 2, 10_000])),
+            key=KeySettings(pending_max=luck.choice([1, 2, 10_000])),
+            state=StateSettings(cache_bytes=luck.choice([0, 2_000, 2**20])),
+            event_time=EventTimeSettings(field="ts" if self.has_timers else None, max_out_of_orderness_ms=0),
+        )
+
+    @property
+    def expected(self) -> Expected:
+        """What the sequential run comes to."""
+        return run_sequentially(self.programs, self.records, has_event_time=self.has_timers)
+
+
+class _World:
+    """The lives of one scenario on one machine."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.machine = Machine(ROLES)
+        self.lives = 0
+        self._scenario = scenario
+        self._plans = [_plan(program, index) for index, program in enumerate(scenario.programs)]
+        self._now_s = 0.0
+        self.complaints: list[str] = []
+
+    def live(self, *, crash_after_s: float | None = None) -> bool:
+        """Run one process until the job ends or the process dies; whether the job ended."""
+        self.lives += 1
+        loop = VirtualTimeLoop(self._now_s)
+        loop.set_exception_handler(self._complain)
+        try:
+            return self._live(loop, crash_after_s)
+        finally:
+            self._now_s = loop.time() + 0.001
+            self.machine.fuse.is_dead = True
+            _end_tasks(loop)
+            loop.close()
+
+    def _live(self, loop: VirtualTimeLoop, crash_after_s: float | None) -> bool:
+        fuse = self.machine.fuse
+        main = loop.create_task(self._run(loop))
+        main.add_done_callback(_stop_loop)
+        hanging = loop.call_later(LIFE_S_MAX, loop.stop)
+        crash = None if crash_after_s is None else loop.call_later(crash_after_s, fuse.crash)
+        try:
+            loop.run_forever()
+        except VirtualTimeStopped as stopped:
+            main.remove_done_callback(_stop_loop)
+            self.complaints.append(f"life {self.lives}: the job hangs: {stopped}")
+            return not fuse.is_dead
+        for timer in (hanging, crash):
+            if timer is not None:
+                timer.cancel()
+        main.remove_done_callback(_stop_loop)
+        if fuse.is_dead:
+            return False
+        if not main.done():
+            self.complaints.append(f"life {self.lives}: the job did not end within {LIFE_S_MAX} virtual seconds")
+        return True
+
+    async def _run(self, loop: VirtualTimeLoop) -> None:
+        try:
+            await Job(self._spec(), clock=VirtualClock(loop)).run()
+        except SimulatedCrash:
+            return
+        except AgentflowError as error:
+            if not self.machine.fuse.is_dead:
+                self.complaints.append(
+                    f"life {self.lives}: the job failed: {error!r} {error}; cause {error.__cause__!r}"
+                )
+
+    def _spec(self) -> JobSpec:
+        scenario, machine, fuse = self._scenario, self.machine, self.machine.fuse
+        luck = random.Random(f"{scenario.seed}/{self.lives}")  # noqa: S311 (the seed of a simulation)
+        wait_ms_max = scenario.wait_ms_max
+
+        def open_sinks() -> Mapping[str, Sink]:
+            return {role: FaultySink(role, disk, fuse, luck, wait_ms_max) for role, disk in machine.sinks.items()}
+
+        return JobSpec(
+            scenario.settings,
+            [AgentStage(plan, "k") for plan in self._plans],
+            lambda: FaultySource(scenario.records, fuse, luck, wait_ms_max),
+            open_sinks,
+            lambda: FaultyState(machine.storage, fuse),
+        )
+
+    def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG002 (asyncio)
+        if not isinstance(context.get("exception"), SimulatedCrash):
+            self.complaints.append(f"life {self.lives}: asyncio: {context}")
+
+    def report(self) -> SimulationReport:
+        """Judge what survived."""
+        outcome = Outcome(self.machine.storage, {role: disk.outputs for role, disk in self.machine.sinks.items()})
+        violations = (*self.complaints, *judge(outcome, self._scenario.expected))
+        fuse = self.machine.fuse
+        visible = len(outcome.outputs["sink"])
+        return SimulationReport(self._scenario.seed, violations, self.lives, fuse.points, visible, tuple(fuse.trace))
+
+
+def _stop_loop(main: asyncio.Task[None]) -> None:
+    main.get_loop().stop()
+
+
+def _plan(program: Program, index: int) -> AgentPlan:
+    return AgentPlan.from_agent(program.agent(f"agent{index}"))
+
+
+def _end_tasks(loop: VirtualTimeLoop) -> None:
+    """Let every task of a dead process unwind; its ports do nothing any more."""
+    loop.call_soon(loop.stop)  # takes with it a stop that the end of the job had scheduled already
+    loop.run_forever()
+    for _ in range(_UNWINDING_ROUNDS_MAX):
+        pending = asyncio.all_tasks(loop)
+        if not pending:
+            break
+        for task in pending:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(pending, timeout=1))
+        for task in pending:
+            if task.done() and not task.cancelled():
+                task.exception()
+    loop.run_until_complete(loop.shutdown_asyncgens())
+
+
+def simulate(seed: int, *, records_max: int = 30) -> SimulationReport:
+    """Run one seeded world, with random faults, to the end of its input.
+
+    Args:
+        seed: Decides everything; the same seed passes the same points.
+        records_max: Longest script.
+    """
+    world = _World(Scenario(seed, records_max))
+    luck = random.Random(f"{seed}/faults")  # noqa: S311 (the seed of a simulation)
+    machine = world.machine
+    for _ in range(luck.randint(0, 5)):
+        fault = luck.choice([Fault.KILLED, Fault.POWER_LOST])
+        if luck.random() < 0.3:
+            machine.fuse.arm(luck.randint(1, 150), Fault.ERROR)
+        crash_after_s = None
+        if luck.random() < 0.2:
+            crash_after_s = luck.random() * 0.1
+        else:
+            machine.fuse.arm(luck.randint(1, luck.choice([20, 60, 250])), fault)
+        if world.live(crash_after_s=crash_after_s):
+            return world.report()
+        machine.restart(fault)
+    world.live()
+    return world.report()
+
+
+def simulate_every_point(seed: int, fault: Fault, *, records_max: int = 5) -> Iterator[SimulationReport]:
+    """Run a short seeded world once for each point that it passes, with ``fault`` there and nowhere else."""
+    point = 1
+    while True:
+        world = _World(Scenario(seed, records_max))
+        world.machine.fuse.arm(point, fault)
+        if not world.live():
+            world.machine.restart(fault)
+            world.live()
+        elif world.machine.fuse.points < point:
+            return
+        yield world.report()
+        point += 1

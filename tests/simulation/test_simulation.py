@@ -1,0 +1,125 @@
+"""Seeded worlds against the sequential run; every point of short ones; broken protocols, which have to be found.
+
+A seed that fails is replayed by `agentflow simulate --seed N --trace`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from agentflow.core.delta import DeltaSlices, StateWrite, Table
+from agentflow.core.effects import ForwardWatermark
+from agentflow.core.epoch import EpochDelta
+from agentflow.core.inputs import WatermarkReceived
+from agentflow.core.operator import Operator
+from agentflow.runtime import checkpoints
+from agentflow.testing.faults import Fault
+from agentflow.testing.simulation import simulate, simulate_every_point
+
+SEEDS_PER_TEST = 250
+SHORT_SCRIPTS = range(8)
+MUTANT_SEEDS = range(400)
+
+
+@pytest.mark.parametrize("first", range(0, 2_500, SEEDS_PER_TEST), ids=lambda first: f"{first}..{first + 249}")
+def test_whatever_happens_the_result_is_that_of_the_sequential_run(first: int) -> None:
+    reports = [simulate(seed) for seed in range(first, first + SEEDS_PER_TEST)]
+    assert [str(report) for report in reports if not report.is_ok] == []
+    assert sum(report.lives for report in reports) > 2 * SEEDS_PER_TEST, "hardly a crash"
+    assert sum(report.outputs for report in reports) > 5 * SEEDS_PER_TEST, "hardly an output"
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_a_fault_at_every_point_of_a_short_script_changes_nothing(fault: Fault) -> None:
+    points = 0
+    for seed in SHORT_SCRIPTS:
+        for report in simulate_every_point(seed, fault):
+            points += 1
+            assert report.is_ok, f"{fault} at point {points}: {report}"
+    assert points > 200
+
+
+def test_a_seed_decides_everything() -> None:
+    program = (
+        "from agentflow.testing.simulation import simulate\n"
+        "for seed in range(30):\n"
+        "    report = simulate(seed)\n"
+        "    print(report, *report.trace, sep='\\n')\n"
+    )
+    traces = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(traces) == 1
+    assert len(traces.pop().splitlines()) > 1_000
+
+
+# -- the simulator can fail
+def publish_before_the_decision(patch: pytest.MonkeyPatch) -> None:
+    async def complete(self: Any, checkpoint: int, delta: DeltaSlices) -> None:
+        staged = {role: await sink.stage(checkpoint) for role, sink in self._sinks.items()}
+        await self._publish(checkpoint, staged)
+        await self._state.prepare(checkpoint, delta, staged)
+        await self._state.complete()
+
+    patch.setattr(checkpoints.EmbeddedCheckpoints, "complete", complete)
+
+
+def delete_staging_of_a_decided_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    async def recover(self: Any) -> int:
+        for sink in self._sinks.values():
+            await sink.open(None)
+        if self._state.prepared is not None:
+            await self._state.complete()
+        return int(self._state.checkpoint)
+
+    patch.setattr(checkpoints.EmbeddedCheckpoints, "recover", recover)
+
+
+def leave_unfinished_runs_out_of_the_delta(patch: pytest.MonkeyPatch) -> None:
+    whole = EpochDelta._run_slices
+
+    def without_runs(self: EpochDelta, between: Callable[[], None]) -> Iterator[list[StateWrite]]:
+        for writes in whole(self, between):
+            yield [write for write in writes if write.table is not Table.RUNS]
+
+    patch.setattr(EpochDelta, "_run_slices", without_runs)
+
+
+def forward_watermarks_at_once(patch: pytest.MonkeyPatch) -> None:
+    in_time = Operator._on_watermark
+
+    def at_once(self: Operator, received: WatermarkReceived, now_ms: int) -> None:
+        self.effects.append(ForwardWatermark(received.watermark_ms))
+        in_time(self, received, now_ms)
+
+    patch.setattr(Operator, "_on_watermark", at_once)
+
+
+@pytest.mark.parametrize(
+    ("break_protocol", "complaint"),
+    [
+        (publish_before_the_decision, "outputs of key"),
+        (delete_staging_of_a_decided_checkpoint, "outputs of key"),
+        (leave_unfinished_runs_out_of_the_delta, "outputs of key"),
+        (forward_watermarks_at_once, "watermark too early"),
+    ],
+    ids=lambda part: getattr(part, "__name__", ""),
+)
+def test_a_broken_protocol_is_found(break_protocol: Callable[[pytest.MonkeyPatch], None], complaint: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        break_protocol(patch)
+        found = (report for report in map(simulate, MUTANT_SEEDS) if complaint in str(report))
+        assert next(found, None) is not None
