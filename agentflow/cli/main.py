@@ -74,6 +74,12 @@ def _schema(chosen: argparse.Namespace) -> int:
     return schema(chosen)
 
 
+def _simulate(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.simulate import run_simulations
+
+    return run_simulations(chosen)
+
+
 def _version(chosen: argparse.Namespace) -> int:
     from agentflow.cli.version import version
 
@@ -85,6 +91,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "validate": _validate,
     "plan": _plan,
     "schema": _schema,
+    "simulate": _simulate,
     "version": _version,
 }
 
@@ -114,7 +121,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--describe", "--help", "--version")  # fmt: skip
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--describe", "--help", "--version", "--seed", "--seeds", "--trace")  # fmt: skip
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -162,9 +169,36 @@ def _parser() -> argparse.ArgumentParser:
         "--describe", nargs="?", const="", metavar="SECTION", help="describe a section or key; none: all"
     )
     schema.add_argument("--json", action="store_true", help="print a description as JSON")
+    _add_simulate(commands)
     version = _add_command(commands, "version", "print the version")
     version.add_argument("--json", action="store_true", help="print JSON, with the versions of what matters")
     return parser
+
+
+def _add_simulate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    simulate = _add_command(
+        commands, "simulate", "run the engine in a seeded world with faults, and check what it promises"
+    )
+    seeds = simulate.add_mutually_exclusive_group(required=True)
+    seeds.add_argument("--seed", type=_seed, metavar="N", help="replay one seed")
+    seeds.add_argument("--seeds", type=_seeds, metavar="A..B", help="run all seeds from A to B, both included")
+    simulate.add_argument("--trace", action="store_true", help="print every point that was passed, and every fault")
+    simulate.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        msg = f"'{text}' is no seed, write a number from 0 on"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _seeds(text: str) -> range:
+    first, dots, last = text.partition("..")
+    if not (dots and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        msg = f"'{text}' is no range of seeds, write A..B with A <= B: 0..1999"
+        raise argparse.ArgumentTypeError(msg)
+    return range(int(first), int(last) + 1)
 
 
 def _add_command(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXIT_DONE = 0
 EXIT_JOB_FAILED = 1
 EXIT_WRONG_USE = 2
+EXIT_PROBLEMS_FOUND = 3
 
 
 def is_colored(stream: TextIO) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 
 import pytest
 
@@ -18,6 +19,7 @@ from agentflow.testing.conformance.keyed_state import (
     read_all,
     run_for,
 )
+from agentflow.testing.faults import FaultyState, FaultyStorage, Fuse
 
 
 class TestRocksDBKeyedState(KeyedStateConformance):
@@ -33,6 +35,14 @@ class TestMemoryKeyedState(KeyedStateConformance):
         return lambda: MemoryKeyedState(storage)
 
 
+class TestFaultyState(KeyedStateConformance):
+    @pytest.fixture
+    def open_state(self):
+        fuse = Fuse()
+        storage = FaultyStorage(fuse)
+        return lambda: FaultyState(storage, fuse)
+
+
 class TestMemoryKeyedStateWithPowerLoss(KeyedStateConformance):
     """Crashes take everything that is not synced."""
 
@@ -44,6 +54,33 @@ class TestMemoryKeyedStateWithPowerLoss(KeyedStateConformance):
     def crash(self, state):
         state.close()
         self.storage.lose_unsynced()
+
+
+class TestRecoveredDecision:
+    """Recovery acts upon a decision that it finds, so no power loss behind it may take the decision back."""
+
+    @pytest.mark.parametrize("turns", range(1, 6))
+    async def test_what_an_opened_state_in_memory_shows_survives_a_power_loss(self, turns):
+        storage = MemoryStorage()
+        with contextlib.closing(MemoryKeyedState(storage)) as state:
+            await run_for(state.prepare(1, iter(OLD), STAGED), turns)
+        with contextlib.closing(MemoryKeyedState(storage)) as state:
+            shown = state.prepared
+        storage.lose_unsynced()
+        with contextlib.closing(MemoryKeyedState(storage)) as state:
+            assert state.prepared == shown
+
+    async def test_what_an_opened_rocksdb_shows_is_in_its_synced_table_files(self, tmp_path):
+        """The log may hold writes that are not synced; what it held is in table files once the state is open."""
+        with contextlib.closing(RocksDBKeyedState.open(tmp_path / "s", job="j", free_min_bytes=0)) as state:
+            await run_for(state.prepare(1, iter(OLD), STAGED), 6)  # the decision is written, and perhaps not synced
+        with contextlib.closing(RocksDBKeyedState.open(tmp_path / "s", job="j", free_min_bytes=0)) as state:
+            assert state.prepared is not None
+            shutil.copytree(tmp_path / "s", tmp_path / "without log", ignore=shutil.ignore_patterns("*.log", "*.lock"))
+        with contextlib.closing(RocksDBKeyedState.open(tmp_path / "without log", job="j", free_min_bytes=0)) as state:
+            assert state.prepared is not None
+            await state.complete()
+            assert read_all(state) == laid_over({}, OLD)
 
 
 class TestPowerLoss:

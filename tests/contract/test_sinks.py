@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ from agentflow.connectors.collections import CollectionSink
 from agentflow.connectors.jsonl_sink import JsonlSink
 from agentflow.connectors.standard_streams import StdoutSink
 from agentflow.testing.conformance.sink import SinkConformance
+from agentflow.testing.faults import FaultySink, Fuse, SinkDirectory
 
 
 class TestCollectionSink(SinkConformance):
@@ -53,3 +55,17 @@ class TestStdoutSink(SinkConformance):
     @pytest.fixture
     def read_visible(self, stream):
         return lambda: stream.getvalue().splitlines()
+
+
+class TestFaultySink(SinkConformance):
+    @pytest.fixture
+    def directory(self):
+        return SinkDirectory()
+
+    @pytest.fixture
+    def new_sink(self, directory):
+        return lambda: FaultySink("sink", directory, Fuse(), random.Random(1))
+
+    @pytest.fixture
+    def read_visible(self, directory):
+        return lambda: directory.outputs

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import random
 
 import pytest
 
 from agentflow.connectors.collections import CollectionSource
 from agentflow.connectors.jsonl import JsonlSource
 from agentflow.connectors.standard_streams import StdinSource
+from agentflow.core.records import Record
 from agentflow.testing.conformance.source import SourceConformance
+from agentflow.testing.faults import FaultySource, Fuse
 
 LINES = b'\xef\xbb\xbf{"a":1}\r\n\n[2]\n  \n"3"\n4'
 
@@ -32,3 +35,10 @@ class TestStdinSource(SourceConformance):
     @pytest.fixture
     def new_source(self):
         return lambda: StdinSource(io.BytesIO(LINES))
+
+
+class TestFaultySource(SourceConformance):
+    @pytest.fixture
+    def new_source(self):
+        records = [Record(f"in/{n % 2}", n // 2 * 3, n // 2 * 3 + 3, b"%d" % n) for n in range(7)]
+        return lambda: FaultySource(records, Fuse(), random.Random(1))
