@@ -21,6 +21,7 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   └── MemoryConflict     two parallel tasks wrote one path
     ├── StateError             keyed state
     │   ├── StateUnavailable   an I/O error; the subtask restarts from the last completed checkpoint
+    │   ├── StateForbidden     the directory may not be used by this user, or is none: a restart cannot cure it
     │   ├── DiskFull           no space; the subtask restarts, the last completed checkpoint is intact
     │   ├── StateCorrupted     a file of the state directory is damaged
     │   ├── StateLocked        another process owns the directory
@@ -28,7 +29,9 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   └── StateMismatch      the directory belongs to another job, or to another shape of this one
     ├── SourceError            the input cannot be read (missing, shorter than its position, not readable twice)
     ├── SinkError              the output cannot be written; the subtask restarts
-    │   └── OutputExists       the output of this checkpoint is there already: another job's, or of state that was removed
+    │   ├── OutputExists       the output of this checkpoint is there already: another job's, or of state that was removed
+    │   ├── OutputLocked       another job writes there
+    │   └── SinkForbidden      the place may not be written, is none, or nobody reads it any more: a restart cannot cure it
     ├── JobFailed              the job stopped: an action with `on_error="fail"`, or bad input without a dead-letter sink
     └── RestartsExhausted      the restart strategy gave up
 """
@@ -180,6 +183,10 @@ class StateUnavailable(StateError):
     recovery = Recovery.RESTART_SUBTASK
 
 
+class StateForbidden(StateError):
+    """The state directory may not be used by this user, is on a read-only file system, or is no directory."""
+
+
 class DiskFull(StateError):
     """No space is left. The last completed checkpoint is intact."""
 
@@ -214,6 +221,18 @@ class SinkError(AgentflowError):
 
 class OutputExists(SinkError):
     """The place holds outputs of another job, or of state that was removed; they are never overwritten."""
+
+    recovery = Recovery.FAIL_JOB
+
+
+class OutputLocked(SinkError):
+    """Another job, or another process of this one, writes to the place."""
+
+    recovery = Recovery.FAIL_JOB
+
+
+class SinkForbidden(SinkError):
+    """The place may not be written by this user, is no place for outputs, or its reader has gone."""
 
     recovery = Recovery.FAIL_JOB
 

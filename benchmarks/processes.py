@@ -32,7 +32,7 @@ def _job(directory: str, *settings: str) -> Iterator[tuple[subprocess.Popen[byte
     Path(directory, "one.jsonl").write_bytes(line)
     sets = [f"sink.jsonl.path={directory}/out", f"state.dir={directory}/state", *settings]
     flags = [part for one_set in sets for part in ("--set", one_set)]
-    command = [sys.executable, "-m", "agentflow.cli", "run", "configs/quickstart.yaml", *flags]
+    command = [sys.executable, "-m", "agentflow", "run", "configs/quickstart.yaml", *flags]
     with Path(directory, "log").open("wb") as log:
         began = time.perf_counter()
         job = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=ROOT)

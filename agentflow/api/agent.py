@@ -53,7 +53,7 @@ class Agent:
     def add_action(
         self,
         name: str,
-        trigger_conditions: Sequence[str | type[Event]],
+        trigger_conditions: str | type[Event] | Sequence[str | type[Event]],
         func: Callable[..., Any],
         *,
         input: Any = None,  # noqa: A002, ANN401 (a type, or a generic alias)
@@ -65,6 +65,8 @@ class Agent:
         **config: Any,  # noqa: ANN401 (user values)
     ) -> Self:
         """Add an action; the options are those of `@action`, other keywords become its `ctx.action_config`."""
+        if isinstance(trigger_conditions, str | type):
+            trigger_conditions = [trigger_conditions]
         declaration = ActionDeclaration(
             trigger_conditions=tuple(trigger_text(condition) for condition in trigger_conditions),
             input=input,

@@ -30,7 +30,7 @@ def duration_ms(value: timedelta | str) -> int:
     if match is None:
         msg = f"{value!r} is not a duration; write a number with a unit (ms, s, m, h, d), such as '5s'"
         raise ValueError(msg)
-    return round(float(match[1]) * _DURATION_MS[match[2]])
+    return _rounded(float(match[1]) * _DURATION_MS[match[2]], value)
 
 
 def size_bytes(value: str) -> int:
@@ -43,4 +43,11 @@ def size_bytes(value: str) -> int:
     if match is None:
         msg = f"{value!r} is not a size; write a number with a unit (B, KiB, MiB, GiB), such as '64MiB'"
         raise ValueError(msg)
-    return round(float(match[1]) * _SIZE_BYTES[match[2]])
+    return _rounded(float(match[1]) * _SIZE_BYTES[match[2]], value)
+
+
+def _rounded(number: float, text: object) -> int:
+    if number >= 2**63:
+        msg = f"{text!r} is too large"
+        raise ValueError(msg)
+    return round(number)

@@ -17,7 +17,7 @@ def source_opener(source: JsonlSource | StdinSource, settings: JobSettings) -> C
         return lambda: Files(source.path, record_max_bytes=settings.record_max_bytes)
     from agentflow.connectors.standard_streams import StdinSource as Stdin
 
-    return Stdin
+    return lambda: Stdin(record_max_bytes=settings.record_max_bytes)
 
 
 def open_sink(sink: JsonlSink | StdoutSink) -> Sink:

@@ -43,11 +43,18 @@ def _execute(chosen: argparse.Namespace) -> int:
         return 130
     except BrokenPipeError:
         # The reader of the output has gone (`| head`): nothing is left to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return 141
     except Exception as error:  # noqa: BLE001 (the edge of the command line)
+        if isinstance(error.__cause__, BrokenPipeError):
+            _forget_output()
         return report_error(error, is_verbose=chosen.traceback)
     return status
+
+
+def _forget_output() -> None:
+    """Let the interpreter's last flush of standard output go nowhere; it would complain that nobody reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(chosen: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from agentflow.connectors.lines import RECORD_MAX_BYTES, LineSplitter
 from agentflow.core.records import Record
@@ -40,6 +41,24 @@ def _changed(path: str, what: str, position: int, expected: str) -> SourceError:
         expected=expected,
         fix="Put the original file back (files may only grow), or read it from its beginning in a job of another name.",
     )
+
+
+def _is_staging(path: str, pattern: str) -> bool:
+    """Whether readers skip the file: its name starts with ``_`` and the pattern does not ask for that."""
+    return Path(path).name.startswith("_") and not Path(pattern).name.startswith("_")
+
+
+def _check_name(path: str) -> None:
+    """Refuse a name that cannot be kept as a position."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(
+            "the name of the input file is no UTF-8, so its position cannot be kept",
+            where={"file": repr(os.fsencode(path))},
+            expected="a name in UTF-8",
+            fix="Rename the file.",
+        ) from error
 
 
 class _OpenFile:
@@ -110,7 +129,8 @@ class JsonlSource:
     The end of the last file is the end of input; files that grow later are read on by the next run.
 
     Args:
-        path: Path or glob pattern (`**` goes through directories), or several.
+        path: Path or glob pattern (`**` goes through directories), or several. A pattern finds no names that start with
+            ``.`` or ``_``, which are staging.
         record_max_bytes: A longer line is returned with its first ``record_max_bytes + 1`` bytes only.
     """
 
@@ -176,7 +196,7 @@ class JsonlSource:
                 # A file that a pattern found earlier must still be there: its rest would be lost without a word.
                 known = [path for path in self._positions if fnmatch.fnmatchcase(path, pattern)]
                 matches = {*glob.glob(pattern, recursive=True), *known}
-                matches = {path for path in matches if not os.path.isdir(path)}
+                matches = {path for path in matches if not os.path.isdir(path) and not _is_staging(path, pattern)}
                 if not matches:
                     raise SourceError(
                         "no file matches the pattern",
@@ -188,6 +208,7 @@ class JsonlSource:
             else:
                 found.add(pattern)
         for path in sorted(found):
+            _check_name(path)
             _OpenFile(path, self._positions.get(path, 0), self._record_max_bytes).close()
         return sorted(found)
 

@@ -2,6 +2,7 @@
 
 Names, for subtask 0 and checkpoint 12; names that start with a dot are skipped by readers:
 
+    .lock-00000                     flock of the job that writes; it stays behind
     .part-00000-open-3              the epoch is open (its checkpoint has no number yet)
     .part-00000-0000000012.jsonl    staged: durable, invisible
     part-00000-0000000012.jsonl     published, by one rename
@@ -14,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from agentflow.errors import OutputExists, SinkError
+from agentflow.errors import OutputExists, OutputLocked, SinkError, SinkForbidden
 from agentflow.runtime.ports import Guarantee, Staged
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _FLUSH_BYTES = 2**20
 _LINE_BYTES = 48  # a bytes object beside its content, and its place in the list
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _FIXES = {
     errno.ENOSPC: "Free space on the disk; published files are intact.",
     errno.EDQUOT: "Free space within the quota; published files are intact.",
@@ -38,7 +41,8 @@ _FIXES = {
 
 
 def _unwritable(path: str, error: OSError) -> SinkError:
-    return SinkError(
+    kind = SinkForbidden if error.errno in _FORBIDDEN else SinkError
+    return kind(
         f"the output directory cannot be written: {error.strerror}",
         where={"directory": path},
         expected="a directory that this user can write and nobody else clears",
@@ -129,6 +133,9 @@ class JsonlSink:
         self._path = path
         self._directory = os.path.abspath(path)
         self._prefix = f"part-{subtask:05d}-"
+        self._lock_name = f".lock-{subtask:05d}"
+        self._lock = -1
+        self._staging: asyncio.Future[None] | None = None
         self._opened = 0  # epochs so far; names the open staging files
         self._epoch = self._new_epoch()
         self._closed: dict[int, _Epoch] = {}
@@ -147,7 +154,7 @@ class JsonlSink:
                 fix="Put the directory back, or its path in the configuration; the outputs would be lost.",
             )
         try:
-            await asyncio.to_thread(self._clear_staging, kept)
+            await asyncio.to_thread(self._take_directory, kept)
         except OSError as error:
             raise _unwritable(self._path, error) from error
 
@@ -190,8 +197,12 @@ class JsonlSink:
                 expected="a directory without outputs of another job or of an earlier life of this one",
                 fix="name an empty directory, or restore the state that belongs to these outputs.",
             )
+        # A cancelled stage goes on in its thread; `close` waits for it, so that it cannot meet the next life's staging.
+        self._staging = asyncio.ensure_future(
+            asyncio.to_thread(epoch.stage, os.path.join(self._directory, f".{published}"))
+        )
         try:
-            await asyncio.to_thread(epoch.stage, os.path.join(self._directory, f".{published}"))
+            await asyncio.shield(self._staging)
         except OSError as error:
             epoch.close()
             raise _unwritable(self._path, error) from error
@@ -212,8 +223,15 @@ class JsonlSink:
             raise _unwritable(self._path, error) from error
 
     async def close(self) -> None:
-        """Close the staging files; they stay behind and the next `open` deletes them."""
+        """Close the staging files; they stay behind and the next `open` deletes them. Waits for a stage under way."""
+        if self._staging is not None:
+            with contextlib.suppress(OSError, SinkError):
+                await self._staging
+            self._staging = None
         self._forget()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _new_epoch(self) -> _Epoch:
         self._opened += 1
@@ -225,14 +243,34 @@ class JsonlSink:
         self._closed = {}
         self._epoch = self._new_epoch()
 
-    def _clear_staging(self, kept: frozenset[str]) -> None:
+    def _take_directory(self, kept: frozenset[str]) -> None:
+        """Create the directory, lock it, and delete staging that is not kept."""
         _make_directory(self._directory)
+        if self._lock < 0:
+            self._take_lock()
         for name in os.listdir(self._directory):
             if name.startswith(f".{self._prefix}") and name not in kept:
                 os.unlink(os.path.join(self._directory, name))
         if not os.access(self._directory, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         _sync_directory(self._directory)
+
+    def _take_lock(self) -> None:
+        lock = os.open(os.path.join(self._directory, self._lock_name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise OutputLocked(
+                "another job writes into the output directory",
+                where={"directory": self._path},
+                expected="one job per output directory",
+                fix="Stop the other job, or name another directory.",
+            ) from None
+        except OSError:
+            os.close(lock)
+            raise
+        self._lock = lock
 
     def _rename(self, names: tuple[str, ...]) -> None:
         for name in names:

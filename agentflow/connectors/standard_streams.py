@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from agentflow.connectors.lines import RECORD_MAX_BYTES, LineSplitter
 from agentflow.core.records import Record
-from agentflow.errors import SinkError, SourceError
+from agentflow.errors import SinkError, SinkForbidden, SourceError
 from agentflow.runtime.ports import Guarantee, Staged
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ class StdoutSink:
             try:
                 await asyncio.to_thread(self._print, b"\n".join((*staged.outputs, b"")))
             except (OSError, ValueError) as error:  # ValueError: the stream is closed
-                raise SinkError(
+                kind = SinkForbidden if isinstance(error, BrokenPipeError | ValueError) else SinkError
+                raise kind(
                     f"standard output cannot be written: {error}",
                     where={"sink": self.name, "checkpoint": checkpoint},
                     expected="a reader at the other end of the pipe, or a file with space",

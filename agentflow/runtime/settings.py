@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 DurationMs = Annotated[int, Meta(ge=0, extra={"unit": "duration"})]
+PositiveMs = Annotated[int, Meta(ge=1, extra={"unit": "duration"})]
 SizeBytes = Annotated[int, Meta(ge=0, extra={"unit": "size"})]
 Count = Annotated[int, Meta(ge=1)]
 
@@ -24,7 +25,7 @@ class CheckpointSettings(_Section, frozen=True):
     """`checkpoint.*`"""
 
     interval_ms: Annotated[
-        DurationMs, Meta(gt=0, description="Time between checkpoints; outputs become visible with them.")
+        PositiveMs, Meta(description="Time between checkpoints; outputs become visible with them.")
     ] = 1_000
     timeout_ms: Annotated[
         DurationMs, Meta(description="A checkpoint that takes longer fails; the subtask restarts.")

@@ -20,7 +20,14 @@ from pathlib import Path
 
 import msgspec
 
-from agentflow.errors import StateCorrupted, StateError, StateMismatch, StateUnavailable, StateVersionTooNew
+from agentflow.errors import (
+    StateCorrupted,
+    StateError,
+    StateForbidden,
+    StateMismatch,
+    StateUnavailable,
+    StateVersionTooNew,
+)
 from agentflow.state.rocksdb_errors import corrupted, disk_full, locked
 
 FORMAT = 1
@@ -30,6 +37,7 @@ FORMAT_FILE = "agentflow.json"
 LOCK_FILE = "agentflow.lock"
 ROCKSDB_DIRECTORY = "rocksdb"
 
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -196,7 +204,8 @@ class StateDirectory:
             where["file"] = os.fspath(error.filename)
         if error.errno in _NO_SPACE:
             return disk_full(what, where)
-        return StateUnavailable(
+        kind = StateForbidden if error.errno in _FORBIDDEN else StateUnavailable
+        return kind(
             what,
             where=where,
             expected="a directory that may be read and written",

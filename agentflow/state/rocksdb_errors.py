@@ -12,9 +12,10 @@ from pathlib import Path
 
 from rocksdict import DbClosedError
 
-from agentflow.errors import DiskFull, StateCorrupted, StateError, StateLocked, StateUnavailable
+from agentflow.errors import DiskFull, StateCorrupted, StateError, StateForbidden, StateLocked, StateUnavailable
 
 _NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
+_FORBIDDEN = ("Permission denied", "Operation not permitted", "Read-only file system")
 _LOCKED = ("lock hold by current process", "While lock file")
 _DAMAGED = (
     "Corruption:",  # wrong checksum, torn file, missing SST file
@@ -49,6 +50,13 @@ def state_error(error: Exception, *, directory: Path, doing: str) -> StateError:
         return locked(what, where)
     if any(mark in text for mark in _DAMAGED):
         return corrupted(what, where)
+    if any(mark in text for mark in _FORBIDDEN):
+        return StateForbidden(
+            what,
+            where=where,
+            expected="a directory that may be read and written",
+            fix="look at the permissions of state.dir and of the files in it",
+        )
     return StateUnavailable(
         what,
         where=where,

@@ -38,7 +38,7 @@ def start(directory: Path, source: Path) -> subprocess.Popen[bytes]:
         "checkpoint.interval": "100ms",
     }
     flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "agentflow.cli", "run", "configs/quickstart.yaml", *flags]
+    command = [sys.executable, "-m", "agentflow", "run", "configs/quickstart.yaml", *flags]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
 
 

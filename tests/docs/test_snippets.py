@@ -43,7 +43,7 @@ def test_python_snippet_runs(place: str, text: str, tmp_path: Path) -> None:
 def test_job_file_runs_to_the_end_of_its_input(place: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(text)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    done = run([sys.executable, "-m", "agentflow.cli", "run", "job.yaml"], tmp_path)
+    done = run([sys.executable, "-m", "agentflow", "run", "job.yaml"], tmp_path)
     assert done.returncode == 0, f"{place}\n{done.stderr}"
     assert list((tmp_path / "out").glob("part-*"))
 

@@ -64,7 +64,7 @@ def agentflow(*arguments: str, cwd: Path, **variables: str) -> subprocess.Comple
     env = {name: value for name, value in os.environ.items() if not name.startswith("AGENTFLOW_")}
     env |= {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **variables}
     return subprocess.run(
-        [sys.executable, "-m", "agentflow.cli", *arguments],
+        [sys.executable, "-m", "agentflow", *arguments],
         cwd=cwd,
         env=env,
         capture_output=True,
@@ -116,7 +116,7 @@ def test_help_is_printed_and_says_the_exit_statuses(tmp_path, command):
         (["rn"], "error: unknown command 'rn', did you mean 'run'?\nhelp: agentflow --help\n"),
         (
             ["zzz"],
-            "error: unknown command 'zzz', one of run, validate, plan, schema, version\nhelp: agentflow --help\n",
+            "error: unknown command 'zzz', one of run, validate, plan, schema, simulate, version\nhelp: agentflow --help\n",
         ),
         (["run"], "error: the following arguments are required: CONFIG\nhelp: agentflow run --help\n"),
         (
@@ -307,7 +307,7 @@ def on_a_terminal(*arguments: str, cwd: Path, **variables: str) -> str:
     }
     env |= {"PYTHONPATH": str(ROOT), "TERM": "xterm", **variables}
     with subprocess.Popen(
-        [sys.executable, "-m", "agentflow.cli", *arguments], cwd=cwd, env=env, stderr=follower
+        [sys.executable, "-m", "agentflow", *arguments], cwd=cwd, env=env, stderr=follower
     ) as process:
         os.close(follower)
         written = bytearray()
@@ -331,7 +331,7 @@ def test_colour_is_used_on_a_terminal_and_no_color_is_honoured(project):
 
 
 def test_reader_that_goes_away_ends_the_command_quietly(tmp_path):
-    command = f"{sys.executable} -m agentflow.cli schema | true; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m agentflow schema | true; echo ${{PIPESTATUS[0]}}"
     answer = subprocess.run(
         ["bash", "-c", command],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

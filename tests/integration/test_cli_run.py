@@ -80,7 +80,7 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-COMMAND = [sys.executable, "-m", "agentflow.cli", "run", "job.yaml"]
+COMMAND = [sys.executable, "-m", "agentflow", "run", "job.yaml"]
 
 
 def run(project: Path, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -248,13 +248,13 @@ def test_what_cannot_be_opened_ends_the_job_without_a_traceback(project, argumen
 def test_restarts_are_told_with_their_reason(project):
     settings = [
         "--set",
-        "sink.jsonl.path=agents.py",
+        "state.free-min=1000000GiB",
         "--set",
         "restart={delay: 1ms, attempts: 2, strategy: fixed-delay}",
     ]
     answer = run(project, *settings)
     assert (answer.returncode, events(answer.stderr)) == (1, ["job restarts", "job restarts", "job failed"])
-    assert 'error="the output directory cannot be written: Not a directory"  attempt=1  delay=0.001s' in answer.stderr
+    assert 'error="opening the state: not enough free space"  attempt=1  delay=0.001s' in answer.stderr
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

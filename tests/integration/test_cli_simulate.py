@@ -8,7 +8,7 @@ import sys
 
 
 def simulate(*arguments):
-    command = [sys.executable, "-m", "agentflow.cli", "simulate", *arguments]
+    command = [sys.executable, "-m", "agentflow", "simulate", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

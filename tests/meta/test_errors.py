@@ -52,6 +52,8 @@ def used_names(module: Module) -> Iterator[str]:
             yield node.exc.id
         elif isinstance(node, ast.Attribute) and node.attr == "__name__" and isinstance(node.value, ast.Name):
             yield node.value.id
+        elif isinstance(node, ast.IfExp):
+            yield from (name.id for name in (node.body, node.orelse) if isinstance(name, ast.Name))
         elif isinstance(node, ast.Call):
             called = node.func
             name = (

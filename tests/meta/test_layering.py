@@ -26,6 +26,7 @@ RANK = {
     "testing": 6,
     "environment": 7,
     "cli": 8,
+    "__main__": 8,
 }
 ROOT_RANK = 8  # `from agentflow import …` pulls everything: only the composition root of the shell may
 

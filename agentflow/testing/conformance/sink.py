@@ -65,6 +65,33 @@ class SinkConformance:
         assert read_visible() == [b"1", b"2", b"3"]
         await sink.close()
 
+    async def test_every_epoch_of_many_is_published_once_and_in_order(
+        self, new_sink: NewSink, read_visible: ReadVisible
+    ) -> None:
+        sink = new_sink()
+        await sink.open(None)
+        for checkpoint in range(1, 13):
+            staged = await staged_epoch(sink, checkpoint, b"%d" % checkpoint, b"-%d" % checkpoint)
+            sink.write(output(b"%d" % (checkpoint * 100)))  # of the next epoch
+            await sink.publish(checkpoint, staged)
+        await sink.close()
+        expected = [b"1", b"-1"]
+        for checkpoint in range(2, 13):
+            expected += [b"%d" % ((checkpoint - 1) * 100), b"%d" % checkpoint, b"-%d" % checkpoint]
+        assert read_visible() == expected
+
+    async def test_a_later_life_adds_to_what_is_published(self, new_sink: NewSink, read_visible: ReadVisible) -> None:
+        for checkpoint in (1, 2, 3):
+            sink = new_sink()
+            await sink.open(None if checkpoint == 1 else (checkpoint - 1, Staged()))
+            sink.write(output(b'"undecided"'))
+            await sink.close()
+            sink = new_sink()
+            await sink.open(None if checkpoint == 1 else (checkpoint - 1, Staged()))
+            await sink.publish(checkpoint, await staged_epoch(sink, checkpoint, b"%d" % checkpoint))
+            await sink.close()
+        assert read_visible() == [b"1", b"2", b"3"]
+
     async def test_undecided_outputs_are_dropped_by_open(self, new_sink: NewSink, read_visible: ReadVisible) -> None:
         sink = new_sink()
         await sink.open(None)

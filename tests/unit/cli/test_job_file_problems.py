@@ -130,7 +130,7 @@ CASES = {
         """
         job.yaml:7: checkpoint.interval is too small: 0s
           7 | checkpoint.interval: 0s
-                                   ^^ more than 0s
+                                   ^^ at least 1ms
         help: agentflow schema --describe checkpoint
         """,
     ),

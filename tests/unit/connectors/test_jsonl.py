@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from agentflow.connectors.jsonl import JsonlSource
 from agentflow.connectors.jsonl_sink import JsonlSink
-from agentflow.errors import SinkError, SourceError
+from agentflow.errors import OutputLocked, SinkError, SourceError
 from agentflow.runtime.ports import Staged
-from agentflow.testing.conformance.sink import staged_epoch
+from agentflow.testing.conformance.sink import output, staged_epoch
 from agentflow.testing.conformance.source import read_all
 
 VICTIM = """
@@ -83,7 +86,7 @@ async def test_kill_leaves_published_files_and_the_prepared_staging(tmp_path):
     await sink.open((2, staged))
     await sink.publish(2, staged)
     await sink.close()
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == {first: b"1\n", second: b"2\n"}
+    assert {file.name: file.read_bytes() for file in out.glob("[!.]*")} == {first: b"1\n", second: b"2\n"}
 
 
 async def test_output_of_another_life_is_never_overwritten(tmp_path):
@@ -99,3 +102,43 @@ async def test_place_that_is_no_directory_is_refused_at_open(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SinkError, match="cannot be written"):
         await JsonlSink(str(tmp_path / "file")).open(None)
+
+
+async def test_one_job_per_directory(tmp_path):
+    sink = JsonlSink(str(tmp_path / "out"))
+    await sink.open(None)
+    with pytest.raises(OutputLocked, match="another job"):
+        await JsonlSink(str(tmp_path / "out")).open(None)
+    other_subtask = JsonlSink(str(tmp_path / "out"), subtask=1)
+    await other_subtask.open(None)
+    await other_subtask.close()
+    await sink.close()
+    later = JsonlSink(str(tmp_path / "out"))
+    await later.open(None)
+    await later.close()
+
+
+async def test_close_waits_for_a_stage_that_was_cancelled(tmp_path, monkeypatch):
+    may_sync, syncing = threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def slow_fsync(fd):
+        syncing.set()
+        assert may_sync.wait(30)
+        fsync(fd)
+
+    sink = JsonlSink(str(tmp_path))
+    await sink.open(None)
+    sink.write(output(b"1"))
+    sink.barrier(1)
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+    staging = asyncio.ensure_future(sink.stage(1))
+    await asyncio.to_thread(syncing.wait)
+    staging.cancel()
+    await asyncio.wait([staging])
+    closing = asyncio.ensure_future(sink.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    may_sync.set()
+    await closing
+    assert [path.name for path in tmp_path.glob(".part-*")] == [".part-00000-0000000001.jsonl"]

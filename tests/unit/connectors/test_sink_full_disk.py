@@ -59,7 +59,7 @@ async def test_disk_that_fills_up_while_writing_leaves_what_is_published_and_onl
     filler.unlink()
     sink = JsonlSink(str(directory))
     await sink.open(None)
-    assert list(directory.glob(".*")) == []
+    assert list(directory.glob(".part-*")) == []
     await sink.publish(2, await staged_epoch(sink, 2, b'"again"'))
     await sink.close()
     assert visible(directory) == [b'"kept"', b'"again"']

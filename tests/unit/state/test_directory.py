@@ -10,7 +10,7 @@ import os
 import pytest
 from rocksdict import Options, Rdict
 
-from agentflow.errors import DiskFull, StateCorrupted, StateLocked, StateMismatch, StateUnavailable, StateVersionTooNew
+from agentflow.errors import DiskFull, StateCorrupted, StateForbidden, StateLocked, StateMismatch, StateVersionTooNew
 from agentflow.state.directory import FORMAT_FILE, LOCK_FILE, ROCKSDB_DIRECTORY, StateDirectory
 from agentflow.state.rocksdb import RocksDBKeyedState
 from agentflow.testing.conformance.keyed_state import OLD, checkpoint, laid_over, read_all
@@ -147,7 +147,7 @@ async def test_too_little_free_space_is_refused_at_prepare_and_nothing_is_writte
 
 def test_a_file_in_the_place_of_the_directory_is_named(tmp_path):
     (tmp_path / "state").write_text("")
-    with pytest.raises(StateUnavailable) as refused:
+    with pytest.raises(StateForbidden) as refused:
         open_state(tmp_path / "state")
     assert refused.value.where["directory"] == str(tmp_path / "state")
 
@@ -158,7 +158,7 @@ def test_a_directory_that_may_not_be_written_is_named(tmp_path):
     if user == 0:  # root may write everywhere
         os.seteuid(65_534)
     try:
-        with pytest.raises(StateUnavailable, match=os.strerror(errno.EACCES)):
+        with pytest.raises(StateForbidden, match=os.strerror(errno.EACCES)):
             open_state(tmp_path / "state")
     finally:
         os.seteuid(user)

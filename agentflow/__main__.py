@@ -1,4 +1,4 @@
-"""`python -m agentflow.cli`: the same as the command `agentflow`."""
+"""`python -m agentflow`: the same as the command `agentflow`."""
 
 import sys
 
