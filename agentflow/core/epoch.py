@@ -124,7 +124,7 @@ _decode_meta = msgspec.msgpack.Decoder(OperatorMeta).decode
 def operator_meta(plan: AgentPlan, segments: SegmentedQueue) -> bytes:
     """Return an operator's meta row."""
     return encode_meta(
-        OperatorMeta(META_FORMAT, plan.plan_hash, segments.closed, segments.last.number, segments.forwarded_ms)
+        OperatorMeta(META_FORMAT, plan.plan_hash, segments.closed, segments.open_number, segments.forwarded_ms)
     )
 
 
@@ -148,6 +148,7 @@ class EpochChanges:
     Attributes:
         number: The open epoch: what the next barrier closes.
         completed: The last epoch whose checkpoint is completed.
+        last_meta: Meta rows of the last barrier: an epoch that changes nothing else makes no checkpoint.
     """
 
     def __init__(self, operator: int) -> None:
@@ -157,7 +158,7 @@ class EpochChanges:
         self._memory: dict[KeyState, dict[str, bytes | None]] = {}
         self._ended: list[tuple[bytes, str]] = []
         self._frozen: EpochDelta | None = None
-        self._last_meta: dict[str, bytes] = {}
+        self.last_meta: dict[str, bytes] = {}
 
     @property
     def unapplied(self) -> tuple[dict[KeyState, dict[str, bytes | None]], ...]:
@@ -191,8 +192,8 @@ class EpochChanges:
         """Close the epoch; return its delta, and whether nothing at all changed."""
         assert self._frozen is None, "a barrier before the former checkpoint has completed"
         self._frozen = delta = EpochDelta(self._operator, self._memory, self._ended, runs, timers, meta)
-        is_empty = delta.is_empty and meta == self._last_meta
-        self._memory, self._ended, self._last_meta = {}, [], meta
+        is_empty = delta.is_empty and meta == self.last_meta
+        self._memory, self._ended, self.last_meta = {}, [], meta
         self.number += 1
         return delta, is_empty
 

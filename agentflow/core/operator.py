@@ -372,10 +372,11 @@ class Operator:
             StateVersionTooNew: A row was written by a newer version.
         """
         assert not self._runs, "restore fills a new operator"
-        for row in rows.get(Table.META, ()):
-            if row.name == META_NAME:
-                meta = decode_meta(row.value)
-                self._segments = SegmentedQueue(meta.closed, meta.open_number, meta.forwarded_ms)
+        stored = {row.name: row.value for row in rows.get(Table.META, ())}
+        if META_NAME in stored:
+            meta = decode_meta(stored[META_NAME])
+            self._segments = SegmentedQueue(meta.closed, meta.open_number, meta.forwarded_ms)
+        self._changes.last_meta = {name: stored[name] for name in (META_NAME, POSITIONS_NAME) if name in stored}
         self._timers.restore(rows.get(Table.TIMERS, []))
         self._runs = restore_runs(rows.get(Table.RUNS, []), self._states, self.plan, self._segments)
         for run in list(self._runs):

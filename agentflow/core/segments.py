@@ -21,7 +21,7 @@ class Segment(msgspec.Struct, eq=False):
     """Runs between two watermarks.
 
     Attributes:
-        number: Place in the queue since the job began.
+        number: Place in the queue; unique among the segments that are in it.
         open_runs: Unfinished runs that hold the watermark.
         watermark_ms: The watermark behind the segment; None for the last, open one.
     """
@@ -52,6 +52,11 @@ class SegmentedQueue:
     def closed(self) -> list[tuple[int, int]]:
         """(number, watermark) of every closed segment, for the snapshot."""
         return [(s.number, s.watermark_ms) for s in self._segments if s.watermark_ms is not None]
+
+    @property
+    def open_number(self) -> int:
+        """Number of the open segment, for the snapshot; 0 when no run and no closed segment needs it to differ."""
+        return self.last.number if self.last.open_runs or len(self._segments) > 1 else 0
 
     def by_number(self) -> dict[int, Segment]:
         """Return the segments by number, for restore."""
