@@ -17,6 +17,7 @@ from benchmarks.plot import draw
 from benchmarks.registry import WORKLOADS, Workload
 
 EXIT_MISSED = 3
+PLOT = ".cache/benchmarks/engine.png"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5, help="runs of each workload; the median counts")
     parser.add_argument("--only", metavar="TEXT", default="", help="only workloads whose name contains this")
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw the results relative to their targets (.png, .svg)")
+    parser.add_argument("--plot", metavar="FILE", default=PLOT, help=f"where to draw the results (.png, .svg): {PLOT}")
     parser.add_argument("--check", action="store_true", help="exit 3 when a target is missed")
     chosen = parser.parse_args(argv)
     names = [name for name in WORKLOADS if chosen.only in name]
@@ -99,8 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         print(row(results[-1]), flush=True)
     if chosen.json:
         Path(chosen.json).write_text(json.dumps(results, indent=2) + "\n")
-    if chosen.plot:
-        print(draw(results, Path(chosen.plot)))
+    print(draw(results, Path(chosen.plot)))
     return exit_status(results, is_checked=chosen.check)
 
 

@@ -27,5 +27,6 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> str:
     axes.margins(x=0.25)
     axes.set_xlabel("multiple of the target (right of 1: met)")
     axes.set_title(f"commit {judged[0]['commit']}, {judged[0]['machine']}", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return f"plot: {path}"
