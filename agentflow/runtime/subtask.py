@@ -180,6 +180,8 @@ class Subtask:
                 self._timer.cancel()
             for stage in self._stages:
                 await stage.runner.close()
+            if self._failure.done():
+                self._failure.exception()  # one that came too late to end anything is not asyncio's to complain about
 
     def stop(self) -> None:
         """Admit nothing more, drain, take a final checkpoint; called again: do not wait for runs in flight."""
