@@ -31,6 +31,8 @@ _TIMER = EventType.TimerEvent
 _new_event = object.__new__
 _decode_attributes = msgspec.msgpack.Decoder().decode
 
+_STUBBORN_S = 5  # what a cancelled coroutine may take to unwind
+
 Answer = ActionCompleted | ActionFailed
 
 
@@ -65,6 +67,7 @@ class ActionRunner:
         self._waiting: dict[ActionTask, asyncio.Task[None]] = {}
         self._in_threads: dict[ActionTask, RunnerContext] = {}
         self._timeouts: dict[ActionTask, asyncio.TimerHandle] = {}
+        self._timed_out: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     def start(self, task: ActionTask) -> Answer | None:
@@ -85,6 +88,8 @@ class ActionRunner:
                 return _completed(task, ctx)
         except Exception as error:  # noqa: BLE001 (the edge to user code)
             return self._failed(task, ctx, error)
+        except asyncio.CancelledError:
+            return _cancelled_inside(task, ctx)
         if kind is ActionKind.ASYNC:
             return self._start_coroutine(task, ctx, action, event)
         self._start_thread(task, ctx, action, event)
@@ -97,15 +102,32 @@ class ActionRunner:
             return self._outcome(task, ctx, running)
         self._waiting[task] = running
         if action.timeout_ms is not None:
-            self._timeouts[task] = self._loop.call_later(action.timeout_ms / 1000, running.cancel, "timeout")
+            self._timeouts[task] = self._loop.call_later(action.timeout_ms / 1000, self._time_out, task, ctx, running)
         running.add_done_callback(lambda done: self._coroutine_done(task, ctx, done))
         return None
+
+    def _time_out(self, task: ActionTask, ctx: RunnerContext, running: asyncio.Task[None]) -> None:
+        """Cancel a coroutine; one that swallows it is left behind after a while, so that it holds up its own key only."""
+        running.cancel("timeout")
+        self._timed_out.add(running)
+        self._timeouts[task] = self._loop.call_later(_STUBBORN_S, self._leave_coroutine, task, ctx, running)
+
+    def _leave_coroutine(self, task: ActionTask, ctx: RunnerContext, running: asyncio.Task[None]) -> None:
+        del self._timeouts[task]
+        if self._waiting.pop(task, None) is None:
+            return
+        self._timed_out.discard(running)
+        _abandon(running)
+        answer = self._failed(task, ctx, _timed_out(task))
+        if answer is not None and not self._is_closed:
+            self._deliver(answer)
 
     def _coroutine_done(self, task: ActionTask, ctx: RunnerContext, done: asyncio.Task[None]) -> None:
         timeout = self._timeouts.pop(task, None)
         is_wanted = self._waiting.pop(task, None) is not None
-        is_timed_out = timeout is not None and timeout.when() <= self._loop.time() and done.cancelled()
-        answer = self._outcome(task, ctx, done, is_timed_out=is_timed_out)
+        is_timed_out = done in self._timed_out
+        self._timed_out.discard(done)
+        answer = self._outcome(task, ctx, done, is_timed_out=is_timed_out and done.cancelled())
         if timeout is not None:
             timeout.cancel()
         if is_wanted and not self._is_closed and answer is not None:
@@ -115,10 +137,9 @@ class ActionRunner:
         self, task: ActionTask, ctx: RunnerContext, done: asyncio.Task[None], *, is_timed_out: bool = False
     ) -> Answer | None:
         if done.cancelled():
-            ctx.close()
             if is_timed_out:
                 return self._failed(task, ctx, _timed_out(task))
-            return ActionFailed(task, ErrorReport("CancelledError", "the action was cancelled from inside"))
+            return _cancelled_inside(task, ctx)
         error = done.exception()
         if error is None:
             try:
@@ -196,7 +217,9 @@ class ActionRunner:
         for running in waiting:
             running.cancel()
         if waiting:
-            await asyncio.wait(waiting, timeout=5)
+            _, stubborn = await asyncio.wait(waiting, timeout=_STUBBORN_S)
+            for running in stubborn:
+                _abandon(running)
 
     def _failed(self, task: ActionTask, ctx: RunnerContext, error: Exception) -> ActionFailed | None:
         """Turn an error into the answer; an error of the engine under the action restarts the subtask instead."""
@@ -238,6 +261,17 @@ def _completed(task: ActionTask, ctx: RunnerContext) -> ActionCompleted:
     )
     ctx._is_open = False  # noqa: SLF001
     return answer
+
+
+def _cancelled_inside(task: ActionTask, ctx: RunnerContext) -> ActionFailed:
+    ctx.close()
+    return ActionFailed(task, ErrorReport("CancelledError", "the action was cancelled from inside"))
+
+
+def _abandon(running: asyncio.Task[None]) -> None:
+    """Forget a coroutine that swallows its cancellation: nobody waits for it any more, not even the end of the loop."""
+    asyncio._unregister_task(running)  # noqa: SLF001 (documented for those who extend asyncio)
+    running._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _timed_out(task: ActionTask) -> ActionTimeout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import shutil
 import threading
@@ -39,6 +40,7 @@ from agentflow import (
 from agentflow.api.memory import MemoryObject
 from agentflow.connectors.standard_streams import StdoutSink
 from agentflow.errors import OutputExists
+from agentflow.runtime import action_runner
 
 ONCE = Retry(attempts=1)
 
@@ -112,6 +114,19 @@ def _raise(event: InputEvent[Any], ctx: RunnerContext) -> None:
     ctx.send_event(OutputEvent(event.input["k"]))
 
 
+def _raise_cancelled(event: InputEvent[Any], ctx: RunnerContext) -> None:
+    if event.input["k"] == "bad":
+        raise asyncio.CancelledError
+    ctx.send_event(OutputEvent(event.input["k"]))
+
+
+async def _refuse_to_end(event: InputEvent[Any], ctx: RunnerContext) -> None:
+    while event.input["k"] == "bad":
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+    ctx.send_event(OutputEvent(event.input["k"]))
+
+
 def _block(event: InputEvent[Any], ctx: RunnerContext) -> None:
     if event.input["k"] == "bad":
         threading.Event().wait(5)
@@ -124,10 +139,15 @@ def _block(event: InputEvent[Any], ctx: RunnerContext) -> None:
         (_raise, {}),
         (_hang, {"timeout": "20ms"}),
         (_cancel, {}),
+        (_raise_cancelled, {}),
+        (_refuse_to_end, {"timeout": "20ms"}),
         (_block, {"timeout": "20ms", "blocking": True}),
     ],
 )
-def test_action_that_raises_hangs_or_is_cancelled_affects_only_its_own_run(function: Any, options: Any) -> None:
+def test_action_that_raises_hangs_or_is_cancelled_affects_only_its_own_run(
+    function: Any, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(action_runner, "_STUBBORN_S", 0.02)
     agent = agent_of(function, retry=ONCE, on_error="dead-letter", **options)
     env = AgentsExecutionEnvironment.get_execution_environment()
     dead = CollectionSink()
