@@ -104,14 +104,14 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    everything = resolve(requirements_of(("pydantic", "dev")))
+    everything = resolve(requirements_of(("kafka", "pydantic", "dev")))
     if everything is None:
         return 1
     constraint = [f"{name}=={version}" for name, (version, _) in everything.items()]
     with tempfile.TemporaryDirectory() as scratch:
         constraints = Path(scratch) / "constraints.txt"
         constraints.write_text("\n".join(constraint), encoding="utf-8")
-        runtime = resolve(["--constraint", str(constraints), *requirements_of(())])
+        runtime = resolve(["--constraint", str(constraints), *requirements_of(("kafka",))])
     if runtime is None:
         return 1
     hashes = {name: {digest} for name, (_, digest) in everything.items()}

@@ -10,19 +10,25 @@ env.execute()
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from agentflow.api.agent import Agent
 from agentflow.api.options import Configuration
 from agentflow.connectors.collections import CollectionSink, CollectionSource
-from agentflow.errors import PlanError
+from agentflow.errors import PlanError, StateLocked, StateUnavailable
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import KeyBy
 from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import AgentStage, Job, JobSpec, JobStatus
 from agentflow.runtime.ports import KeyedState, Sink, Source
 from agentflow.runtime.settings import JobSettings
+from agentflow.runtime.worker import Worker
+
+if TYPE_CHECKING:
+    from agentflow.connectors.kafka.group import KafkaGroup, PartitionSource
+    from agentflow.connectors.kafka.producer import SubtaskProducer
+    from agentflow.state.rocksdb import RocksDBKeyedState
 
 
 def state_opener(settings: JobSettings) -> Callable[[], KeyedState]:
@@ -171,3 +177,123 @@ class RecordStream:
         """Give records whose run failed to a sink."""
         self.open_dead_letter = sink if callable(sink) else lambda: sink
         return self
+
+
+class KafkaJob:
+    """A job from Kafka to Kafka, exactly once: what a worker of it is made of.
+
+    Args:
+        settings: Settings; ``state.dir`` has to be set.
+        stages: The chain of agents.
+        topics: Input topics.
+        output: Output topic.
+        dead_letters: Dead-letter topic; None: a record that fails for good stops the job.
+
+    Attributes:
+        subtasks: Number of subtasks, when a worker was made.
+    """
+
+    def __init__(
+        self,
+        settings: JobSettings,
+        stages: Sequence[AgentStage],
+        topics: Sequence[str],
+        output: str,
+        dead_letters: str | None = None,
+    ) -> None:
+        self.settings = settings
+        self.stages = tuple(stages)
+        self.topics = tuple(topics)
+        self.output = output
+        self.dead_letters = dead_letters
+        self.subtasks = 0
+
+    @property
+    def changelog(self) -> str:
+        """Name of the changelog topic."""
+        return f"{self.settings.job}-changelog"
+
+    async def worker(self, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Worker:
+        """Check and create topics, and return a worker that has not joined yet.
+
+        Raises:
+            ConfigError: Topics are missing or wrong.
+            SourceError: No broker answers.
+        """
+        from agentflow.connectors.kafka.group import KafkaGroup
+        from agentflow.connectors.kafka.topics import prepare_topics
+
+        settings = self.settings
+        outputs = [self.output, *([self.dead_letters] if self.dead_letters else [])]
+        self.subtasks = await prepare_topics(settings.kafka, self.topics, outputs, self.changelog)
+        group = KafkaGroup(settings.kafka, settings.job, self.topics)
+        tell = on_event or (lambda name, fields: None)  # noqa: ARG005
+        return Worker(group, lambda number: _KafkaSubtask(self, group, number, tell), tell)
+
+
+class _KafkaSubtask:
+    """One subtask of a `KafkaJob`: its ports, made anew for each life of its job."""
+
+    def __init__(
+        self, kafka: KafkaJob, group: KafkaGroup, number: int, on_event: Callable[[str, dict[str, Any]], None]
+    ) -> None:
+        self._kafka = kafka
+        self._group = group
+        self._number = number
+        self._producer: SubtaskProducer | None = None
+        self._source: PartitionSource | None = None
+        spec = JobSpec(kafka.settings, kafka.stages, self._open_source, self._open_sinks, self._open_state)
+        self.job = Job(spec, on_event=lambda name, fields: on_event(name, {"subtask": number, **fields}))
+
+    async def keep(self) -> None:
+        """Prove that nobody owned the subtask meanwhile, and read on."""
+        if self._producer is not None and self._source is not None and self._source.is_open:
+            await self._producer.prove_ownership()
+            await self._source.resume()
+
+    async def release(self) -> None:
+        """Forget the source; its job has closed everything."""
+        self._group.forget(self._number)
+
+    def _open_source(self) -> Source:
+        from agentflow.connectors.kafka.producer import SubtaskProducer
+
+        kafka = self._kafka
+        self._producer = SubtaskProducer(kafka.settings.kafka, kafka.settings.job, self._number, kafka.changelog)
+        self._source = self._group.source(self._number, self._producer)
+        return self._source
+
+    def _open_sinks(self) -> Mapping[str, Sink]:
+        from agentflow.connectors.kafka.partitioners import PARTITIONERS
+        from agentflow.connectors.kafka.sinks import KafkaDeadLetters, KafkaSink
+
+        kafka, producer = self._kafka, self._producer
+        assert producer is not None
+        partitioner = PARTITIONERS[kafka.settings.kafka.partitioner]
+        sinks: dict[str, Sink] = {"sink": KafkaSink(producer, kafka.output, partitioner)}
+        if kafka.dead_letters is not None:
+            sinks["dead-letter"] = KafkaDeadLetters(producer, kafka.dead_letters, partitioner)
+        return sinks
+
+    async def _open_state(self) -> KeyedState:
+        from agentflow.connectors.kafka.connection import client_options
+        from agentflow.state.kafka_changelog import open_changelog_state
+
+        assert self._producer is not None
+        kafka = self._kafka
+        client = client_options(kafka.settings.kafka)
+        return await open_changelog_state(self._open_copy, self._producer, kafka.changelog, self._number, client)
+
+    def _open_copy(self) -> RocksDBKeyedState:
+        from agentflow.state.rocksdb import RocksDBKeyedState
+
+        settings = self._kafka.settings
+        try:
+            return RocksDBKeyedState.open(
+                f"{settings.state.dir}/subtask-{self._number}",
+                job=settings.job,
+                free_min_bytes=settings.state.free_min_bytes,
+            )
+        except StateLocked as error:
+            # Another worker on this machine had the subtask and is about to close it.
+            raise StateUnavailable(error.what, where=error.where, fix=error.fix) from error

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+KAFKA = Path(__file__).resolve().parents[1] / "scripts" / "kafka"
+WAS_BROKER_RUNNING = pytest.StashKey[bool]()
 
 # The default is what CI runs, here and there the same; HYPOTHESIS_PROFILE=dev is for a short loop while writing.
 settings.register_profile(
@@ -43,3 +47,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section(f"NOT RUN: {reasons.total()} skipped", sep="!", yellow=True, bold=True)
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count:5d}  {reason}", yellow=True)
+
+
+def _is_broker_running() -> bool:
+    return subprocess.run([KAFKA, "status"], capture_output=True, check=False).returncode == 0
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remember whether a broker ran before the tests."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[WAS_BROKER_RUNNING] = _is_broker_running()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Stop a broker that the tests have started."""
+    if not hasattr(session.config, "workerinput") and not session.config.stash[WAS_BROKER_RUNNING]:
+        subprocess.run([KAFKA, "stop"], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> str:
+    """Bootstrap servers of a real Apache Kafka, shared by all test processes."""
+    from tests.kafka_topics import start_broker
+
+    brokers = start_broker()
+    if brokers is None:
+        pytest.skip("no Kafka broker: it needs Java 17 and Maven, or AGENTFLOW_TEST_KAFKA=host:port")
+    return brokers

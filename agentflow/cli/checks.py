@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os.path
 
-from agentflow.cli.job_file import JobFile, JsonlSink, JsonlSource, StdinSource, StdoutSink
+from agentflow.cli.job_file import JobFile, JsonlSink, JsonlSource, KafkaSink, KafkaSource, StdinSource, StdoutSink
 from agentflow.cli.problems import ProblemList
 
 
@@ -13,7 +13,9 @@ def check_job(job_file: JobFile, problems: ProblemList) -> None:
     _check_guarantee(job_file, problems)
     _check_directories(job_file, problems)
     settings, composition = job_file.settings, job_file.composition
-    if composition.key_by == "record.key":
+    if isinstance(composition.source, KafkaSource):
+        _check_kafka(job_file, problems)
+    elif composition.key_by == "record.key":
         problems.add(
             "key-by: records of files and of standard input have no key of their own",
             job_file.place("key-by"),
@@ -24,6 +26,34 @@ def check_job(job_file: JobFile, problems: ProblemList) -> None:
             "on-overflow: dead-letter needs a dead-letter sink",
             job_file.place("on-overflow"),
             note="add  dead-letter: {jsonl: {path: dead/}}  or take 'pause'",
+        )
+
+
+def _check_kafka(job_file: JobFile, problems: ProblemList) -> None:
+    composition, settings = job_file.composition, job_file.settings
+    for name, sink in (("sink", composition.sink), ("dead-letter", composition.dead_letter)):
+        if sink is not None and not isinstance(sink, KafkaSink):
+            problems.add(
+                f"{name}: a job that reads Kafka writes Kafka, in one transaction",
+                job_file.place(name),
+                note=f"such as  {name}: {{kafka: {{topic: …}}}}",
+            )
+    if settings.guarantee != "exactly-once":
+        problems.add(
+            f"a worker gives exactly-once, not {settings.guarantee}", job_file.place("guarantee"), note="remove it"
+        )
+    if composition.key_by != "record.key":
+        problems.add(
+            "key-by: records of Kafka lie where their own key belongs, so that is the key of the job",
+            job_file.place("key-by"),
+            note="record.key",
+            help="a job with another key needs its input partitioned by it: write such a topic with a job of its own",
+        )
+    if settings.checkpoint.interval_ms * 2 > settings.kafka.transaction_timeout_ms:
+        problems.add(
+            "checkpoint.interval is more than half of kafka.transaction-timeout: the broker would abort open checkpoints",
+            job_file.place("kafka.transaction-timeout", "checkpoint.interval"),
+            note="lower the one or raise the other",
         )
 
 

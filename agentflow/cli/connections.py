@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agentflow.cli.job_file import JsonlSink, JsonlSource, StdinSource, StdoutSink
+from agentflow.cli.job_file import JsonlSink, JsonlSource, KafkaSink, KafkaSource, StdinSource, StdoutSink
+from agentflow.errors import ConfigError
 from agentflow.runtime.ports import Sink, Source
 from agentflow.runtime.settings import JobSettings
 
 
-def source_opener(source: JsonlSource | StdinSource, settings: JobSettings) -> Callable[[], Source]:
-    """Return what makes the source, at each start of the job."""
+def source_opener(source: JsonlSource | StdinSource | KafkaSource, settings: JobSettings) -> Callable[[], Source]:
+    """Return what makes the source of an embedded job, at each start of the job."""
+    if isinstance(source, KafkaSource):
+        raise ConfigError(["a job that reads Kafka is run by: agentflow worker"])
     if isinstance(source, JsonlSource):
         from agentflow.connectors.jsonl import JsonlSource as Files
 
@@ -20,8 +23,10 @@ def source_opener(source: JsonlSource | StdinSource, settings: JobSettings) -> C
     return lambda: Stdin(record_max_bytes=settings.record_max_bytes)
 
 
-def open_sink(sink: JsonlSink | StdoutSink) -> Sink:
-    """Make a sink."""
+def open_sink(sink: JsonlSink | StdoutSink | KafkaSink) -> Sink:
+    """Make a sink of an embedded job."""
+    if isinstance(sink, KafkaSink):
+        raise ConfigError(["an embedded job cannot write to Kafka exactly once: read from Kafka with agentflow worker"])
     if isinstance(sink, JsonlSink):
         from agentflow.connectors.jsonl_sink import JsonlSink as Directory
 

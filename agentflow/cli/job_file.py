@@ -31,6 +31,28 @@ class StdinSource(_Section, frozen=True, kw_only=True, tag="stdin"):
     """Standard input, one JSON value per line; it cannot be read twice."""
 
 
+class KafkaSource(_Section, frozen=True, kw_only=True, tag="kafka"):
+    """Topics of equal partition counts; values are JSON. Run it with agentflow worker."""
+
+    topics: Annotated[tuple[str, ...], Meta(description="Input topic, or list of them.")]
+
+    @property
+    def described(self) -> str:
+        """For people: ``kafka reviews``."""
+        return f"kafka {', '.join(self.topics)}"
+
+
+class KafkaSink(_Section, frozen=True, kw_only=True, tag="kafka"):
+    """A topic; values are JSON, keys those of the job."""
+
+    topic: Annotated[str, Meta(description="Output topic.")]
+
+    @property
+    def described(self) -> str:
+        """For people: ``kafka alerts``."""
+        return f"kafka {self.topic}"
+
+
 class JsonlSink(_Section, frozen=True, kw_only=True, tag="jsonl"):
     """A directory of part-… files of JSON lines; names that start with . or _ are staging, readers skip them."""
 
@@ -55,12 +77,16 @@ class Composition(_Section, frozen=True, kw_only=True):
 
     agent: Annotated[str, Meta(description="The agent: module:name of an Agent class or instance.")]
     key_by: Annotated[
-        str, Meta(description="The key of a record: a field (dotted path), or module:function of the value.")
+        str,
+        Meta(
+            description="The key of a record: a field (dotted path), record.key (Kafka), or module:function of the value."
+        ),
     ]
-    source: Annotated[JsonlSource | StdinSource, Meta(description="Where records come from.")]
-    sink: Annotated[JsonlSink | StdoutSink, Meta(description="Where outputs go.")]
+    source: Annotated[JsonlSource | StdinSource | KafkaSource, Meta(description="Where records come from.")]
+    sink: Annotated[JsonlSink | StdoutSink | KafkaSink, Meta(description="Where outputs go.")]
     dead_letter: Annotated[
-        JsonlSink | StdoutSink | None, Meta(description="Where records go whose run failed; without it the job stops.")
+        JsonlSink | StdoutSink | KafkaSink | None,
+        Meta(description="Where records go whose run failed; without it the job stops."),
     ] = None
     log: LogSettings = LogSettings()
 

@@ -63,6 +63,12 @@ def _run(chosen: argparse.Namespace) -> int:
     return run(chosen)
 
 
+def _worker(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.worker import worker
+
+    return worker(chosen)
+
+
 def _validate(chosen: argparse.Namespace) -> int:
     from agentflow.cli.inspection import validate
 
@@ -95,6 +101,7 @@ def _version(chosen: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
+    "worker": _worker,
     "validate": _validate,
     "plan": _plan,
     "schema": _schema,
@@ -153,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for name, summary in (
         ("run", "run a job to the end of its input, or until it is stopped"),
+        ("worker", "run a share of a Kafka job, until it is stopped"),
         ("validate", "check a job file, its agent and its plan; nothing is run"),
         ("plan", "show what an agent is made of: actions, triggers, resources, event graph"),
     ):
@@ -162,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="set one key; repeatable"
         )
-        if name == "run":
+        if name in ("run", "worker"):
             command.add_argument("--log-format", choices=["console", "json"], help="how log lines look")
             command.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="least level shown")
             command.add_argument("--no-uvloop", action="store_true", help="use asyncio's own event loop")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agentflow.observability.progress import LiveLine
     from agentflow.runtime.job import Job, JobSpec, JobStatus
     from agentflow.runtime.ports import Sink
+    from agentflow.runtime.worker import Worker
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TOTALS = ("records_in", "records_out", "dead_letters", "runs_in_flight", "checkpoint", "restarts")
@@ -35,10 +36,10 @@ def run(chosen: argparse.Namespace) -> int:
     settings += [f"log.level={chosen.log_level}"] if chosen.log_level else []
     job_file = load_job_file(chosen.config, profile=chosen.profile, settings=settings)
     program = load_program(job_file)
-    line = _configure_logs(job_file)
+    line = configured_logs(job_file)
     spec = job_spec(job_file, program)
-    loop_factory = _loop_factory(is_uvloop_wanted=not chosen.no_uvloop)
-    with rare_collections(), asyncio.Runner(loop_factory=loop_factory) as runner:
+    factory = loop_factory(is_uvloop_wanted=not chosen.no_uvloop)
+    with rare_collections(), asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(_run(spec, JobLog(job_file), line))
 
 
@@ -68,7 +69,7 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
     return JobSpec(settings, (stage,), source, open_sinks, state_opener(settings))
 
 
-def _configure_logs(job_file: JobFile) -> LiveLine | None:
+def configured_logs(job_file: JobFile) -> LiveLine | None:
     """Configure log lines; return the live line, which is there on a terminal only."""
     from agentflow.observability.logs import configure_logs
     from agentflow.observability.progress import LiveLine
@@ -80,7 +81,9 @@ def _configure_logs(job_file: JobFile) -> LiveLine | None:
     return line
 
 
-def _loop_factory(*, is_uvloop_wanted: bool) -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory(*, is_uvloop_wanted: bool) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes the event loop, and says which one it is."""
+
     def new_loop() -> asyncio.AbstractEventLoop:
         from agentflow.environment import new_event_loop
         from agentflow.observability.logs import log_event
@@ -121,7 +124,7 @@ class JobLog:
         """Write the totals of a job that failed; the error itself is the command's to print."""
         from agentflow.observability.logs import log_event
 
-        log_event("job failed", "error", **self._totals({name: getattr(status, name) for name in _TOTALS}))
+        log_event("job failed", "error", **total_fields(self._job_file, status))
 
     def _tell_start(self, fields: Mapping[str, Any]) -> None:
         from agentflow.observability.logs import log_event
@@ -155,6 +158,11 @@ class JobLog:
         return {"job": self._job_file.settings.job, **shown}
 
 
+def total_fields(job_file: JobFile, status: JobStatus) -> dict[str, object]:
+    """Return the totals of a job for a log line."""
+    return {"job": job_file.settings.job, **{name: getattr(status, name) for name in _TOTALS}}
+
+
 def _size_of(directory: str | None) -> str | None:
     """Return the size of a state directory, for people; None where there is none."""
     if directory is None or not os.path.isdir(directory):  # noqa: PTH112 (a text, and os.walk below)
@@ -178,7 +186,7 @@ class StopSignals:
         received: The first signal; None when there was none.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job | Worker) -> None:
         self.received: signal.Signals | None = None
         self._job = job
         self._count = 0

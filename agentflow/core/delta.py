@@ -10,6 +10,8 @@ import enum
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
+
 
 class Table(enum.IntEnum):
     """The tables of keyed state. The numbers are part of the stored format: append, never renumber."""
@@ -37,6 +39,12 @@ class StoredRow(NamedTuple):
     key: bytes
     name: str
     value: bytes
+
+
+POSITIONS_NAME = "positions"
+"""Name of the META row of the first operator that holds the source positions: label → next offset."""
+
+decode_positions = msgspec.msgpack.Decoder(dict[str, int]).decode
 
 
 SLICE_ENTRIES_MAX = 2_000

@@ -114,10 +114,8 @@ class OperatorMeta(msgspec.Struct, array_like=True):
 
 META_FORMAT = 1
 META_NAME = "operator"
-POSITIONS_NAME = "positions"
 
 encode_meta = msgspec.msgpack.Encoder().encode
-decode_positions = msgspec.msgpack.Decoder(dict[str, int]).decode
 _decode_meta = msgspec.msgpack.Decoder(OperatorMeta).decode
 
 

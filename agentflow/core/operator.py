@@ -25,9 +25,9 @@ from typing import Any
 import msgspec
 
 from agentflow.api.events import EventType
-from agentflow.core.delta import StateWrite, StoredRow, Table
+from agentflow.core.delta import POSITIONS_NAME, StateWrite, StoredRow, Table
 from agentflow.core.effects import Drained, Effect, ForwardWatermark, TakeSnapshot
-from agentflow.core.epoch import META_NAME, POSITIONS_NAME, EpochChanges, decode_meta, encode_meta, operator_meta
+from agentflow.core.epoch import META_NAME, EpochChanges, decode_meta, encode_meta, operator_meta
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import (
     ActionCompleted,

@@ -14,6 +14,9 @@ from agentflow.core.records import Record
 from agentflow.errors import DecodeError, MissingKey
 from agentflow.plan.payloads import is_pydantic
 
+RECORD_KEY = "record.key"
+"""`key-by`: the source's own key, as text."""
+
 KeyBy = str | Callable[[Any], object]
 _SCALAR_KEYS = (str, int, float, bytes)
 
@@ -46,6 +49,7 @@ class KeyReader:
         self._key_by = key_by
         self._decode = input_decoder(codec)
         self._parts = key_by.split(".") if isinstance(key_by, str) else []
+        self._is_record_key = key_by == RECORD_KEY
         self._decode_field = self._field_decoder(codec) if len(self._parts) == 1 else None
 
     def _field_decoder(self, codec: str) -> Callable[[bytes], Any]:
@@ -61,7 +65,9 @@ class KeyReader:
             MissingKey: It has no such field, or the key is not a scalar.
         """
         try:
-            if self._decode_field is not None:
+            if self._is_record_key:
+                key: Any = msgspec.UNSET if record.key is None else record.key.decode()
+            elif self._decode_field is not None:
                 key = self._decode_field(record.value).key
             else:
                 key = self._decode(record.value)

@@ -12,12 +12,11 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
-from agentflow.core.delta import StoredRow, Table
-from agentflow.core.epoch import POSITIONS_NAME, decode_positions
+from agentflow.core.delta import POSITIONS_NAME, StoredRow, Table, decode_positions
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.limits import OperatorLimits
 from agentflow.core.operator import Operator
@@ -68,14 +67,14 @@ class JobSpec(msgspec.Struct, frozen=True):
         stages: The chain of agents, first one first.
         open_source: Makes the source; called at each (re)start.
         open_sinks: Makes the sinks by role: ``sink`` and perhaps ``dead-letter``; called at each (re)start.
-        open_state: Opens keyed state; called at each (re)start.
+        open_state: Opens keyed state, at once or as a coroutine; called at each (re)start.
     """
 
     settings: JobSettings
     stages: Sequence[AgentStage]
     open_source: Callable[[], Source]
     open_sinks: Callable[[], Mapping[str, Sink]]
-    open_state: Callable[[], KeyedState]
+    open_state: Callable[[], KeyedState | Awaitable[KeyedState]]
 
 
 class JobStatus(msgspec.Struct):
@@ -217,9 +216,11 @@ class Job:
         self._status.state = "restoring"
         spec, began = self._spec, time.monotonic()
         self._check_guarantees(source := spec.open_source(), sinks := spec.open_sinks())
-        state = spec.open_state()
+        state: KeyedState | None = None
         threads = BlockingThreads(spec.settings.blocking.threads_max)
         try:
+            opened = spec.open_state()
+            state = await opened if isinstance(opened, Awaitable) else opened
             checkpoints = EmbeddedCheckpoints(state, sinks)
             self._counters.checkpoint = await checkpoints.recover()
             rows = _rows(state, len(spec.stages))
@@ -242,7 +243,8 @@ class Job:
             await source.close()
             for sink in sinks.values():
                 await sink.close()
-            state.close()
+            if state is not None:
+                state.close()
 
     def _check_guarantees(self, source: Source, sinks: Mapping[str, Sink]) -> None:
         guarantee = self._spec.settings.guarantee

@@ -124,6 +124,25 @@ class Sink(Protocol):
         ...
 
 
+class ChangelogTransaction(Protocol):
+    """The transactional producer of one Kafka subtask, as its keyed state sees it: outputs and changelog commit together."""
+
+    async def start(self) -> None:
+        """Fence every earlier owner of the subtask and settle its transaction. Raises SinkError, SinkForbidden."""
+        ...
+
+    async def append_changelog(self, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Append records to the subtask's changelog partition, inside the transaction."""
+        ...
+
+    async def commit(self, positions: Mapping[str, int]) -> int:
+        """Check every record, commit with the source positions, and return the changelog offset behind the last record.
+
+        When it returns, the checkpoint is complete. After an error it may be or not: only a new owner can tell.
+        """
+        ...
+
+
 class Prepared(msgspec.Struct, frozen=True):
     """The decision record ``prepared/N``: checkpoint N will complete, whatever happens.
 

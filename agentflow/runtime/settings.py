@@ -117,6 +117,30 @@ class EventTimeSettings(_Section, frozen=True):
     ] = 0
 
 
+class KafkaSettings(_Section, frozen=True):
+    """`kafka.*`: brokers, group membership, transactions."""
+
+    brokers: Annotated[str, Meta(description="Bootstrap servers: host:port, several with commas.")] = "localhost:9092"
+    instance_id: Annotated[
+        str | None, Meta(description="Static membership: a name of this worker that survives its restarts.")
+    ] = None
+    session_timeout_ms: Annotated[
+        PositiveMs, Meta(description="Silence after which the group takes a worker for dead.")
+    ] = 45_000
+    heartbeat_interval_ms: Annotated[PositiveMs, Meta(description="Time between signs of life to the group.")] = 3_000
+    transaction_timeout_ms: Annotated[
+        PositiveMs, Meta(description="Age at which the broker aborts an open transaction; above checkpoint.interval.")
+    ] = 60_000
+    partitioner: Annotated[
+        Literal["murmur2", "crc32"],
+        Meta(description="How keys are spread: murmur2 (Java, aiokafka) or crc32 (librdkafka's default)."),
+    ] = "murmur2"
+    create_topics: Annotated[bool, Meta(description="Create the changelog topic, and outputs that are missing.")] = True
+    replication_factor: Annotated[
+        Count | None, Meta(description="Replicas of topics that are created; null: 3, or as many as there are brokers.")
+    ] = None
+
+
 class JobSettings(_Section, frozen=True):
     """Everything about a job but its agent, source and sinks."""
 
@@ -140,3 +164,4 @@ class JobSettings(_Section, frozen=True):
     restart: RestartSettings = RestartSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     event_time: EventTimeSettings = EventTimeSettings()
+    kafka: KafkaSettings = KafkaSettings()

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +32,7 @@ from agentflow.errors import StateCorrupted
 from agentflow.runtime.ports import Prepared, Staged
 from agentflow.state.directory import StateDirectory
 from agentflow.state.layout import (
+    ESCAPED,
     LAYOUT_TAG_MIN,
     LayoutError,
     encode,
@@ -61,6 +62,7 @@ SWEEP_ROWS_MAX: Final = 5_000
 """Rows that one `sweep` looks at."""
 
 _CHECKPOINT_KEY = b"checkpoint"
+_CHANGELOG_KEY = b"changelog"
 _PAGE_ROWS = 2_000
 _PAGE_BYTES = 4 * 2**20
 _decode_checkpoint = msgspec.msgpack.Decoder(tuple[int]).decode
@@ -190,6 +192,36 @@ class RocksDBKeyedState:
         await self._store.sync("completing a checkpoint")
         self._checkpoint = prepared.checkpoint
         self._prepared.remove()
+
+    # -- without decisions: what a changelog holds needs no prepared delta
+    @property
+    def changelog_position(self) -> int | None:
+        """Offset up to which the changelog is applied; None: nothing of it is."""
+        row = self._store.get(DEFAULT, _CHANGELOG_KEY)
+        if row is None:
+            return None
+        try:
+            return msgspec.msgpack.decode(unseal(row), type=int)
+        except (LayoutError, msgspec.DecodeError) as error:
+            raise self._damaged(f"the changelog position: {error}", DEFAULT) from error
+
+    def apply_changes(self, rows: Iterable[tuple[int, bytes, bytes | None]]) -> None:
+        """Write (table, storage key, value) rows, unsynced: the log that they come from is what survives."""
+        batch, handles = self._store.batch(), self._store.handles
+        for table, row, value in rows:
+            if value is None:
+                batch.delete(row, handles[table])
+            else:
+                batch.put(row, ESCAPED + value if value and value[0] >= LAYOUT_TAG_MIN else value, handles[table])
+        self._store.write(batch, "applying the changelog")
+
+    def note_changelog(self, checkpoint: int, position: int) -> None:
+        """Note that everything before ``position`` is applied; in the order of writes behind them, so never too early."""
+        batch, handles = self._store.batch(), self._store.handles
+        batch.put(_CHECKPOINT_KEY, seal(encode((checkpoint,))), handles[DEFAULT])
+        batch.put(_CHANGELOG_KEY, seal(encode(position)), handles[DEFAULT])
+        self._store.write(batch, "noting the changelog position")
+        self._checkpoint = checkpoint
 
     async def sweep(self, unused_since_ms: int) -> int:
         """Delete memory values whose TTL stamp is at or before ``unused_since_ms``, among the next 5,000 rows.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+import uuid
 from pathlib import Path
 
 import pytest
+
+from tests.kafka_topics import Topics
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,13 +44,43 @@ def test_python_snippet_runs(place: str, text: str, tmp_path: Path) -> None:
     assert done.returncode == 0, f"{place}\n{done.stderr}"
 
 
-@pytest.mark.parametrize(("place", "text"), snippets("yaml"), ids=[place for place, _ in snippets("yaml")])
+JOB_FILES = [(place, text) for place, text in snippets("yaml") if "source: {kafka" not in text]
+KAFKA_JOB_FILES = [(place, text) for place, text in snippets("yaml") if "source: {kafka" in text]
+
+
+@pytest.mark.parametrize(("place", "text"), JOB_FILES, ids=[place for place, _ in JOB_FILES])
 def test_job_file_runs_to_the_end_of_its_input(place: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(text)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     done = run([sys.executable, "-m", "agentflow", "run", "job.yaml"], tmp_path)
     assert done.returncode == 0, f"{place}\n{done.stderr}"
     assert list((tmp_path / "out").glob("part-*"))
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize(("place", "text"), KAFKA_JOB_FILES, ids=[place for place, _ in KAFKA_JOB_FILES])
+def test_kafka_job_file_is_run_by_a_worker(place: str, text: str, tmp_path: Path, kafka: str) -> None:
+    topics, job = Topics(kafka), f"docs{uuid.uuid4().hex[:8]}"
+    (tmp_path / "job.yaml").write_text(
+        text.replace("reviews", job).replace("review-alerts", f"{job}-out").replace("localhost:9092", kafka)
+    )
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    topics.create(f"product-{job}", 2)
+    lines = (ROOT / "examples/data/product_reviews.jsonl").read_bytes().splitlines()[:50]
+    topics.write(f"product-{job}", [(json.loads(line)["product_id"], line) for line in lines])
+    command = [sys.executable, "-m", "agentflow", "worker", "job.yaml"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    ) as worker:
+        try:
+            deadline = time.monotonic() + 60
+            while len(topics.read(f"{job}-out")) < len(lines):
+                assert worker.poll() is None, f"{place}\n{worker.communicate()[1]}"
+                assert time.monotonic() < deadline, place
+            worker.terminate()
+            assert worker.wait(30) == 143
+        finally:
+            worker.kill()
 
 
 def test_make_targets_of_the_readme_exist() -> None:

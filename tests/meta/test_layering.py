@@ -37,6 +37,7 @@ PORT_MODULES = (
     "agentflow.core.inputs",
     "agentflow.core.effects",
     "agentflow.runtime.ports",
+    "agentflow.runtime.settings",  # plain values; a connector of a server has many
 )
 API_ONLY = ("integrations", "actions")
 

@@ -225,11 +225,11 @@ CASES = {
         """,
     ),
     "unknown source": (
-        GOOD.replace("jsonl: {path: in.jsonl}", "kafka: {topics: [reviews]}"),
+        GOOD.replace("jsonl: {path: in.jsonl}", "mqtt: {topics: [reviews]}"),
         """
-        job.yaml:4: unknown key 'source.kafka'
-          4 | source: {kafka: {topics: [reviews]}}
-                       ^^^^^ known here: jsonl, stdin
+        job.yaml:4: unknown key 'source.mqtt'
+          4 | source: {mqtt: {topics: [reviews]}}
+                       ^^^^ known here: jsonl, stdin, kafka
         help: agentflow schema --describe source
         """,
     ),
@@ -246,7 +246,7 @@ CASES = {
         """
         job.yaml:4: 'source' is empty
           4 | source: {}
-              ^^^^^^ one of: jsonl, stdin
+              ^^^^^^ one of: jsonl, stdin, kafka
         help: agentflow schema --describe source
         """,
     ),

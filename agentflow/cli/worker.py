@@ -1,0 +1,136 @@
+"""`agentflow worker`: one member of a Kafka job's group."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from agentflow.cli.job_file import KafkaSink, KafkaSource
+from agentflow.cli.output import EXIT_DONE
+from agentflow.cli.run import StopSignals, configured_logs, loop_factory, total_fields
+from agentflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agentflow.cli.job_file import JobFile
+    from agentflow.environment import KafkaJob
+    from agentflow.observability.progress import LiveLine
+    from agentflow.runtime.job import JobStatus
+
+
+def worker(chosen: argparse.Namespace) -> int:
+    """Run a worker and return the exit status."""
+    from agentflow.cli.config_file import load_job_file
+    from agentflow.cli.loading import load_program
+    from agentflow.environment import KafkaJob
+    from agentflow.plan.plan import AgentPlan
+    from agentflow.runtime.collection import rare_collections
+    from agentflow.runtime.job import AgentStage
+
+    settings = list(chosen.settings)
+    settings += [f"log.format={chosen.log_format}"] if chosen.log_format else []
+    settings += [f"log.level={chosen.log_level}"] if chosen.log_level else []
+    job_file = load_job_file(chosen.config, profile=chosen.profile, settings=settings)
+    topics, output, dead = _topics(job_file)
+    program = load_program(job_file)
+    line = configured_logs(job_file)
+    stage = AgentStage(AgentPlan.from_agent(program.agent, job_file.config), program.key_by)
+    job = KafkaJob(job_file.settings, (stage,), topics, output, dead)
+    factory = loop_factory(is_uvloop_wanted=not chosen.no_uvloop)
+    with rare_collections(), asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_run(job, job_file, line))
+
+
+def _topics(job_file: JobFile) -> tuple[tuple[str, ...], str, str | None]:
+    """Return input topics, output topic and dead-letter topic.
+
+    Raises:
+        ConfigError: The job does not read Kafka. What it writes then was checked with the file.
+    """
+    composition = job_file.composition
+    source, sink, dead = composition.source, composition.sink, composition.dead_letter
+    if not isinstance(source, KafkaSource) or not isinstance(sink, KafkaSink):
+        raise ConfigError(
+            [f"{job_file.path}: a worker reads Kafka; a job with another source is run by: agentflow run"]
+        )
+    return source.topics, sink.topic, dead.topic if isinstance(dead, KafkaSink) else None
+
+
+class _WorkerLog:
+    """The few log lines of a worker."""
+
+    def __init__(self, job_file: JobFile) -> None:
+        self._job_file = job_file
+
+    def started(self, subtasks: int) -> None:
+        from agentflow.observability.logs import log_event
+
+        composition, settings = self._job_file.composition, self._job_file.settings
+        log_event(
+            "worker started",
+            job=settings.job,
+            agent=composition.agent,
+            guarantee=settings.guarantee,
+            source=composition.source.described,
+            sink=composition.sink.described,
+            dead_letter=composition.dead_letter.described if composition.dead_letter else None,
+            brokers=settings.kafka.brokers,
+            subtasks=subtasks,
+            state=settings.state.dir,
+        )
+
+    def tell(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Write what worker and subtasks tell."""
+        from agentflow.observability.logs import log_event
+
+        if event == "started":
+            log_event(
+                "subtask started",
+                subtask=fields["subtask"],
+                checkpoint=fields["restored_checkpoint"],
+                unfinished_runs=fields["restored_runs"],
+                took=f"{fields['restore_ms']}ms",
+            )
+        elif event == "restarting":
+            error, *_ = str(fields["error"]).split("\n")
+            log_event(
+                "subtask restarts",
+                "warning",
+                subtask=fields["subtask"],
+                error=error,
+                delay=f"{fields['delay_ms'] / 1000:g}s",
+            )
+        elif event in ("assigned", "revoked", "lost meanwhile"):
+            log_event(f"subtasks {event}" if event != "lost meanwhile" else event, **fields)
+
+
+async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None) -> int:
+    from agentflow.errors import AgentflowError
+    from agentflow.observability.logs import log_event
+    from agentflow.observability.progress import follow_live, follow_log
+
+    log = _WorkerLog(job_file)
+    member = await job.worker(log.tell)
+    log.started(job.subtasks)
+    signals = StopSignals(member)
+
+    def status() -> JobStatus:
+        return member.status
+
+    following = asyncio.ensure_future(
+        follow_log(status, log_event) if line is None else follow_live(job_file.settings.job, status, line)
+    )
+    try:
+        ended = await member.run()
+    except AgentflowError:
+        log_event("worker failed", "error", **total_fields(job_file, member.status))
+        raise
+    finally:
+        signals.close()
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+    log_event("worker stopped", "info", **total_fields(job_file, ended))
+    return 128 + signals.received if signals.received is not None else EXIT_DONE

@@ -1,0 +1,284 @@
+"""The transactional producer of one subtask: outputs, dead letters and changelog of an epoch in one transaction.
+
+    append…            batches of the open epoch are sent while the epoch goes on
+    barrier            the epoch is closed; what is appended now belongs to the next one and is held back
+    flush              every record of the closed epoch is acknowledged
+    append_changelog…, commit    the commit is the completion of the checkpoint; then the next epoch's records may leave
+
+One task at a time talks to the producer (`_turn`): aiokafka answers a send beside a commit with an error. A failed batch does
+not fail a transaction in aiokafka, so every future is checked before the commit. A commit is never retried and a transaction
+never resumed: after any error the subtask is dropped, and its next life fences this producer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import IllegalOperation, KafkaError
+
+from agentflow.connectors.kafka.connection import broken, client_options
+from agentflow.runtime.settings import KafkaSettings
+
+_BATCH_BYTES = 256 * 2**10
+_OUTBOX_BATCHES_MAX = 32  # 8 MiB; above it reading waits
+_ERRORS = (KafkaError, IllegalOperation, asyncio.InvalidStateError, AssertionError)  # what aiokafka is known to raise
+
+Headers = list[tuple[str, bytes]]
+
+
+class SubtaskProducer:
+    """See the module's docstring.
+
+    Args:
+        settings: Where the brokers are.
+        job: Name of the job: its consumer group, and the first part of the transactional id.
+        subtask: Number of the subtask.
+        changelog: Name of the changelog topic.
+    """
+
+    def __init__(self, settings: KafkaSettings, job: str, subtask: int, changelog: str) -> None:
+        self._settings = settings
+        self._group = job
+        self._subtask = subtask
+        self._changelog = changelog
+        self.transactional_id = f"{job}-{subtask}"
+        self._producer: AIOKafkaProducer | None = None
+        self._turn = asyncio.Lock()
+        self._open: dict[tuple[str, int], Any] = {}  # topic, partition → batch that is being filled
+        self._outbox: deque[tuple[str, int, Any]] = deque()  # full batches of the epoch that may leave
+        self._held: deque[tuple[str, int, Any]] = deque()  # those of the next epoch, while this one is closed
+        self._is_closed_epoch = False
+        self._is_in_transaction = False
+        self._futures: list[asyncio.Future[Any]] = []
+        self._last_changelog: asyncio.Future[Any] | None = None
+        self._wake = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._sender: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
+
+    # -- life
+    async def start(self) -> None:
+        """Fence every earlier owner of the subtask; its open transaction is aborted, a prepared one is finished."""
+        producer = AIOKafkaProducer(
+            **client_options(self._settings),
+            transactional_id=self.transactional_id,
+            transaction_timeout_ms=self._settings.transaction_timeout_ms,
+            max_batch_size=_BATCH_BYTES,
+            max_request_size=2**20,
+        )
+        try:
+            await producer.start()
+        except _ERRORS as error:
+            with contextlib.suppress(*_ERRORS):
+                await producer.stop()
+            raise broken(error, "starting the producer", self._where()) from error
+        self._producer = producer
+        self._sender = asyncio.ensure_future(self._send_full_batches())
+
+    async def partitions(self, topic: str) -> int:
+        """Return the number of partitions of a topic."""
+        assert self._producer is not None
+        try:
+            return len(await self._producer.partitions_for(topic))
+        except _ERRORS as error:
+            raise broken(error, "looking at the output topic", self._where() | {"topic": topic}) from error
+
+    async def close(self) -> None:
+        """Abort what is open and disconnect. Idempotent."""
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.wait([self._sender])
+            self._sender = None
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        with contextlib.suppress(*_ERRORS, TimeoutError):
+            async with asyncio.timeout(5):
+                if self._is_in_transaction:
+                    await producer.abort_transaction()
+        with contextlib.suppress(*_ERRORS, TimeoutError):
+            async with asyncio.timeout(5):
+                await producer.stop()
+        for future in self._futures:
+            if future.done() and not future.cancelled():
+                future.exception()  # of a producer that was fenced: nobody else looks at it
+
+    # -- records of the open epoch
+    def append(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        timestamp_ms: int | None,
+    ) -> None:
+        """Add a record to the open epoch; no I/O."""
+        assert self._producer is not None, "append to a producer that is not started"
+        slot = (topic, partition)
+        batch = self._open.get(slot)
+        if (
+            batch is not None
+            and batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is not None
+        ):
+            return
+        if batch is not None:
+            self._put_out(slot, batch)
+        batch = self._open[slot] = self._producer.create_batch()
+        if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
+            self._failure = self._failure or ValueError(f"a record of {len(value or b''):,} bytes fits into no batch")
+
+    def _put_out(self, slot: tuple[str, int], batch: Any) -> None:  # noqa: ANN401 (aiokafka has no types for it)
+        outbox = self._held if self._is_closed_epoch else self._outbox
+        outbox.append((*slot, batch))
+        self._wake.set()
+        if len(self._outbox) + len(self._held) >= _OUTBOX_BATCHES_MAX:
+            self._has_room.clear()
+
+    async def room(self) -> None:
+        """Wait while more is appended than leaves."""
+        await self._has_room.wait()
+
+    def barrier(self) -> None:
+        """Close the epoch: what is appended from now on leaves after its commit. Once per checkpoint."""
+        if self._is_closed_epoch:
+            return
+        for slot, batch in self._open.items():
+            self._put_out(slot, batch)
+        self._open = {}
+        self._is_closed_epoch = True
+
+    # -- sending
+    async def _send_full_batches(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                async with self._turn:
+                    await self._send_outbox()
+        except _ERRORS as error:
+            self._failure = self._failure or error
+            self._has_room.set()
+
+    async def _send_outbox(self) -> None:
+        """Hand over what may leave; the caller has the turn."""
+        while self._outbox:
+            topic, partition, batch = self._outbox.popleft()
+            await self._send(topic, partition, batch)
+        if len(self._held) < _OUTBOX_BATCHES_MAX:
+            self._has_room.set()
+
+    async def _send(self, topic: str, partition: int, batch: Any) -> None:  # noqa: ANN401
+        producer = self._producer
+        assert producer is not None
+        if not self._is_in_transaction:
+            await producer.begin_transaction()
+            self._is_in_transaction = True
+        future = await producer.send_batch(batch, topic, partition=partition)
+        self._futures.append(future)
+        if topic == self._changelog:
+            self._last_changelog = future
+
+    async def flush(self) -> None:
+        """Send what is left of the closed epoch and wait until the broker has all of it.
+
+        Raises:
+            SinkError: A record was not taken, or this producer is fenced.
+        """
+        try:
+            async with self._turn:
+                await self._send_outbox()
+            await self._acknowledged()
+        except _ERRORS as error:
+            raise broken(error, "writing outputs", self._where()) from error
+
+    async def _acknowledged(self) -> None:
+        if self._failure is not None:
+            raise broken(
+                self._failure if isinstance(self._failure, Exception) else RuntimeError(repr(self._failure)),
+                "writing outputs",
+                self._where(),
+            )
+        futures, self._futures = self._futures, []
+        if futures:
+            try:
+                await asyncio.wait(futures)
+                for future in futures:
+                    future.result()
+            finally:
+                self._futures += [future for future in futures if not future.done()]
+
+    # -- the checkpoint
+    async def append_changelog(self, records: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """Append records to the subtask's changelog partition, in the transaction of the closed epoch."""
+        producer = self._producer
+        assert producer is not None
+        try:
+            async with self._turn:
+                batch = producer.create_batch()
+                for key, value in records:
+                    if batch.append(timestamp=None, key=key, value=value) is None:
+                        await self._send(self._changelog, self._subtask, batch)
+                        batch = producer.create_batch()
+                        assert batch.append(timestamp=None, key=key, value=value) is not None, "a part is too large"
+                if batch.record_count():
+                    await self._send(self._changelog, self._subtask, batch)
+        except _ERRORS as error:
+            raise broken(error, "writing the changelog", self._where()) from error
+
+    async def commit(self, positions: Mapping[str, int]) -> int:
+        """Check every record of the transaction and commit it; see `ChangelogTransaction.commit`."""
+        producer = self._producer
+        assert producer is not None
+        try:
+            async with self._turn:
+                await self._acknowledged()
+                if not self._is_in_transaction:
+                    await producer.begin_transaction()
+                    self._is_in_transaction = True
+                offsets = {
+                    TopicPartition(label.rpartition("/")[0], int(label.rpartition("/")[2])): offset
+                    for label, offset in positions.items()
+                }
+                if offsets:
+                    await producer.send_offsets_to_transaction(offsets, self._group)
+                await producer.commit_transaction()
+                self._is_in_transaction = False
+        except _ERRORS as error:
+            raise broken(error, "committing a checkpoint", self._where()) from error
+        self._is_closed_epoch = False
+        self._outbox, self._held = self._held, deque()
+        self._has_room.set()
+        self._wake.set()
+        assert self._last_changelog is not None, "a commit without a checkpoint record"
+        return int(self._last_changelog.result().offset) + 1
+
+    async def prove_ownership(self) -> None:
+        """Append a record that means nothing to the changelog: a fenced producer cannot.
+
+        Raises:
+            SinkError: Another worker owns the subtask, or did meanwhile.
+        """
+        is_transaction_ours = not self._is_in_transaction  # else it belongs to the epoch and ends with it
+        await self.append_changelog([(MARKER_KEY, b"")])
+        try:
+            async with self._turn:
+                await self._acknowledged()
+                if is_transaction_ours and self._producer is not None:
+                    await self._producer.commit_transaction()
+                    self._is_in_transaction = False
+        except _ERRORS as error:
+            raise broken(error, "proving the ownership of the subtask", self._where()) from error
+
+    def _where(self) -> dict[str, object]:
+        return {"transactional id": self.transactional_id, "brokers": self._settings.brokers}
+
+
+MARKER_KEY = b"m"
+"""Key of records that only prove who may write."""

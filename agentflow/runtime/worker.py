@@ -1,0 +1,179 @@
+"""A worker: one member of a job's group, running one `Job` per subtask that the group gives it.
+
+```
+            assigned            kept: prove that nobody else owned it meanwhile, read on
+  (not ours) ──────► running ◄────────────────────────┐
+                        │   revoked: perhaps lost ─────┘
+                        └──────► dropped, without a checkpoint: the next owner goes on from the last one
+```
+
+Revoked means "perhaps lost": the group protocol revokes everything before every join. So runs and calls in flight go on until it
+is known who owns the subtask; what a lost one does meanwhile can never be committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from agentflow.errors import AgentflowError
+from agentflow.runtime.job import Job, JobStatus
+
+
+class OwnedSubtask(Protocol):
+    """A subtask with its ports; made when the group gives it to this worker."""
+
+    job: Job
+
+    async def keep(self) -> None:
+        """Go on after a rebalance that gave the subtask back. Raises AgentflowError when somebody else owned it meanwhile."""
+        ...
+
+    async def release(self) -> None:
+        """Hold it no more; called behind the end of its job."""
+        ...
+
+
+class Group(Protocol):
+    """Membership of the job's group."""
+
+    failure: asyncio.Future[Any]
+    """Fails when membership or reading fails."""
+
+    async def start(
+        self, on_assigned: Callable[[Sequence[int]], Awaitable[None]], on_revoked: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Join."""
+        ...
+
+    async def stop(self) -> None:
+        """Leave."""
+        ...
+
+
+class Worker:
+    """Runs until it is stopped or something fails that no restart cures.
+
+    Args:
+        group: The group, not joined.
+        own: Makes a subtask that was given to this worker.
+        on_event: Told of assignments as (name, fields); for logs.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        own: Callable[[int], OwnedSubtask],
+        on_event: Callable[[str, dict[str, object]], None] | None = None,
+    ) -> None:
+        self._group = group
+        self._own = own
+        self._on_event = on_event or (lambda name, fields: None)  # noqa: ARG005
+        self._owned: dict[int, OwnedSubtask] = {}
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._before = JobStatus()  # of subtasks that are not ours any more
+        self._stops = 0
+        self._stopped = asyncio.Event()
+        self._failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    @property
+    def status(self) -> JobStatus:
+        """The sum over all subtasks."""
+        statuses = [self._before, *(owned.job.status for owned in self._owned.values())]
+        return JobStatus(
+            state="draining" if self._stops else "running",
+            records_in=sum(status.records_in for status in statuses),
+            records_out=sum(status.records_out for status in statuses),
+            dead_letters=sum(status.dead_letters for status in statuses),
+            runs_in_flight=sum(owned.job.status.runs_in_flight for owned in self._owned.values()),
+            checkpoint=max((status.checkpoint for status in statuses), default=0),
+            checkpoint_completed_ms=min(
+                (s.checkpoint_completed_ms for s in statuses if s.checkpoint_completed_ms is not None), default=None
+            ),
+            restarts=sum(status.restarts for status in statuses),
+        )
+
+    @property
+    def subtasks(self) -> list[int]:
+        """Numbers of the subtasks that this worker runs."""
+        return sorted(self._owned)
+
+    def request_stop(self) -> None:
+        """Drain, take last checkpoints, leave the group; again: do not wait for runs in flight."""
+        self._stops += 1
+        self._stopped.set()
+        for owned in self._owned.values():
+            owned.job.request_stop()
+
+    async def run(self) -> JobStatus:
+        """Run until `request_stop`.
+
+        Raises:
+            AgentflowError: A subtask failed for good, or the group did; committed checkpoints are intact.
+        """
+        stopped: asyncio.Future[Any] = asyncio.ensure_future(self._stopped.wait())
+        try:
+            await self._group.start(self._assigned, self._revoked)
+            await asyncio.wait([stopped, self._failed, self._group.failure], return_when=asyncio.FIRST_COMPLETED)
+            for failure in (self._failed, self._group.failure):
+                if failure.done():
+                    failure.result()
+            if self._running:
+                await asyncio.wait(self._running.values())
+            if self._failed.done():
+                self._failed.result()
+        finally:
+            stopped.cancel()
+            await self._group.stop()
+            for number in list(self._owned):
+                await self._drop(number)
+            for failure in (self._failed, self._group.failure):
+                if failure.done() and not failure.cancelled():
+                    failure.exception()  # one that came too late to end anything is not asyncio's to complain about
+        self._before.state = "stopped"
+        return self._before
+
+    async def _revoked(self) -> None:
+        self._on_event("revoked", {"subtasks": self.subtasks})
+
+    async def _assigned(self, subtasks: Sequence[int]) -> None:
+        lost = [number for number in self._owned if number not in subtasks]
+        await asyncio.gather(*(self._drop(number) for number in lost))
+        kept = list(self._owned)
+        await asyncio.gather(*(self._keep(number) for number in kept))
+        new = [number for number in subtasks if number not in self._owned]
+        if not self._stops:
+            for number in new:
+                self._start(number)
+        self._on_event("assigned", {"subtasks": list(subtasks), "new": new, "lost": lost})
+
+    def _start(self, number: int) -> None:
+        owned = self._owned[number] = self._own(number)
+        self._running[number] = asyncio.ensure_future(self._run_job(owned))
+
+    async def _run_job(self, owned: OwnedSubtask) -> None:
+        try:
+            await owned.job.run()
+        except (AgentflowError, OSError, RuntimeError) as error:
+            if not self._failed.done():
+                self._failed.set_exception(error)
+
+    async def _keep(self, number: int) -> None:
+        try:
+            await self._owned[number].keep()
+        except AgentflowError as error:
+            self._on_event("lost meanwhile", {"subtask": number, "error": error.what})
+            await self._drop(number)
+
+    async def _drop(self, number: int) -> None:
+        owned, running = self._owned.pop(number), self._running.pop(number)
+        running.cancel()
+        await asyncio.wait([running])
+        await owned.release()
+        status, before = owned.job.status, self._before
+        before.records_in += status.records_in
+        before.records_out += status.records_out
+        before.dead_letters += status.dead_letters
+        before.restarts += status.restarts
+        before.checkpoint = max(before.checkpoint, status.checkpoint)

@@ -1,0 +1,176 @@
+"""Keyed state of a Kafka subtask: the committed changelog is the truth, RocksDB is a copy of a beginning of it.
+
+A checkpoint, in the order of semantics.md ("Kafka job"); `EmbeddedCheckpoints` calls the steps:
+
+1. (sinks) every output of the epoch is acknowledged, inside the open transaction;
+2. `prepare`: the delta goes to the changelog in the same transaction, the checkpoint record last; the source positions go with
+   it; the commit completes the checkpoint;
+3. (sinks) nothing: the commit has published;
+4. `complete`: the delta is applied to RocksDB in slices, the changelog position last.
+
+Recovery: fence the former owner → read the end of the changelog → open RocksDB → replay the tail from its position. So nothing
+is ever decided and not completed, and `prepared` is always None.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from agentflow.core.delta import POSITIONS_NAME, DeltaSlices, StoredRow, Table, decode_positions
+from agentflow.errors import StateCorrupted, StateMismatch, StateUnavailable
+from agentflow.runtime.ports import ChangelogTransaction, Prepared, Staged
+from agentflow.state.changelog_records import ChangelogReplay, Row, checkpoint_record, records_of, rows_of
+from agentflow.state.rocksdb import RocksDBKeyedState
+
+_FETCH_BYTES = 8 * 2**20
+_ROWS_PER_TURN = 2_000
+_WAIT_MS = 10  # behind the last record there is the mark of its commit, which getmany does not return for
+
+
+class ChangelogKeyedState:
+    """`KeyedState` of one Kafka subtask. Open one with `open_changelog_state`."""
+
+    prepared: Prepared | None = None
+
+    def __init__(self, copy: RocksDBKeyedState, transaction: ChangelogTransaction) -> None:
+        self._copy = copy
+        self._transaction = transaction
+        self._positions: dict[str, int] = {}
+        self._unapplied: list[list[Row]] = []
+        self._committed: tuple[int, int] | None = None  # checkpoint, changelog position
+        self.get = copy.get
+        self.scan = copy.scan
+        self.close = copy.close
+
+    @property
+    def checkpoint(self) -> int:
+        """Number of the last completed checkpoint; 0 when there is none."""
+        return self._copy.checkpoint
+
+    def rows(self, table: Table) -> Iterable[StoredRow]:
+        """Iterate over a whole table."""
+        return self._copy.rows(table)
+
+    async def prepare(self, checkpoint: int, delta: DeltaSlices, staged: Mapping[str, Staged]) -> None:  # noqa: ARG002
+        """Append the delta to the changelog and commit. When it returns, the checkpoint is completed."""
+        assert not self._unapplied, "prepare before the former checkpoint is applied"
+        for writes in delta:
+            rows = rows_of(writes)
+            if not rows:
+                continue
+            self._unapplied.append(rows)
+            for table, _, _, name, value in writes:
+                if table is Table.META and name == POSITIONS_NAME and value is not None:
+                    self._positions = decode_positions(value)
+            await self._transaction.append_changelog(records_of(rows))
+        await self._transaction.append_changelog([checkpoint_record(checkpoint, self._positions)])
+        self._committed = checkpoint, await self._transaction.commit(self._positions)
+
+    async def complete(self) -> None:
+        """Apply the committed delta to RocksDB. A crash on the way leaves a copy whose position is the former one."""
+        if self._committed is None:
+            return
+        for rows in self._unapplied:
+            self._copy.apply_changes(rows)
+            await asyncio.sleep(0)
+        self._copy.note_changelog(*self._committed)
+        self._unapplied, self._committed = [], None
+
+    async def sweep(self, unused_since_ms: int) -> int:
+        """Sweep the copy; the changelog keeps expired values until they are written again, and they are never returned."""
+        return await self._copy.sweep(unused_since_ms)
+
+
+async def open_changelog_state(
+    open_copy: Callable[[], RocksDBKeyedState],
+    transaction: ChangelogTransaction,
+    topic: str,
+    subtask: int,
+    client: Mapping[str, Any],
+) -> ChangelogKeyedState:
+    """Become the owner of a subtask's state and bring RocksDB up to the end of the changelog.
+
+    Args:
+        open_copy: Opens the subtask's RocksDB directory.
+        transaction: The subtask's producer, not started.
+        topic: The changelog topic; its partition is ``subtask``.
+        subtask: Number of the subtask.
+        client: Arguments of aiokafka clients.
+
+    Raises:
+        StateUnavailable: The changelog cannot be read now.
+        StateMismatch: RocksDB is ahead of the changelog: the topic was made anew, or belongs to another job.
+        StateCorrupted: The changelog lacks what its own records name.
+    """
+    await transaction.start()
+    partition = TopicPartition(topic, subtask)
+    reader = AIOKafkaConsumer(
+        **client,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        max_partition_fetch_bytes=_FETCH_BYTES,
+    )
+    try:
+        await reader.start()
+        reader.assign([partition])
+        begin = (await reader.beginning_offsets([partition]))[partition]
+        end = (await reader.end_offsets([partition]))[partition]
+        copy = open_copy()
+        try:
+            await _replay(reader, partition, copy, begin, end)
+        except BaseException:
+            copy.close()
+            raise
+    except KafkaError as error:
+        raise StateUnavailable(
+            f"the changelog cannot be read: {error!r}",
+            where={"topic": topic, "partition": subtask},
+            expected="a broker that answers",
+            fix="the subtask tries again; look at the brokers",
+        ) from error
+    finally:
+        await reader.stop()
+    state = ChangelogKeyedState(copy, transaction)
+    positions = next((row.value for row in copy.rows(Table.META) if row.name == POSITIONS_NAME), None)
+    state._positions = decode_positions(positions) if positions is not None else {}  # noqa: SLF001 (made here)
+    return state
+
+
+async def _replay(
+    reader: AIOKafkaConsumer, partition: TopicPartition, copy: RocksDBKeyedState, begin: int, end: int
+) -> None:
+    start = copy.changelog_position
+    where: dict[str, object] = {"topic": partition.topic, "partition": partition.partition}
+    if start is not None and start > end:
+        raise StateMismatch(
+            f"the local state is at changelog offset {start}, the changelog ends at {end}",
+            where=where,
+            expected="the changelog that this state was written with",
+            fix="put the topic back, or move the subtask's directory away: it is rebuilt from the changelog",
+        )
+    replay = ChangelogReplay()
+    position = begin if start is None else max(start, begin)
+    reader.seek(partition, position)
+    while position < end:
+        fetched = await reader.getmany(partition, timeout_ms=_WAIT_MS)
+        records = fetched.get(partition, [])
+        for first in range(0, len(records), _ROWS_PER_TURN):
+            part = records[first : first + _ROWS_PER_TURN]
+            copy.apply_changes(list(replay.rows((record.key, record.value) for record in part)))
+            await asyncio.sleep(0)
+        position = await reader.position(partition)
+    if replay.incomplete:
+        raise StateCorrupted(
+            f"{len(replay.incomplete)} large values of the changelog lack parts",
+            where=where,
+            expected="records as agentflow wrote them, with cleanup.policy=compact",
+            fix="restore the topic, or start a job of another name",
+        )
+    if replay.last is not None:
+        copy.note_changelog(replay.last.checkpoint, end)
