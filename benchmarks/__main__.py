@@ -1,4 +1,4 @@
-"""`python -m benchmarks engine [--quick] [--runs N] [--only TEXT] [--json FILE] [--plot FILE] [--check]`."""
+"""`python -m benchmarks engine|kafka [--quick] [--runs N] [--only TEXT] [--json FILE] [--plot FILE] [--check]`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from statistics import median
 from typing import Any
 
 from benchmarks.plot import draw
-from benchmarks.registry import WORKLOADS, Workload
+from benchmarks.registry import SUITES, Workload
 
 EXIT_MISSED = 3
-PLOT = ".cache/benchmarks/engine.png"
+PLOT = ".cache/benchmarks/{suite}.png"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -40,9 +40,9 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
-def measure(name: str, *, is_quick: bool) -> float:
+def measure(suite: str, name: str, *, is_quick: bool) -> float:
     """Make one measurement in a process of its own: a clean heap, and no influence of the one before."""
-    command = [sys.executable, "-m", "benchmarks.registry", name, *(["--quick"] if is_quick else [])]
+    command = [sys.executable, "-m", "benchmarks.registry", suite, name, *(["--quick"] if is_quick else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     return float(done.stdout.splitlines()[-1])
 
@@ -79,7 +79,7 @@ def exit_status(results: Sequence[dict[str, Any]], *, is_checked: bool) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table, and say whether the targets are met."""
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure the engine")
-    parser.add_argument("suite", choices=["engine"])
+    parser.add_argument("suite", choices=sorted(SUITES))
     parser.add_argument("--quick", action="store_true", help="one short run each, under a minute")
     parser.add_argument("--runs", type=int, default=5, help="runs of each workload; the median counts")
     parser.add_argument("--only", metavar="TEXT", default="", help="only workloads whose name contains this")
@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plot", metavar="FILE", default=PLOT, help=f"where to draw the results (.png, .svg): {PLOT}")
     parser.add_argument("--check", action="store_true", help="exit 3 when a target is missed")
     chosen = parser.parse_args(argv)
-    names = [name for name in WORKLOADS if chosen.only in name]
+    workloads = SUITES[chosen.suite]
+    names = [name for name in workloads if chosen.only in name]
     if not names or chosen.runs < 1:
         parser.error("no workload has such a name" if not names else "--runs has to be at least 1")
     place = {"machine": machine(), "commit": commit()}
@@ -95,12 +96,12 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'workload':29} {'median':>12} {'target':>9}  {'unit':9} {'guarantee':12} runs")
     results = []
     for name in names:
-        runs = [measure(name, is_quick=chosen.quick) for _ in range(1 if chosen.quick else chosen.runs)]
-        results.append(result(name, WORKLOADS[name], runs, is_quick=chosen.quick) | place)
+        runs = [measure(chosen.suite, name, is_quick=chosen.quick) for _ in range(1 if chosen.quick else chosen.runs)]
+        results.append(result(name, workloads[name], runs, is_quick=chosen.quick) | place)
         print(row(results[-1]), flush=True)
     if chosen.json:
         Path(chosen.json).write_text(json.dumps(results, indent=2) + "\n")
-    print(draw(results, Path(chosen.plot)))
+    print(draw(results, Path(chosen.plot.format(suite=chosen.suite))))
     return exit_status(results, is_checked=chosen.check)
 
 

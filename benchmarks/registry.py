@@ -57,7 +57,30 @@ def _rates() -> dict[str, Workload]:
     }
 
 
-WORKLOADS = {
+def _kafka_rates() -> dict[str, Workload]:
+    rows: list[tuple[str, int, int, int, float | None]] = [  # action, keys, records, checkpoint interval, target
+        ("trivial", 1_000, 1_000_000, 1_000, 130_000),
+        ("stateful", 1_000, 1_000_000, 1_000, 100_000),
+        ("stateful", 50_000, 1_000_000, 1_000, 90_000),
+        ("stateful", 1_000, 1_000_000, 100, None),
+        ("async", 1_000, 100_000, 1_000, 17_000),
+        ("async", 10_000, 200_000, 1_000, 25_000),
+    ]
+    return {
+        f"{action}, {keys:,} keys, {interval_ms} ms": Workload(
+            partial(_kafka_rate, action, keys, records, interval_ms), "records/s", target, is_more_better=True
+        )
+        for action, keys, records, interval_ms, target in rows
+    }
+
+
+def _kafka_rate(action: str, keys: int, records: int, interval_ms: int, factor: float) -> float:
+    from benchmarks import kafka  # needs the extra `kafka`, and a broker
+
+    return kafka.rate(action, keys, records, interval_ms, factor)
+
+
+ENGINE = {
     **_rates(),
     "memory per waiting run": Workload(footprint.waiting_run_bytes, "bytes", 6 * 1024, IN_MEMORY),
     "checkpoint, 100,000 dirty": Workload(footprint.dirty_duration_ms, "ms", 500),
@@ -70,5 +93,7 @@ WORKLOADS = {
     "import agentflow": Workload(processes.import_ms, "ms", 150, "-"),
 }
 
+SUITES = {"engine": ENGINE, "kafka": _kafka_rates()}
+
 if __name__ == "__main__":
-    print(WORKLOADS[sys.argv[1]].measure(QUICK if "--quick" in sys.argv else 1.0))
+    print(SUITES[sys.argv[1]][sys.argv[2]].measure(QUICK if "--quick" in sys.argv else 1.0))

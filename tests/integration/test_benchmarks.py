@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from benchmarks.__main__ import EXIT_MISSED, exit_status, main, result
-from benchmarks.registry import WORKLOADS, Workload
+from benchmarks.registry import ENGINE, Workload
 from benchmarks.workloads import check_outputs
 
 
@@ -54,7 +54,7 @@ def test_a_quick_run_of_a_size_that_the_name_states_is_not_judged():
 
 
 def test_every_target_of_the_engine_has_a_workload():
-    targets = {name: workload.target for name, workload in WORKLOADS.items() if workload.target is not None}
+    targets = {name: workload.target for name, workload in ENGINE.items() if workload.target is not None}
     assert targets == {
         "trivial, 100 keys": 200_000,
         "stateful, 100 keys": 100_000,
