@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from agentflow.api.agent import Agent
+from agentflow.api.codecs import Codec
 from agentflow.api.decorators import action
 from agentflow.api.events import Event, EventType, InputEvent, OutputEvent, TimerEvent
 from agentflow.api.failure import OnError, Retry
@@ -31,6 +32,7 @@ __all__ = [
     "AgentflowError",
     "AgentsExecutionEnvironment",
     "CheckpointSettings",
+    "Codec",
     "CollectionSink",
     "CollectionSource",
     "ConfigError",

@@ -10,15 +10,19 @@ env.execute()
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from agentflow.api.agent import Agent
+from agentflow.api.codecs import JSON, Codec
 from agentflow.api.options import Configuration
 from agentflow.connectors.collections import CollectionSink, CollectionSource
 from agentflow.errors import PlanError, StateLocked, StateUnavailable
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.codecs import KeyBy
+from agentflow.runtime.codecs import RECORD_KEY, KeyBy, tombstone_encoder
 from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import AgentStage, Job, JobSpec, JobStatus
 from agentflow.runtime.ports import KeyedState, Sink, Source
@@ -26,7 +30,8 @@ from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.worker import Worker
 
 if TYPE_CHECKING:
-    from agentflow.connectors.kafka.group import KafkaGroup, PartitionSource
+    from agentflow.connectors.kafka.group import KafkaGroup, PartitionSource, Reading
+    from agentflow.connectors.kafka.partitioners import Partitioner
     from agentflow.connectors.kafka.producer import SubtaskProducer
     from agentflow.state.rocksdb import RocksDBKeyedState
 
@@ -180,54 +185,67 @@ class RecordStream:
 
 
 class KafkaJob:
-    """A job from Kafka to Kafka, exactly once: what a worker of it is made of.
+    """A job from Kafka to Kafka: what a worker of it is made of.
 
     Args:
         settings: Settings; ``state.dir`` has to be set.
-        stages: The chain of agents.
-        topics: Input topics.
+        stages: The chain of agents. Where the first one has another key than the record's, records go through a repartition
+            topic.
+        reading: Input topics and how they are read.
         output: Output topic.
         dead_letters: Dead-letter topic; None: a record that fails for good stops the job.
+        output_codec: Codec of outputs; None becomes a record without a value.
+        watch_dead_letters: Put around the dead-letter sink; for logs.
 
     Attributes:
-        subtasks: Number of subtasks, when a worker was made.
+        facts: What the brokers say of the topics, when a worker was made.
+        partitioner: The one in use, when a worker was made.
     """
 
     def __init__(
         self,
         settings: JobSettings,
         stages: Sequence[AgentStage],
-        topics: Sequence[str],
+        reading: Reading,
         output: str,
         dead_letters: str | None = None,
+        output_codec: Codec = JSON,
+        watch_dead_letters: Callable[[Sink], Sink] = lambda sink: sink,
     ) -> None:
+        self.watch_dead_letters = watch_dead_letters
+        from agentflow.connectors.kafka.partitioners import murmur2
+        from agentflow.connectors.kafka.topics import JobTopics, TopicFacts
+
         self.settings = settings
         self.stages = tuple(stages)
-        self.topics = tuple(topics)
-        self.output = output
-        self.dead_letters = dead_letters
-        self.subtasks = 0
-
-    @property
-    def changelog(self) -> str:
-        """Name of the changelog topic."""
-        return f"{self.settings.job}-changelog"
+        self.output_codec = output_codec
+        self.is_rekeyed = self.stages[0].key_by != RECORD_KEY
+        repartition = (f"{settings.job}-repartition",) if self.is_rekeyed else ()
+        self.topics = JobTopics(reading.topics, output, f"{settings.job}-changelog", dead_letters, repartition)
+        self.reading = msgspec.structs.replace(reading, topics=(*reading.topics, *repartition))
+        self.facts = TopicFacts(0, {})
+        self.partitioner: Partitioner = murmur2
 
     async def worker(self, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Worker:
         """Check and create topics, and return a worker that has not joined yet.
 
         Raises:
-            ConfigError: Topics are missing or wrong.
+            ConfigError: Topics are missing or wrong, or the input is spread by another partitioner.
             SourceError: No broker answers.
         """
         from agentflow.connectors.kafka.group import KafkaGroup
+        from agentflow.connectors.kafka.placement import find_partitioner
         from agentflow.connectors.kafka.topics import prepare_topics
 
         settings = self.settings
-        outputs = [self.output, *([self.dead_letters] if self.dead_letters else [])]
-        self.subtasks = await prepare_topics(settings.kafka, self.topics, outputs, self.changelog)
-        group = KafkaGroup(settings.kafka, settings.job, self.topics)
+        self.facts = await prepare_topics(settings.kafka, settings.topics, self.topics, settings.checkpoint.interval_ms)
+        self.partitioner = await find_partitioner(
+            settings.kafka, self.topics.inputs, self.facts.subtasks, is_checked=not self.is_rekeyed
+        )
         tell = on_event or (lambda name, fields: None)  # noqa: ARG005
+        group = KafkaGroup(
+            settings.kafka, settings.job, self.reading, self.facts.subtasks, self.topics.repartition, tell
+        )
         return Worker(group, lambda number: _KafkaSubtask(self, group, number, tell), tell)
 
 
@@ -242,7 +260,15 @@ class _KafkaSubtask:
         self._number = number
         self._producer: SubtaskProducer | None = None
         self._source: PartitionSource | None = None
-        spec = JobSpec(kafka.settings, kafka.stages, self._open_source, self._open_sinks, self._open_state)
+        spec = JobSpec(
+            kafka.settings,
+            kafka.stages,
+            self._open_source,
+            self._open_sinks,
+            self._open_state,
+            tombstone_encoder(kafka.output_codec),
+            f"{kafka.topics.repartition[0]}/{number}" if kafka.is_rekeyed else None,
+        )
         self.job = Job(spec, on_event=lambda name, fields: on_event(name, {"subtask": number, **fields}))
 
     async def keep(self) -> None:
@@ -256,23 +282,31 @@ class _KafkaSubtask:
         self._group.forget(self._number)
 
     def _open_source(self) -> Source:
-        from agentflow.connectors.kafka.producer import SubtaskProducer
+        from agentflow.connectors.kafka.plain_producer import PlainProducer
+        from agentflow.connectors.kafka.producer import BATCH_BYTES, SubtaskProducer
 
-        kafka = self._kafka
-        self._producer = SubtaskProducer(kafka.settings.kafka, kafka.settings.job, self._number, kafka.changelog)
+        kafka, settings = self._kafka, self._kafka.settings
+        batch_bytes = min(BATCH_BYTES, *kafka.facts.message_max.values())
+        plain = PlainProducer(settings.kafka, batch_bytes) if settings.guarantee != "exactly-once" else None
+        self._producer = SubtaskProducer(
+            settings.kafka, settings.job, self._number, kafka.topics.changelog, batch_bytes, plain
+        )
         self._source = self._group.source(self._number, self._producer)
         return self._source
 
     def _open_sinks(self) -> Mapping[str, Sink]:
-        from agentflow.connectors.kafka.partitioners import PARTITIONERS
-        from agentflow.connectors.kafka.sinks import KafkaDeadLetters, KafkaSink
+        from agentflow.connectors.kafka.sinks import KafkaDeadLetters, KafkaRepartition, KafkaSink
 
-        kafka, producer = self._kafka, self._producer
+        kafka, producer, topics = self._kafka, self._producer, self._kafka.topics
         assert producer is not None
-        partitioner = PARTITIONERS[kafka.settings.kafka.partitioner]
-        sinks: dict[str, Sink] = {"sink": KafkaSink(producer, kafka.output, partitioner)}
-        if kafka.dead_letters is not None:
-            sinks["dead-letter"] = KafkaDeadLetters(producer, kafka.dead_letters, partitioner)
+        outputs, partitioner = producer.outputs or producer, kafka.partitioner
+        message_max = kafka.facts.message_max[topics.output]
+        sinks: dict[str, Sink] = {"sink": KafkaSink(outputs, topics.output, partitioner, message_max)}
+        if topics.dead_letters is not None:
+            dead_letters = KafkaDeadLetters(outputs, topics.dead_letters, partitioner)
+            sinks["dead-letter"] = kafka.watch_dead_letters(dead_letters)
+        for topic in topics.repartition:
+            sinks["repartition"] = KafkaRepartition(producer, topic, partitioner)
         return sinks
 
     async def _open_state(self) -> KeyedState:
@@ -282,15 +316,25 @@ class _KafkaSubtask:
         assert self._producer is not None
         kafka = self._kafka
         client = client_options(kafka.settings.kafka)
-        return await open_changelog_state(self._open_copy, self._producer, kafka.changelog, self._number, client)
+        return await open_changelog_state(
+            self._open_copy,
+            self._producer,
+            kafka.topics.changelog,
+            self._number,
+            client,
+            kafka.facts.delete_retention_ms,
+        )
 
-    def _open_copy(self) -> RocksDBKeyedState:
+    def _open_copy(self, is_reset: bool) -> RocksDBKeyedState:  # noqa: FBT001 (a callback)
         from agentflow.state.rocksdb import RocksDBKeyedState
 
         settings = self._kafka.settings
+        directory = f"{settings.state.dir}/subtask-{self._number}"
+        if is_reset:
+            shutil.rmtree(directory)
         try:
             return RocksDBKeyedState.open(
-                f"{settings.state.dir}/subtask-{self._number}",
+                directory,
                 job=settings.job,
                 free_min_bytes=settings.state.free_min_bytes,
             )

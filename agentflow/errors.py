@@ -28,6 +28,7 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   ├── StateVersionTooNew the directory was written by a newer agentflow
     │   └── StateMismatch      the directory belongs to another job, or to another shape of this one
     ├── SourceError            the input cannot be read (missing, shorter than its position, not readable twice)
+    │   └── PartitionCountChanged   an input topic has another number of partitions than the job's state
     ├── SinkError              the output cannot be written; the subtask restarts
     │   ├── OutputExists       the output of this checkpoint is there already: another job's, or of state that was removed
     │   ├── OutputLocked       another job writes there
@@ -211,6 +212,10 @@ class StateMismatch(StateError):
 
 class SourceError(AgentflowError):
     """The input cannot be read."""
+
+
+class PartitionCountChanged(SourceError):
+    """An input topic got partitions: keys lie elsewhere than their memory."""
 
 
 class SinkError(AgentflowError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agentflow import Agent, EventType, InputEvent, JobSettings, OutputEvent, RunnerContext, StateSettings
+from agentflow.api.codecs import JSON
 from agentflow.core.records import Record
 from agentflow.environment import new_event_loop, state_opener
 from agentflow.plan.plan import AgentPlan
@@ -35,7 +36,9 @@ class WaitingSource:
 
     name = "waiting"
     is_replayable = True
-    codec = "json"
+    codec = JSON
+    partitions = ()
+    idle_timeout_ms = None
 
     def __init__(self, records: int, keys: int, at_end: Callable[[], None]) -> None:
         self._records = records
@@ -102,6 +105,7 @@ class MarkingSink(CountingSink):
 
     name = "marking"
     guarantee = Guarantee.EXACTLY_ONCE
+    record_max_bytes = None
 
     def __init__(self, at_barrier: Callable[[], None]) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from agentflow import Agent, AgentPlan, EventType, JobSettings, StateSettings
+from agentflow.connectors.kafka.group import Reading
 from agentflow.connectors.kafka.partitioners import murmur2
 from agentflow.environment import KafkaJob, new_event_loop
 from agentflow.runtime.collection import rare_collections
@@ -87,7 +88,7 @@ async def _rate(
     job = f"bench-{uuid.uuid4().hex[:8]}"
     await _create(brokers, f"{job}-in", partitions)
     made = (record("in", n, keys) for n in range(records))
-    await _load(brokers, f"{job}-in", partitions, ((b"u%05d" % (one.offset % keys), one.value) for one in made))
+    await _load(brokers, f"{job}-in", partitions, ((b"u%05d" % (one.offset % keys), one.value or b"") for one in made))
     settings = JobSettings(
         job=job,
         state=StateSettings(dir=directory),
@@ -96,7 +97,8 @@ async def _rate(
         kafka=KafkaSettings(brokers=brokers),
     )
     agent = Agent("bench").add_action("act", [EventType.InputEvent], action)
-    kafka = KafkaJob(settings, [AgentStage(AgentPlan.from_agent(agent), "record.key")], [f"{job}-in"], f"{job}-out")
+    stage = AgentStage(AgentPlan.from_agent(agent), "record.key")
+    kafka = KafkaJob(settings, [stage], Reading((f"{job}-in",)), f"{job}-out")
     worker = await kafka.worker()
     running = asyncio.ensure_future(worker.run())
     began = ended = 0.0

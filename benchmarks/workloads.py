@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from agentflow import Agent, Event, EventType, InputEvent, JobSettings, OutputEvent, RunnerContext, StateSettings
+from agentflow.api.codecs import JSON
 from agentflow.core.effects import DeadLetter, EmitRecord
 from agentflow.core.records import Record
 from agentflow.environment import new_event_loop, state_opener
@@ -39,7 +40,9 @@ class PreparedSource:
 
     name = "prepared"
     is_replayable = True
-    codec = "json"
+    codec = JSON
+    partitions = ()
+    idle_timeout_ms = None
 
     def __init__(self, records: int, keys: int) -> None:
         self._records = [record("prepared", n, keys) for n in range(records)]
@@ -66,6 +69,7 @@ class CountingSink:
 
     name = "counting"
     guarantee = Guarantee.EXACTLY_ONCE
+    record_max_bytes = None
 
     def __init__(self) -> None:
         self._open: list[bytes] = []
@@ -78,7 +82,7 @@ class CountingSink:
 
     def write(self, record: EmitRecord | DeadLetter) -> None:
         """Keep one output."""
-        self._open.append(record.value)
+        self._open.append(record.value or b"null")
 
     def barrier(self, checkpoint: int) -> None:  # noqa: ARG002 (the port)
         """Close the epoch."""

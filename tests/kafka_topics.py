@@ -12,6 +12,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.errors import NotLeaderForPartitionError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +42,27 @@ class Topics:
 
         asyncio.run(create())
 
+    def delete_before(self, topic: str, partition: int, offset: int) -> None:
+        async def delete() -> None:
+            admin = AIOKafkaAdminClient(bootstrap_servers=self.brokers)
+            await admin.start()
+            await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(before_offset=offset)})
+            await admin.close()
+
+        asyncio.run(delete())
+
+    def has_committed(self, group: str, topic: str, offset: int) -> bool:
+        """Whether a group has committed so far in partition 0."""
+
+        async def committed() -> bool:
+            admin = AIOKafkaAdminClient(bootstrap_servers=self.brokers)
+            await admin.start()
+            found = await admin.list_consumer_group_offsets(group)
+            await admin.close()
+            return any(one.topic == topic and at.offset >= offset for one, at in found.items())
+
+        return asyncio.run(committed())
+
     def delete(self, name: str) -> None:
         async def delete() -> None:
             admin = AIOKafkaAdminClient(bootstrap_servers=self.brokers)
@@ -51,11 +74,15 @@ class Topics:
 
         asyncio.run(delete())
 
-    def write(self, topic: str, records: Iterable[tuple[str | None, Any]], **fields: Any) -> None:
+    def write(
+        self, topic: str, records: Iterable[tuple[str | None, Any]], *, request_bytes_max: int = 2**20, **fields: Any
+    ) -> None:
         """Write (key, value) records; bytes go as they are, other values as JSON. The client chooses the partitions."""
 
         async def write() -> None:
-            producer = AIOKafkaProducer(bootstrap_servers=self.brokers, linger_ms=5, max_batch_size=2**18)
+            producer = AIOKafkaProducer(
+                bootstrap_servers=self.brokers, linger_ms=5, max_batch_size=2**18, max_request_size=request_bytes_max
+            )
             await producer.start()
             sent = [
                 await producer.send(
@@ -87,7 +114,7 @@ class Topics:
                 await consumer._client.force_metadata_update()
                 partitions = [TopicPartition(topic, n) for n in sorted(consumer.partitions_for_topic(topic) or ())]
                 consumer.assign(partitions)
-                ends = await consumer.end_offsets(partitions)
+                ends = await self._ends(consumer, partitions)
                 for partition in partitions:
                     consumer.seek(partition, 0)
                 found: dict[TopicPartition, list[ConsumerRecord]] = {partition: [] for partition in partitions}
@@ -99,6 +126,14 @@ class Topics:
                 await consumer.stop()
 
         return asyncio.run(read())
+
+    @staticmethod
+    async def _ends(consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        while True:
+            try:
+                return await consumer.end_offsets(partitions)
+            except NotLeaderForPartitionError:
+                continue  # the topic was made just now
 
     def values(self, topic: str) -> list[Any]:
         """Return every committed value, decoded."""

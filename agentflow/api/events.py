@@ -6,6 +6,7 @@ An event is encoded when it is sent, and every action that it triggers gets a fr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Generic, Protocol, Self, TypeVar
 
 PayloadT = TypeVar("PayloadT")
@@ -121,14 +122,20 @@ class InputEvent(Event, Generic[PayloadT]):
 
 
 class OutputEvent(Event):
-    """A value that leaves the operator when its task completes; it is never routed to actions."""
+    """A value that leaves the operator when its task completes; it is never routed to actions.
+
+    Args:
+        output: The value. None leaves as a record without a value (a tombstone) where the sink has such records: Kafka.
+        headers: Headers of the record, text as UTF-8; sinks without headers (files) leave them out. The trace context of the
+            run's input goes along unless it is set here.
+    """
 
     __slots__ = ()
     EVENT_TYPE = EventType.OutputEvent
 
-    def __init__(self, output: Any) -> None:  # noqa: ANN401 (any encodable value)
+    def __init__(self, output: Any, *, headers: Mapping[str, str | bytes] | None = None) -> None:  # noqa: ANN401
         self.type = EventType.OutputEvent
-        self.attributes = {"output": output}
+        self.attributes = {"output": output} if headers is None else {"output": output, "headers": headers}
 
     @property
     def output(self) -> Any:  # noqa: ANN401 (any encodable value)

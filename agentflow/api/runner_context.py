@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random as random_module
 import uuid as uuid_module
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -19,6 +19,8 @@ from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 if TYPE_CHECKING:
     from agentflow.api.options import Configuration
     from agentflow.api.resources import ResourceType
+
+Headers = tuple[tuple[str, bytes], ...]
 
 _OUTPUT = EventType.OutputEvent
 _decode_key = msgspec.msgpack.Decoder().decode
@@ -45,8 +47,9 @@ class ContextServices(Protocol):
     memory_limits: MemoryLimits
     sensory_limits: MemoryLimits
     record_max: int
+    output_max: int
     encode_event: Callable[[object], bytes]
-    encode_output: Callable[[object], bytes]
+    encode_output: Callable[[object], bytes | None]
     bind_logger: Callable[..., Any]
 
     def fetch_memory(self, owner: Any, path: str) -> bytes | None:  # noqa: ANN401 (the operator's key state)
@@ -63,11 +66,12 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     _services: ContextServices
     _task: TaskView
     _is_open: bool = True
-    _sent: list[tuple[str | None, bytes]] | None = None
+    _sent: list[tuple[str | None, bytes | None]] | None = None
     _short_term: MemoryScope | None = None
     _sensory: MemoryScope | None = None
     _timers: list[tuple[str, int | None, bool, bytes]] | None = None
     _random: random_module.Random | None = None
+    _headers: dict[int, Headers] | None = None
 
     def __repr__(self) -> str:
         return f"RunnerContext(task={self._task.id!r}, attempt={self._task.attempt})"
@@ -83,6 +87,12 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         """Event time of the run's input in epoch milliseconds; outputs inherit it. None where the source has none."""
         timestamp_ms: int | None = self._task.run.timestamp_ms
         return timestamp_ms
+
+    @property
+    def headers(self) -> Headers:
+        """Headers of the run's input record, in order; a name may come twice. Empty where the source has none, and for timers."""
+        headers: Headers = self._task.run.record.headers
+        return headers
 
     @property
     def now(self) -> datetime:
@@ -190,22 +200,34 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         event_type: str | None = event.type
         if event_type == _OUTPUT:
             event_type = None
-            encoded = services.encode_output(event.attributes["output"])
+            attributes = event.attributes
+            encoded = services.encode_output(attributes["output"])
+            if "headers" in attributes:
+                self._set_headers(attributes["headers"])
         elif event_type in _ENGINE_TYPES:
             msg = f"event type '{event_type}' belongs to the engine; choose another name"
             raise TypeError(msg)
         else:
             encoded = services.encode_event(event.attributes)
-        if len(encoded) > services.record_max:
-            raise RecordTooLarge(
-                f"event '{event.type}' has {len(encoded):,} bytes",
-                expected=f"at most {services.record_max:,} bytes (record-max)",
-                fix="send less, or put it into memory and send its MemoryRef",
-            )
+        if encoded is not None and len(encoded) > services.output_max:
+            _check_size(event.type, len(encoded), services)
         if self._sent is None:
             self._sent = [(event_type, encoded)]
         else:
             self._sent.append((event_type, encoded))
+
+    def _set_headers(self, headers: Mapping[str, str | bytes]) -> None:
+        if self._headers is None:
+            self._headers = {}
+        place = 0 if self._sent is None else len(self._sent)
+        try:
+            self._headers[place] = tuple(
+                (name.encode().decode(), value if isinstance(value, bytes) else value.encode())
+                for name, value in headers.items()
+            )
+        except AttributeError:
+            msg = f"OutputEvent(headers=…) takes names with text or bytes, not {headers!r}; write {{'name': 'value'}}"
+            raise TypeError(msg) from None
 
     def set_timer(
         self,
@@ -311,6 +333,23 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
 
 
 _ENGINE_TYPES = frozenset({EventType.InputEvent, EventType.TimerEvent})
+
+
+def _check_size(event_type: str, size: int, services: ContextServices) -> None:
+    """Raise RecordTooLarge for an event or output above its limit."""
+    is_output = event_type == _OUTPUT
+    if size > services.record_max:
+        raise RecordTooLarge(
+            f"event '{event_type}' has {size:,} bytes",
+            expected=f"at most {services.record_max:,} bytes (record-max)",
+            fix="send less, or put it into memory and send its MemoryRef",
+        )
+    if is_output:
+        raise RecordTooLarge(
+            f"the output has {size:,} bytes",
+            expected=f"at most {services.output_max:,} bytes (the sink's limit; of a topic: max.message.bytes)",
+            fix="send less, or raise the limit of the sink",
+        )
 
 
 def _no_entry(owner: None, path: str) -> None:  # noqa: ARG001 (the signature of a memory fetch)

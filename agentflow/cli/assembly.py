@@ -150,15 +150,22 @@ class Assembly:
         composition["log"] = LogSettings(**composition.get("log", {}))
         # Not `msgspec.convert`: the values are checked, and the structs are not decoded from anything.
         defaults = JobSettings()
-        sections = {
-            name: type(getattr(defaults, name))(**value) if isinstance(value, dict) else value
-            for name, value in settings.items()
-        }
         places = {
             ".".join(path): entry.value.place if entry.value is not None else entry.key
             for path, entry in self._layer.items()
         }
-        return JobFile(self._path, JobSettings(**sections), Composition(**composition), self._config, places)
+        return JobFile(self._path, _filled(defaults, settings), Composition(**composition), self._config, places)
+
+
+def _filled(default: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401 (any settings struct)
+    """Return the struct of ``default`` with values in it; values of a section below are in a dict."""
+    return msgspec.structs.replace(
+        default,
+        **{
+            name: _filled(getattr(default, name), value) if isinstance(value, dict) else value
+            for name, value in values.items()
+        },
+    )
 
 
 def _put(target: dict[str, Any], fields: Path, value: Any) -> None:  # noqa: ANN401 (any value)

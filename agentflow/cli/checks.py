@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import os.path
 
-from agentflow.cli.job_file import JobFile, JsonlSink, JsonlSource, KafkaSink, KafkaSource, StdinSource, StdoutSink
+from agentflow.cli.job_file import (
+    JobFile,
+    JsonlSink,
+    JsonlSource,
+    KafkaDeadLetters,
+    KafkaSink,
+    KafkaSource,
+    StdinSource,
+    StdoutSink,
+)
 from agentflow.cli.problems import ProblemList
+from agentflow.cli.values import describe_command
+from agentflow.runtime.codecs import RECORD_KEY
 
 
 def check_job(job_file: JobFile, problems: ProblemList) -> None:
@@ -15,11 +26,15 @@ def check_job(job_file: JobFile, problems: ProblemList) -> None:
     settings, composition = job_file.settings, job_file.composition
     if isinstance(composition.source, KafkaSource):
         _check_kafka(job_file, problems)
-    elif composition.key_by == "record.key":
+    elif composition.key_by == RECORD_KEY:
+        is_named = "key-by" in job_file.places
         problems.add(
-            "key-by: records of files and of standard input have no key of their own",
+            "key-by: records of files and of standard input have no key of their own"
+            if is_named
+            else "'key-by' is missing",
             job_file.place("key-by"),
-            note="name a field of the value, or module:function",
+            note="name a field of the value, or module:function" if is_named else "such as  key-by: product_id",
+            help="" if is_named else describe_command(()),
         )
     if settings.on_overflow == "dead-letter" and composition.dead_letter is None:
         problems.add(
@@ -32,23 +47,47 @@ def check_job(job_file: JobFile, problems: ProblemList) -> None:
 def _check_kafka(job_file: JobFile, problems: ProblemList) -> None:
     composition, settings = job_file.composition, job_file.settings
     for name, sink in (("sink", composition.sink), ("dead-letter", composition.dead_letter)):
-        if sink is not None and not isinstance(sink, KafkaSink):
+        if sink is not None and not isinstance(sink, KafkaSink | KafkaDeadLetters):
             problems.add(
                 f"{name}: a job that reads Kafka writes Kafka, in one transaction",
                 job_file.place(name),
                 note=f"such as  {name}: {{kafka: {{topic: …}}}}",
             )
-    if settings.guarantee != "exactly-once":
+    if settings.guarantee == "none":
         problems.add(
-            f"a worker gives exactly-once, not {settings.guarantee}", job_file.place("guarantee"), note="remove it"
+            "a worker gives exactly-once or at-least-once, not none",
+            job_file.place("guarantee"),
+            note="remove it, or take at-least-once: outputs at once, memory still exact",
         )
-    if composition.key_by != "record.key":
+    elif settings.state.dir is None:
         problems.add(
-            "key-by: records of Kafka lie where their own key belongs, so that is the key of the job",
-            job_file.place("key-by"),
-            note="record.key",
-            help="a job with another key needs its input partitioned by it: write such a topic with a job of its own",
+            "a worker needs a state directory: RocksDB is the copy of the changelog that it works with",
+            job_file.place("state"),
+            note="state.dir is not set",
+            help=f"set  state.dir: ./state/{settings.job}",
         )
+    event_time = settings.event_time
+    if composition.key_by != RECORD_KEY and (event_time.field or event_time.watermarks not in (None, "none")):
+        problems.add(
+            "event time does not cross a repartition topic: records of one partition meet there in any order",
+            job_file.place("event-time"),
+            note="key-by: record.key needs none",
+            help="write the input with the key of the job, or remove event-time",
+        )
+    topics = {"source.kafka.topics": composition.source.topics} if isinstance(composition.source, KafkaSource) else {}
+    for name, sink in (("sink", composition.sink), ("dead-letter", composition.dead_letter)):
+        if isinstance(sink, KafkaSink | KafkaDeadLetters):
+            topics[f"{name}.kafka.topic"] = (sink.topic,)
+    owners: dict[str, str] = {}
+    for key, names in topics.items():
+        for name in names:
+            if name in owners:
+                problems.add(
+                    f"{key} and {owners[name]} are the same topic, '{name}'",
+                    job_file.place(key),
+                    note="choose another one",
+                )
+            owners.setdefault(name, key)
     if settings.checkpoint.interval_ms * 2 > settings.kafka.transaction_timeout_ms:
         problems.add(
             "checkpoint.interval is more than half of kafka.transaction-timeout: the broker would abort open checkpoints",
@@ -86,7 +125,7 @@ def _check_guarantee(job_file: JobFile, problems: ProblemList) -> None:
                 note="a jsonl sink can",
                 help=f"set  guarantee: at-least-once;  or  {name}: {{jsonl: {{path: out/}}}}",
             )
-    if settings.state.dir is None:
+    if settings.state.dir is None and not isinstance(composition.source, KafkaSource):
         problems.add(
             "an exactly-once job needs a state directory: state in memory is lost with the process",
             job_file.place("guarantee", "state"),

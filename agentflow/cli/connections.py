@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agentflow.cli.job_file import JsonlSink, JsonlSource, KafkaSink, KafkaSource, StdinSource, StdoutSink
+from agentflow.cli.job_file import (
+    JsonlSink,
+    JsonlSource,
+    KafkaDeadLetters,
+    KafkaSink,
+    KafkaSource,
+    StdinSource,
+    StdoutSink,
+)
 from agentflow.errors import ConfigError
 from agentflow.runtime.ports import Sink, Source
 from agentflow.runtime.settings import JobSettings
@@ -23,9 +31,9 @@ def source_opener(source: JsonlSource | StdinSource | KafkaSource, settings: Job
     return lambda: Stdin(record_max_bytes=settings.record_max_bytes)
 
 
-def open_sink(sink: JsonlSink | StdoutSink | KafkaSink) -> Sink:
+def open_sink(sink: JsonlSink | StdoutSink | KafkaSink | KafkaDeadLetters) -> Sink:
     """Make a sink of an embedded job."""
-    if isinstance(sink, KafkaSink):
+    if isinstance(sink, KafkaSink | KafkaDeadLetters):
         raise ConfigError(["an embedded job cannot write to Kafka exactly once: read from Kafka with agentflow worker"])
     if isinstance(sink, JsonlSink):
         from agentflow.connectors.jsonl_sink import JsonlSink as Directory

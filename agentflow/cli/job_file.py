@@ -8,7 +8,10 @@ import msgspec
 from msgspec import Meta
 
 from agentflow.cli.problems import Place
-from agentflow.runtime.settings import JobSettings
+from agentflow.runtime.codecs import RECORD_KEY
+from agentflow.runtime.settings import JobSettings, PositiveMs
+
+_CODEC_NAMES = "json, msgpack, string, bytes, or module:name of your own codec"
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,9 +35,20 @@ class StdinSource(_Section, frozen=True, kw_only=True, tag="stdin"):
 
 
 class KafkaSource(_Section, frozen=True, kw_only=True, tag="kafka"):
-    """Topics of equal partition counts; values are JSON. Run it with agentflow worker."""
+    """Topics of equal partition counts. Run it with agentflow worker."""
 
     topics: Annotated[tuple[str, ...], Meta(description="Input topic, or list of them.")]
+    value: Annotated[str, Meta(description=f"How values are encoded: {_CODEC_NAMES}.")] = "json"
+    on_offset_reset: Annotated[
+        Literal["fail", "earliest", "latest"],
+        Meta(
+            description="When the next record is not there any more: stop, or go on with what is left (and lose the rest)."
+        ),
+    ] = "fail"
+    idle_timeout_ms: Annotated[
+        PositiveMs | None,
+        Meta(description="A partition without records for so long does not hold the watermark; null: it always does."),
+    ] = None
 
     @property
     def described(self) -> str:
@@ -42,10 +56,22 @@ class KafkaSource(_Section, frozen=True, kw_only=True, tag="kafka"):
         return f"kafka {', '.join(self.topics)}"
 
 
+class KafkaDeadLetters(_Section, frozen=True, kw_only=True, tag="kafka"):
+    """A topic: records as they came, the reason in headers beside their own."""
+
+    topic: Annotated[str, Meta(description="Dead-letter topic.")]
+
+    @property
+    def described(self) -> str:
+        """For people: ``kafka alerts-dlq``."""
+        return f"kafka {self.topic}"
+
+
 class KafkaSink(_Section, frozen=True, kw_only=True, tag="kafka"):
-    """A topic; values are JSON, keys those of the job."""
+    """A topic; keys are those of the job."""
 
     topic: Annotated[str, Meta(description="Output topic.")]
+    value: Annotated[str, Meta(description=f"How values are encoded: {_CODEC_NAMES}.")] = "json"
 
     @property
     def described(self) -> str:
@@ -76,18 +102,18 @@ class Composition(_Section, frozen=True, kw_only=True):
     """The keys beside those of `JobSettings`."""
 
     agent: Annotated[str, Meta(description="The agent: module:name of an Agent class or instance.")]
-    key_by: Annotated[
-        str,
-        Meta(
-            description="The key of a record: a field (dotted path), record.key (Kafka), or module:function of the value."
-        ),
-    ]
     source: Annotated[JsonlSource | StdinSource | KafkaSource, Meta(description="Where records come from.")]
     sink: Annotated[JsonlSink | StdoutSink | KafkaSink, Meta(description="Where outputs go.")]
     dead_letter: Annotated[
-        JsonlSink | StdoutSink | KafkaSink | None,
+        JsonlSink | StdoutSink | KafkaDeadLetters | None,
         Meta(description="Where records go whose run failed; without it the job stops."),
     ] = None
+    key_by: Annotated[
+        str,
+        Meta(
+            description="The key of a record: a field (dotted path), module:function of the value, or record.key (Kafka)."
+        ),
+    ] = RECORD_KEY
     log: LogSettings = LogSettings()
 
 

@@ -94,6 +94,8 @@ class Flattener:
                     help=describe_command(path),
                 )
                 return None
+            elif part not in section.children and (kind := self._only_kind_with(section, part)) is not None:
+                path = (*path, kind)
             elif part not in section.children:
                 name = ".".join((*path, *parts[index:]))
                 before = written.split(".")[:index]
@@ -102,6 +104,11 @@ class Flattener:
                 return None
             path = (*path, part)
         return path
+
+    def _only_kind_with(self, section: Section, part: str) -> str | None:
+        """Return the kind that ``part`` belongs to, for `dead-letter.topic`: where one kind only has such a key."""
+        kinds = [kind for kind in section.children if (*section.path, kind, part) in self._table.keys]
+        return kinds[0] if section.is_choice and len(kinds) == 1 else None
 
     def _add(self, layer: Layer, path: Path, place: Place, value: Value) -> None:
         section = self._table.sections.get(path)

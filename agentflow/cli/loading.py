@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agentflow.api.codecs import CODECS, JSON, Codec
 from agentflow.cli.problems import Place, ProblemList
 from agentflow.plan.problems import nearest
 
@@ -30,10 +31,14 @@ class Program(msgspec.Struct, frozen=True):
     Attributes:
         agent: The agent.
         key_by: A field (dotted path), or a function of the value.
+        input_codec: Codec of a Kafka source.
+        output_codec: Codec of a Kafka sink.
     """
 
     agent: Agent
     key_by: str | Callable[[Any], Any]
+    input_codec: Codec
+    output_codec: Codec
 
 
 def load_program(job_file: JobFile) -> Program:
@@ -48,10 +53,14 @@ def load_program(job_file: JobFile) -> Program:
     key_by: str | Callable[[Any], Any] | None = job_file.composition.key_by
     if ":" in job_file.composition.key_by:
         key_by = _load_key_function(job_file.composition.key_by, job_file.place("key-by"), problems)
+    codecs = [
+        _load_codec(getattr(job_file.composition, role), f"{role}.kafka.value", job_file, problems)
+        for role in ("source", "sink")
+    ]
     problems.raise_all()
     assert agent is not None, "no problem, but no agent"
     assert key_by is not None, "no problem, but no key"
-    return Program(agent, key_by)
+    return Program(agent, key_by, *codecs)
 
 
 def _extend_path(job_file: str) -> None:
@@ -183,6 +192,39 @@ def _load_agent(reference: str, place: Place, problems: ProblemList) -> Agent | 
             detail=user_traceback(error),
         )
         return None
+
+
+def _load_codec(section: object, key: str, job_file: JobFile, problems: ProblemList) -> Codec:
+    """Return the codec that a source or sink names; JSON where it names none."""
+    reference = getattr(section, "value", JSON.name)
+    if reference in CODECS:
+        return CODECS[reference]
+    place, role = job_file.place(key), f"{key} '{reference}'"
+    if ":" not in reference:
+        near = nearest(reference, CODECS)
+        note = f"did you mean '{near}'?" if near else f"one of {', '.join(CODECS)}, or module:name"
+        problems.add(f"{role} is no codec", place, note=note)
+        return JSON
+    module = _import(reference, role, place, problems)
+    found = None if module is None else _attribute(module, reference, role, [], place, problems)
+    if found is None:
+        return JSON
+    try:
+        codec = found() if isinstance(found, type) else found
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (the edge to the user's code)
+        problems.add(f"{role} raised {_error_text(error)}", place, detail=user_traceback(error))
+        return JSON
+    missing = [name for name in ("decode", "encode") if not callable(getattr(codec, name, None))]
+    if missing:
+        problems.add(
+            f"{role} is no codec: it has no {' and no '.join(missing)}",
+            place,
+            note="a codec has name, decode(value, type) and encode(value): agentflow.Codec",
+        )
+        return JSON
+    if not isinstance(getattr(codec, "name", None), str):
+        codec.name = reference
+    return codec  # type: ignore[no-any-return]
 
 
 def _load_key_function(reference: str, place: Place, problems: ProblemList) -> Callable[[Any], Any] | None:

@@ -8,12 +8,14 @@ help: agentflow schema --describe checkpoint
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import msgspec
 
 from agentflow.errors import ConfigError
 
+_SECRET = re.compile(r"""((?:password|secret)['"]?\s*[:=]\s*)(?!["']?\$\{)("[^"]*"|'[^']*'|[^\s,}]+)""", re.IGNORECASE)
 LINE_MAX = 160  # columns of a quoted line; longer ones are cut around the place
 
 
@@ -81,7 +83,7 @@ class Problem(msgspec.Struct, frozen=True):
 def _quoted(place: Place, digits: int) -> list[str]:
     """Return the line behind its number, and the marks below it."""
     gutter = f"  {place.line:>{digits}} | " if place.line else "  "
-    text, column = place.text.replace("\t", " "), place.column
+    text, column = _without_secrets(place.text.replace("\t", " ")), place.column
     if len(text) > LINE_MAX:
         start = max(0, min(column - LINE_MAX // 2, len(text) - LINE_MAX))
         text, column = text[start : start + LINE_MAX], column - start
@@ -122,3 +124,8 @@ class ProblemList:
         """Raise JobFileError when there is a problem: first those with a line, in the order of lines."""
         if self.found:
             raise JobFileError(sorted(self.found, key=lambda problem: (not problem.place.line, problem.place.line)))
+
+
+def _without_secrets(line: str) -> str:
+    """Return a line with stars for the values of passwords, as wide as they were, so that marks stay where they belong."""
+    return _SECRET.sub(lambda found: found[1] + "*" * len(found[2]), line)

@@ -82,7 +82,7 @@ def _value_schema(key: Key) -> dict[str, Any]:
         Kind.SIZE: {"type": "string", "pattern": _SIZE, "examples": ["64MiB"]},
         Kind.COUNT: {"type": "integer"},
         Kind.FLAG: {"type": "boolean"},
-        Kind.CHOICE: {"enum": list(key.choices)},
+        Kind.CHOICE: {"enum": [*key.choices, *([None] if key.is_optional else [])]},
         Kind.TEXTS: {"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1},
     }
     value = shape_of[key.kind]

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from agentflow.cli.job_file import KafkaSink, KafkaSource
+from agentflow.cli.job_file import KafkaDeadLetters, KafkaSink, KafkaSource
 from agentflow.cli.output import EXIT_DONE
 from agentflow.cli.run import StopSignals, configured_logs, loop_factory, total_fields
 from agentflow.errors import ConfigError
@@ -23,28 +23,21 @@ if TYPE_CHECKING:
 def worker(chosen: argparse.Namespace) -> int:
     """Run a worker and return the exit status."""
     from agentflow.cli.config_file import load_job_file
-    from agentflow.cli.loading import load_program
-    from agentflow.environment import KafkaJob
-    from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.collection import rare_collections
-    from agentflow.runtime.job import AgentStage
 
     settings = list(chosen.settings)
     settings += [f"log.format={chosen.log_format}"] if chosen.log_format else []
     settings += [f"log.level={chosen.log_level}"] if chosen.log_level else []
     job_file = load_job_file(chosen.config, profile=chosen.profile, settings=settings)
-    topics, output, dead = _topics(job_file)
-    program = load_program(job_file)
+    job = kafka_job(job_file)
     line = configured_logs(job_file)
-    stage = AgentStage(AgentPlan.from_agent(program.agent, job_file.config), program.key_by)
-    job = KafkaJob(job_file.settings, (stage,), topics, output, dead)
     factory = loop_factory(is_uvloop_wanted=not chosen.no_uvloop)
     with rare_collections(), asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(_run(job, job_file, line))
 
 
-def _topics(job_file: JobFile) -> tuple[tuple[str, ...], str, str | None]:
-    """Return input topics, output topic and dead-letter topic.
+def check_is_kafka(job_file: JobFile) -> tuple[KafkaSource, KafkaSink, KafkaDeadLetters | None]:
+    """Return source and sinks of a Kafka job.
 
     Raises:
         ConfigError: The job does not read Kafka. What it writes then was checked with the file.
@@ -52,10 +45,36 @@ def _topics(job_file: JobFile) -> tuple[tuple[str, ...], str, str | None]:
     composition = job_file.composition
     source, sink, dead = composition.source, composition.sink, composition.dead_letter
     if not isinstance(source, KafkaSource) or not isinstance(sink, KafkaSink):
-        raise ConfigError(
-            [f"{job_file.path}: a worker reads Kafka; a job with another source is run by: agentflow run"]
-        )
-    return source.topics, sink.topic, dead.topic if isinstance(dead, KafkaSink) else None
+        raise ConfigError([f"{job_file.path}: this reads Kafka; a job with another source is run by: agentflow run"])
+    return source, sink, dead if isinstance(dead, KafkaDeadLetters) else None
+
+
+def kafka_job(job_file: JobFile) -> KafkaJob:
+    """Load the program of a job file and return its Kafka job; nothing is connected.
+
+    Raises:
+        ConfigError: The job does not read Kafka, or its program cannot be loaded.
+    """
+    from agentflow.cli.loading import load_program
+    from agentflow.connectors.kafka.group import Reading
+    from agentflow.environment import KafkaJob
+    from agentflow.observability.logs import DeadLetterLog
+    from agentflow.plan.plan import AgentPlan
+    from agentflow.runtime.job import AgentStage
+
+    source, sink, dead = check_is_kafka(job_file)
+    program = load_program(job_file)
+    stage = AgentStage(AgentPlan.from_agent(program.agent, job_file.config), program.key_by)
+    reading = Reading(source.topics, program.input_codec, source.on_offset_reset, source.idle_timeout_ms)
+    return KafkaJob(
+        job_file.settings,
+        (stage,),
+        reading,
+        sink.topic,
+        dead.topic if dead is not None else None,
+        program.output_codec,
+        lambda dead_letters: DeadLetterLog(dead_letters, dead.described if dead is not None else ""),
+    )
 
 
 class _WorkerLog:
@@ -102,6 +121,8 @@ class _WorkerLog:
                 error=error,
                 delay=f"{fields['delay_ms'] / 1000:g}s",
             )
+        elif event in ("offset reset", "purge failed"):
+            log_event(event, "warning", **fields)
         elif event in ("assigned", "revoked", "lost meanwhile"):
             log_event(f"subtasks {event}" if event != "lost meanwhile" else event, **fields)
 
@@ -113,7 +134,7 @@ async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None) -> int:
 
     log = _WorkerLog(job_file)
     member = await job.worker(log.tell)
-    log.started(job.subtasks)
+    log.started(job.facts.subtasks)
     signals = StopSignals(member)
 
     def status() -> JobStatus:

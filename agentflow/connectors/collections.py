@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agentflow.api.codecs import MSGPACK
 from agentflow.api.encoding import encode_msgpack
 from agentflow.core.records import Record
 from agentflow.errors import SourceError
@@ -28,7 +29,9 @@ class CollectionSource:
 
     name = "list"
     is_replayable = True
-    codec = "msgpack"
+    codec = MSGPACK
+    partitions = ()
+    idle_timeout_ms = None
 
     def __init__(self, values: Iterable[object]) -> None:
         self._values: list[bytes] = []
@@ -74,6 +77,7 @@ class CollectionSink:
 
     name = "list"
     guarantee = Guarantee.EXACTLY_ONCE
+    record_max_bytes = None
 
     def __init__(self) -> None:
         self.values: list[object] = []
@@ -90,7 +94,7 @@ class CollectionSink:
 
     def write(self, record: EmitRecord | DeadLetter) -> None:
         """Take one output."""
-        self._written.append(record.value)
+        self._written.append(record.value or b"null")
 
     def barrier(self, checkpoint: int) -> None:
         """Close the epoch."""

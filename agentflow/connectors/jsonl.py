@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from agentflow.api.codecs import JSON
 from agentflow.connectors.lines import RECORD_MAX_BYTES, LineSplitter
 from agentflow.core.records import Record
 from agentflow.errors import SourceError
@@ -136,7 +137,9 @@ class JsonlSource:
 
     name = "jsonl"
     is_replayable = True
-    codec = "json"
+    codec = JSON
+    partitions = ()
+    idle_timeout_ms = None
 
     def __init__(
         self,

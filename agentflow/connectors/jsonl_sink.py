@@ -128,6 +128,7 @@ class JsonlSink:
 
     name = "jsonl"
     guarantee = Guarantee.EXACTLY_ONCE
+    record_max_bytes = None
 
     def __init__(self, path: str, *, subtask: int = 0) -> None:
         self._path = path
@@ -164,7 +165,7 @@ class JsonlSink:
         Raises:
             SinkError: The staging file cannot be written.
         """
-        epoch, value = self._epoch, record.value
+        epoch, value = self._epoch, record.value or b"null"
         epoch.append_line(value)
         epoch.weight += len(value) + _LINE_BYTES
         if epoch.weight >= _FLUSH_BYTES:

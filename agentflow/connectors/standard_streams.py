@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
+from agentflow.api.codecs import JSON
 from agentflow.connectors.lines import RECORD_MAX_BYTES, LineSplitter
 from agentflow.core.records import Record
 from agentflow.errors import SinkError, SinkForbidden, SourceError
@@ -49,7 +50,9 @@ class StdinSource:
 
     name = "stdin"
     is_replayable = False
-    codec = "json"
+    codec = JSON
+    partitions = ()
+    idle_timeout_ms = None
 
     def __init__(self, stream: BinaryIO | None = None, *, record_max_bytes: int = RECORD_MAX_BYTES) -> None:
         self._stream = stream
@@ -139,6 +142,7 @@ class StdoutSink:
 
     name = "stdout"
     guarantee = Guarantee.AT_LEAST_ONCE
+    record_max_bytes = None
 
     def __init__(self, stream: BinaryIO | None = None) -> None:
         self._stream = stream
@@ -155,7 +159,7 @@ class StdoutSink:
 
     def write(self, record: EmitRecord | DeadLetter) -> None:
         """Take one output."""
-        self._written.append(record.value)
+        self._written.append(record.value or b"null")
 
     def barrier(self, checkpoint: int) -> None:
         """Close the epoch."""

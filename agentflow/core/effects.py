@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentflow.core.records import ErrorReport, Record
+from agentflow.core.records import ErrorReport, Headers, Record
 
 if TYPE_CHECKING:
     from agentflow.core.delta import DeltaSlices
     from agentflow.core.runs import ActionTask
+
+
+TRACE_HEADERS = frozenset({"traceparent", "tracestate", "baggage"})
 
 
 class StartAction(msgspec.Struct, gc=False):  # nothing that it refers to refers to it
@@ -33,21 +36,32 @@ class EmitRecord(msgspec.Struct, gc=False):  # nothing that it refers to refers 
     """Give an output to the next operator or the sink.
 
     Attributes:
-        value: Encoded output.
+        value: Encoded output; None: a record without a value (a tombstone).
         task: The task that sent it; with ``index`` the deterministic id of the output.
         index: Place among the events that the task sent.
         timestamp_ms: Event time of the run's input; None where it has none.
+        own_headers: What the action set; None: nothing.
     """
 
-    value: bytes
+    value: bytes | None
     task: ActionTask
     index: int
     timestamp_ms: int | None
+    own_headers: Headers | None = None
 
     @property
     def event_id(self) -> str:
         """Deterministic id: the same on every attempt and after every recovery."""
         return f"{self.task.id}/{self.index}"
+
+    @property
+    def headers(self) -> Headers:
+        """What the action set, and the trace context of the run's input (W3C) unless the action set one."""
+        own, carried = self.own_headers or (), self.task.run.record.headers
+        if carried:
+            names = {name for name, _ in own}
+            own += tuple(header for header in carried if header[0] in TRACE_HEADERS and header[0] not in names)
+        return own
 
 
 class ForwardWatermark(msgspec.Struct, gc=False):

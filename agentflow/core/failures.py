@@ -20,7 +20,7 @@ class FailurePolicy(msgspec.Struct, frozen=True):
         job: Name of the job, for dead letters.
         agent: Name of the agent.
         has_dead_letters: Whether the job has a dead-letter sink: the default behind the last attempt.
-        input_codec: ``json`` or ``msgpack``: how the input's value shows in a dead letter.
+        input_codec: Name of the codec of input values, which decides how one shows in a dead letter.
     """
 
     job: str
@@ -68,13 +68,16 @@ class FailurePolicy(msgspec.Struct, frozen=True):
         return DeadLetter(record, error, reason, msgspec.json.encode(document))
 
 
-def _readable(value: bytes, codec: str) -> dict[str, object]:
+def _readable(value: bytes | None, codec: str) -> dict[str, object]:
     """Return a record's value as it can stand in JSON: decoded, else as text, else in base64."""
+    if value is None:
+        return {"value": None}
     try:
         if codec == "json":
             msgspec.json.decode(value)
             return {"value": msgspec.Raw(value)}
-        return {"value": msgspec.to_builtins(msgspec.msgpack.decode(value), str_keys=True)}
+        if codec == "msgpack":
+            return {"value": msgspec.to_builtins(msgspec.msgpack.decode(value), str_keys=True)}
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
     try:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentflow.core.records import ErrorReport, Record
+from agentflow.core.records import ErrorReport, Headers, Record
 
 if TYPE_CHECKING:
     from agentflow.core.runs import ActionTask
 
-SentEvent = tuple[str | None, bytes]
-"""An event as an action sent it: (type, encoded attributes); type None marks an output (its encoded value)."""
+SentEvent = tuple[str | None, bytes | None]
+"""An event as an action sent it: (type, encoded attributes); type None marks an output (its encoded value, or no value)."""
 
 
 class TimerOrder(msgspec.Struct, frozen=True, gc=False):
@@ -57,6 +57,7 @@ class ActionCompleted(msgspec.Struct):
         writes: Short-term memory write set, path → encoded value (None deletes); None when nothing was written.
         sensory: The same for sensory memory.
         timers: Timers set and cancelled, in order.
+        headers: Place in ``sent`` → headers of that output; None when no output has any.
     """
 
     task: ActionTask
@@ -64,6 +65,7 @@ class ActionCompleted(msgspec.Struct):
     writes: dict[str, bytes | None] | None = None
     sensory: dict[str, bytes | None] | None = None
     timers: list[TimerOrder] | None = None
+    headers: dict[int, Headers] | None = None
 
 
 class ActionFailed(msgspec.Struct):

@@ -58,9 +58,11 @@ class Outcomes:
         if outcome.sensory:
             run.sensory = {**(run.sensory or {}), **outcome.sensory}
         if outcome.sent is not None:
+            headers = outcome.headers
             for index, (event_type, payload) in enumerate(outcome.sent):
                 if event_type is None:
-                    self._effects.append(EmitRecord(payload, task, index, run.record.timestamp_ms))
+                    own = None if headers is None else headers.get(index)
+                    self._effects.append(EmitRecord(payload, task, index, run.record.timestamp_ms, own))
                 else:
                     self._router.route(run, task, index, event_type, payload)
         if outcome.timers is not None:

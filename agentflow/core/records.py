@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
+Headers = tuple[tuple[str, bytes], ...]
+"""Names and values, in order; a name may come twice."""
+
 
 class Record(msgspec.Struct, gc=False):
     """One record of a source, undecoded.
@@ -17,19 +20,19 @@ class Record(msgspec.Struct, gc=False):
         source: Position label without the offset (``topic/partition``; a file's path). With ``offset`` it names the run.
         offset: Position of this record in ``source`` (Kafka offset; byte offset of a line).
         next_offset: Where reading goes on behind this record.
-        value: The value's bytes, in the source's codec.
+        value: The value's bytes, in the source's codec; None: the record has none (a tombstone), the input is None.
         key: The source's own key bytes; None where it has none.
         timestamp_ms: Event time in epoch milliseconds; None where it has none.
-        headers: Header names and bytes, in order.
+        headers: Header names and values, in order.
     """
 
     source: str
     offset: int
     next_offset: int
-    value: bytes
+    value: bytes | None
     key: bytes | None = None
     timestamp_ms: int | None = None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: Headers = ()
 
     @property
     def run_id(self) -> str:

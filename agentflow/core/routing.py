@@ -28,7 +28,7 @@ class Router:
         self._by_event: dict[str, tuple[Action, ...]] = plan.actions_by_event
         self._decode_input = decode_input
 
-    def route(self, run: Run, parent: ActionTask | None, index: int, event_type: str, payload: bytes) -> None:
+    def route(self, run: Run, parent: ActionTask | None, index: int, event_type: str, payload: bytes | None) -> None:
         """Append the tasks of one event to the run's queue.
 
         Args:
@@ -36,7 +36,7 @@ class Router:
             parent: The task that sent the event; None for the run's input.
             index: Place among the events that it sent.
             event_type: Type of the event.
-            payload: Encoded attributes; of an input event the record's value.
+            payload: Encoded attributes; of an input event the record's value, which may be none.
         """
         matches: Sequence[Action | ConditionFailure]
         if self._plan.has_conditions:
@@ -54,7 +54,7 @@ class Router:
             else:
                 run.queue.append(task)
 
-    def _match(self, event_type: str, payload: bytes) -> Sequence[Action | ConditionFailure]:
+    def _match(self, event_type: str, payload: bytes | None) -> Sequence[Action | ConditionFailure]:
         """Match with conditions; a value that cannot be decoded fails every action that listens by condition."""
         try:
             return self._plan.match(event_type, lambda: self._attributes(event_type, payload))
@@ -62,8 +62,9 @@ class Router:
             failed = [action for action in self._plan.actions if action.conditions]
             return [ConditionFailure(action, f"the event cannot be decoded: {error}") for action in failed]
 
-    def _attributes(self, event_type: str, payload: bytes) -> dict[str, Any]:
+    def _attributes(self, event_type: str, payload: bytes | None) -> dict[str, Any]:
         if event_type == _INPUT:
-            return {"input": self._decode_input(payload)}
+            return {"input": None if payload is None else self._decode_input(payload)}
+        assert payload is not None, "only a record may have no value"
         attributes: dict[str, Any] = msgspec.msgpack.decode(payload)
         return attributes

@@ -149,7 +149,7 @@ class ActionTask(msgspec.Struct, eq=False):
     Attributes:
         parent: The task whose event this is; None for the input event and after a restore.
         index: Place of the event among those its task sent.
-        payload: Encoded attributes; of the input event: the record's value.
+        payload: Encoded attributes; of the input event: the record's value, which may be none.
         attempt: Number of the current (or next) attempt, from 1.
         started_behind: How many members of the parallel group were applied when the attempt started.
         outcome: Of a COMPLETED member of a parallel group.
@@ -161,7 +161,7 @@ class ActionTask(msgspec.Struct, eq=False):
     run: Run
     action: Action
     event_type: str
-    payload: bytes
+    payload: bytes | None
     parent: ActionTask | None = None
     index: int = 0
     status: int = QUEUED

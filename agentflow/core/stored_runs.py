@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from agentflow.core.inputs import ActionCompleted, SentEvent, TimerOrder
-from agentflow.core.records import ErrorReport, Record
+from agentflow.core.records import ErrorReport, Headers, Record
 from agentflow.core.runs import QUEUED, RUNNING, WAITING, ActionTask, KeyState, Run
 from agentflow.core.segments import Segment
 from agentflow.errors import StateMismatch, StateVersionTooNew
@@ -25,6 +25,7 @@ class OutcomeEntry(msgspec.Struct, array_like=True):
     writes: dict[str, bytes | None] | None
     sensory: dict[str, bytes | None] | None
     timers: list[TimerOrder] | None
+    headers: dict[int, Headers] | None = None
 
 
 class TaskEntry(msgspec.Struct, array_like=True):
@@ -33,7 +34,7 @@ class TaskEntry(msgspec.Struct, array_like=True):
     path: str
     action: str
     event_type: str
-    payload: bytes
+    payload: bytes | None
     status: int
     attempt: int
     started_behind: int
@@ -49,10 +50,10 @@ class RunEntry(msgspec.Struct, array_like=True):
     source: str
     offset: int
     next_offset: int
-    value: bytes
+    value: bytes | None
     record_key: bytes | None
     timestamp_ms: int | None
-    headers: tuple[tuple[str, bytes], ...]
+    headers: Headers
     event_type: str
     number: int
     admitted_ms: int

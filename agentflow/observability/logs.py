@@ -152,6 +152,7 @@ class DeadLetterLog:
         self._left_out = 0
         self.name: str = sink.name
         self.guarantee: Guarantee = sink.guarantee
+        self.record_max_bytes: int | None = None
 
     async def open(self, prepared: tuple[int, Staged] | None) -> None:
         """Open the sink."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from agentflow.api.codecs import Codec
 from agentflow.api.events import Event, EventType, InputEvent, TimerEvent
 from agentflow.api.runner_context import RunnerContext
 from agentflow.core.inputs import ActionCompleted, ActionFailed, TimerOrder
@@ -51,7 +52,7 @@ class ActionRunner:
     def __init__(
         self,
         services: OperatorServices,
-        codec: str,
+        codec: Codec,
         deliver: Callable[[Answer], None],
         fail: Callable[[BaseException], None],
         threads: BlockingThreads,
@@ -79,7 +80,8 @@ class ActionRunner:
             if task.event_type == _INPUT:
                 event: Event = _new_event(InputEvent)  # as its constructor does, without the call
                 event.type = _INPUT
-                event.attributes = {"input": self._decoders[action](task.payload)}
+                value = task.payload
+                event.attributes = {"input": None if value is None else self._decoders[action](value)}
                 event.origin = task
             else:
                 event = _internal_event(task)
@@ -244,6 +246,7 @@ def _internal_event(task: ActionTask) -> Event:
     """Decode an event that an action sent, or a timer."""
     event: Event = _new_event(TimerEvent if task.event_type == _TIMER else Event)
     event.type = task.event_type
+    assert task.payload is not None, "only a record may have no value"
     event.attributes = _decode_attributes(task.payload)
     event.origin = task
     return event
@@ -258,6 +261,7 @@ def _completed(task: ActionTask, ctx: RunnerContext) -> ActionCompleted:
         None if short_term is None else short_term.encoded_writes(),
         None if sensory is None else sensory.encoded_writes(),
         None if ctx._timers is None else [TimerOrder(*order) for order in ctx._timers],  # noqa: SLF001
+        ctx._headers,  # noqa: SLF001
     )
     ctx._is_open = False  # noqa: SLF001
     return answer

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from agentflow.api.codecs import JSON, MSGPACK, Codec
 from agentflow.api.encoding import encode_json, encode_msgpack
 from agentflow.core.records import Record
 from agentflow.errors import DecodeError, MissingKey
@@ -23,18 +24,37 @@ _SCALAR_KEYS = (str, int, float, bytes)
 encode_key = msgspec.msgpack.Encoder().encode
 
 
-def output_encoder(codec: str) -> Callable[[object], bytes]:
-    """Return the encoder of outputs: ``json`` for sinks, ``msgpack`` for the next operator of a chain."""
-    return encode_json if codec == "json" else encode_msgpack
+def output_encoder(codec: Codec) -> Callable[[object], bytes]:
+    """Return the encoder of a codec; for the built-in ones without a call between."""
+    return {JSON.name: encode_json, MSGPACK.name: encode_msgpack}.get(codec.name, codec.encode)
 
 
-def input_decoder(codec: str, input_type: Any = None) -> Callable[[bytes], Any]:  # noqa: ANN401 (a type)
-    """Return a decoder of record values into ``input_type`` (None: plain values)."""
+def tombstone_encoder(codec: Codec) -> Callable[[object], bytes | None]:
+    """Return the encoder for a sink whose records may have no value: that is what None becomes."""
+    encode = output_encoder(codec)
+    return lambda value: None if value is None else encode(value)
+
+
+def input_decoder(codec: Codec, input_type: Any = None) -> Callable[[bytes], Any]:  # noqa: ANN401 (a type)
+    """Return a decoder of record values into ``input_type`` (None: plain values); it raises msgspec.DecodeError."""
     if is_pydantic(input_type):
         plain = input_decoder(codec)
         return lambda value: input_type.model_validate(plain(value))
     kind = Any if input_type is None else input_type
-    return msgspec.json.Decoder(kind).decode if codec == "json" else msgspec.msgpack.Decoder(kind).decode
+    if codec is JSON:
+        return msgspec.json.Decoder(kind).decode
+    if codec is MSGPACK:
+        return msgspec.msgpack.Decoder(kind).decode
+
+    def decode(value: bytes) -> Any:  # noqa: ANN401 (any value)
+        try:
+            return codec.decode(value, kind)
+        except msgspec.DecodeError:
+            raise
+        except Exception as error:
+            raise msgspec.DecodeError(f"{type(error).__name__}: {error}") from error
+
+    return decode
 
 
 class KeyReader:
@@ -43,16 +63,20 @@ class KeyReader:
     Args:
         key_by: A field, with dots for nested ones, or a function of the decoded value.
         codec: How values are encoded.
+        rekeyed_source: Label of a source whose record keys are canonical encodings already; None: there is none.
     """
 
-    def __init__(self, key_by: KeyBy, codec: str) -> None:
+    def __init__(self, key_by: KeyBy, codec: Codec, rekeyed_source: str | None = None) -> None:
         self._key_by = key_by
+        self.rekeyed_source = rekeyed_source
         self._decode = input_decoder(codec)
         self._parts = key_by.split(".") if isinstance(key_by, str) else []
         self._is_record_key = key_by == RECORD_KEY
-        self._decode_field = self._field_decoder(codec) if len(self._parts) == 1 else None
+        is_partial = len(self._parts) == 1 and codec in (JSON, MSGPACK)
+        self._decode_field = self._field_decoder(codec) if is_partial else None
+        self._expected = f"a value in the codec '{codec.name}'" if codec is not JSON else "one JSON value"
 
-    def _field_decoder(self, codec: str) -> Callable[[bytes], Any]:
+    def _field_decoder(self, codec: Codec) -> Callable[[bytes], Any]:
         """Return a decoder that looks at the key's field only: half the time of decoding everything."""
         field = msgspec.defstruct("_Keyed", [("key", Any, msgspec.UNSET)], rename={"key": self._parts[0]})
         return input_decoder(codec, field)
@@ -64,13 +88,15 @@ class KeyReader:
             DecodeError: The value cannot be decoded.
             MissingKey: It has no such field, or the key is not a scalar.
         """
+        if record.source == self.rekeyed_source and record.key is not None:
+            return record.key
         try:
             if self._is_record_key:
                 key: Any = msgspec.UNSET if record.key is None else record.key.decode()
             elif self._decode_field is not None:
-                key = self._decode_field(record.value).key
+                key = msgspec.UNSET if record.value is None else self._decode_field(record.value).key
             else:
-                key = self._decode(record.value)
+                key = None if record.value is None else self._decode(record.value)
                 if self._parts:
                     for part in self._parts:
                         key = key.get(part, msgspec.UNSET) if isinstance(key, dict) else msgspec.UNSET
@@ -82,7 +108,7 @@ class KeyReader:
             raise DecodeError(
                 f"the value cannot be decoded: {error}",
                 where={"record": record.run_id},
-                expected="one JSON value",
+                expected=self._expected,
                 fix="correct the record, or configure a dead-letter sink",
             ) from error
         if not isinstance(key, _SCALAR_KEYS) or (isinstance(key, float) and math.isnan(key)):
@@ -100,7 +126,7 @@ class KeyReader:
 class TimestampReader:
     """Reads the event time of a record's value: epoch milliseconds, or ISO 8601 text."""
 
-    def __init__(self, field: str, codec: str) -> None:
+    def __init__(self, field: str, codec: Codec) -> None:
         self._field = field
         self._decode = input_decoder(codec)
 
@@ -112,7 +138,7 @@ class TimestampReader:
         """
         value: Any = None
         try:
-            value = self._decode(record.value)
+            value = None if record.value is None else self._decode(record.value)
             for part in self._field.split("."):
                 value = value[part]
             if isinstance(value, str):

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
+from agentflow.api.codecs import MSGPACK
+from agentflow.api.encoding import encode_json, encode_msgpack
 from agentflow.core.delta import POSITIONS_NAME, StoredRow, Table, decode_positions
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.limits import OperatorLimits
@@ -68,6 +70,8 @@ class JobSpec(msgspec.Struct, frozen=True):
         open_source: Makes the source; called at each (re)start.
         open_sinks: Makes the sinks by role: ``sink`` and perhaps ``dead-letter``; called at each (re)start.
         open_state: Opens keyed state, at once or as a coroutine; called at each (re)start.
+        encode_output: Encoder of outputs for the sink.
+        rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
     """
 
     settings: JobSettings
@@ -75,6 +79,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     open_source: Callable[[], Source]
     open_sinks: Callable[[], Mapping[str, Sink]]
     open_state: Callable[[], KeyedState | Awaitable[KeyedState]]
+    encode_output: Callable[[object], bytes | None] = encode_json
+    rekeyed_source: str | None = None
 
 
 class JobStatus(msgspec.Struct):
@@ -156,6 +162,15 @@ class Job:
         if self._subtask is not None:
             self._status.state = "draining"
             self._subtask.stop()
+
+    async def checkpoint_now(self) -> None:
+        """Take a checkpoint beside the regular ones; nothing where the job is not running.
+
+        Raises:
+            AgentflowError: It cannot be completed; the job restarts or fails.
+        """
+        if self._subtask is not None:
+            await self._subtask.checkpoint_now()
 
     async def run(self) -> JobStatus:
         """Run to the end of input, or until `request_stop`.
@@ -279,18 +294,21 @@ class Job:
             source, sinks, checkpoints, state, self._clock, settings, positions, incarnation, self._counters
         )
         for index, stage in enumerate(spec.stages):
-            codec = source.codec if index == 0 else "msgpack"
+            codec = source.codec if index == 0 else MSGPACK
             is_last = index == len(spec.stages) - 1
-            policy = FailurePolicy(settings.job, stage.plan.name, "dead-letter" in sinks, codec)
+            rekeyed_source = spec.rekeyed_source if index == 0 else None
+            policy = FailurePolicy(settings.job, stage.plan.name, "dead-letter" in sinks, codec.name)
             operator = Operator(stage.plan, policy, _limits(settings), index=index, decode_input=input_decoder(codec))
             operator.restore(rows[index], now_ms)
             services = OperatorServices(
-                stage.plan, settings, incarnation, state, index, "json" if is_last else "msgpack"
+                stage.plan, settings, incarnation, state, index, spec.encode_output if is_last else encode_msgpack
             )
+            if is_last and (output_max := sinks["sink"].record_max_bytes) is not None:
+                services.output_max = min(services.record_max, output_max)
             runner = ActionRunner(
                 services, codec, subtask.deliver_to(index), subtask.fail, threads, settings.blocking.leaked_max
             )
-            subtask.add_stage(Stage(operator, runner, KeyReader(stage.key_by, codec)))
+            subtask.add_stage(Stage(operator, runner, KeyReader(stage.key_by, codec, rekeyed_source)))
         return subtask
 
 

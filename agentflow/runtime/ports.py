@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 if TYPE_CHECKING:
+    from agentflow.api.codecs import Codec
     from agentflow.core.delta import DeltaSlices, StoredRow, Table
     from agentflow.core.effects import DeadLetter, EmitRecord
     from agentflow.core.records import Record
@@ -46,8 +47,18 @@ class Source(Protocol):
     """Short name for messages (``jsonl``)."""
     is_replayable: bool
     """Whether `open` can go back to any earlier position. Exactly-once needs it."""
-    codec: str
-    """How values are encoded: ``json`` or ``msgpack``."""
+    codec: Codec
+    """How values are encoded."""
+
+    @property
+    def partitions(self) -> Sequence[str]:
+        """Labels that are read at the same time, so that each has a watermark; empty: one after the other, as one."""
+        ...
+
+    @property
+    def idle_timeout_ms(self) -> int | None:
+        """Silence after which one of ``partitions`` does not hold the watermark; None: it always does."""
+        ...
 
     async def open(self, positions: Mapping[str, int]) -> None:
         """Start at ``positions`` (source label → next offset); labels that are not in it start at their beginning.
@@ -92,6 +103,11 @@ class Sink(Protocol):
     name: str
     guarantee: Guarantee
 
+    @property
+    def record_max_bytes(self) -> int | None:
+        """Largest value that it takes, known when it is open; None: any."""
+        ...
+
     async def open(self, prepared: tuple[int, Staged] | None) -> None:
         """Make ready; called once, before everything else.
 
@@ -104,7 +120,7 @@ class Sink(Protocol):
         ...
 
     def write(self, record: EmitRecord | DeadLetter) -> None:
-        """Take one output (``record.value`` is its encoded bytes); cheap, buffered, in order."""
+        """Take one record of the sink's role (``value`` of an output is its encoded bytes); cheap, buffered, in order."""
         ...
 
     def barrier(self, checkpoint: int) -> None:
@@ -121,6 +137,14 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """Release everything; unpublished staging may stay behind. Idempotent."""
+        ...
+
+
+class Repartition(Sink, Protocol):
+    """A sink in the role ``repartition``: records on their way to the subtask that owns their key."""
+
+    def forward(self, record: Record, key: bytes) -> None:
+        """Take one record as it was read; ``key`` is the canonical encoding of the key that `key-by` found."""
         ...
 
 

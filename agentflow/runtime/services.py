@@ -9,7 +9,6 @@ from agentflow.api.encoding import encode_msgpack
 from agentflow.api.memory import MemoryLimits
 from agentflow.core.runs import KeyState
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.codecs import output_encoder
 from agentflow.runtime.ports import KeyedState
 from agentflow.runtime.settings import JobSettings
 
@@ -29,7 +28,7 @@ class OperatorServices:
         incarnation: Random id of the job's state; seeds `ctx.random`.
         state: Keyed state.
         operator: Number of the operator in the chain.
-        output_codec: ``json`` or ``msgpack``.
+        encode_output: Encoder of outputs: for the sink, or for the next operator of the chain.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class OperatorServices:
         incarnation: str,
         state: KeyedState,
         operator: int,
-        output_codec: str,
+        encode_output: Callable[[object], bytes | None],
     ) -> None:
         self.plan = plan
         self.job = settings.job
@@ -49,9 +48,9 @@ class OperatorServices:
         ttl = settings.state
         self.memory_limits = MemoryLimits(ttl.value_max_bytes, ttl.ttl_ms, ttl.ttl_update == "on-read-and-write")
         self.sensory_limits = MemoryLimits(ttl.value_max_bytes)
-        self.record_max = settings.record_max_bytes
+        self.record_max = self.output_max = settings.record_max_bytes
         self.encode_event: Callable[[object], bytes] = encode_msgpack
-        self.encode_output: Callable[[object], bytes] = output_encoder(output_codec)
+        self.encode_output = encode_output
         self.bind_logger: Callable[..., Any] = _bind_logger
         self._get, self._scan = state.get, state.scan
         self._operator = operator

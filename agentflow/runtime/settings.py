@@ -109,12 +109,42 @@ class ShutdownSettings(_Section, frozen=True):
 class EventTimeSettings(_Section, frozen=True):
     """`event-time.*`"""
 
-    field: Annotated[str | None, Meta(description="Field with the record's timestamp: epoch ms, or ISO 8601 text.")] = (
-        None
-    )
+    field: Annotated[
+        str | None,
+        Meta(description="Field with the timestamp: epoch ms, or ISO 8601 text; null: the record's own (Kafka)."),
+    ] = None
+    watermarks: Annotated[
+        Literal["none", "ascending", "bounded-out-of-orderness"] | None,
+        Meta(description="Watermark strategy; null: bounded-out-of-orderness where a field is named, else none."),
+    ] = None
     max_out_of_orderness_ms: Annotated[
         DurationMs, Meta(description="The watermark stays this far behind the latest timestamp.")
     ] = 0
+
+
+class SecuritySettings(_Section, frozen=True):
+    """`kafka.security.*`: TLS and SASL. Secrets are best written as ``${env:…}`` or ``${file:…}``; they are never logged."""
+
+    protocol: Annotated[
+        Literal["plaintext", "ssl", "sasl-plaintext", "sasl-ssl"], Meta(description="As Kafka's security.protocol.")
+    ] = "plaintext"
+    mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None, Meta(description="SASL mechanism.")
+    ] = None
+    username: Annotated[str | None, Meta(description="SASL user.")] = None
+    password: Annotated[str | None, Meta(description="SASL password.", extra={"secret": True})] = None
+    token_file: Annotated[
+        str | None, Meta(description="File with the OAUTHBEARER token; read again for each connection.")
+    ] = None
+    ca_file: Annotated[str | None, Meta(description="PEM file of the broker's CA; null: those of the system.")] = None
+    certificate_file: Annotated[str | None, Meta(description="PEM file of the client's certificate (mTLS).")] = None
+    key_file: Annotated[str | None, Meta(description="PEM file of the client's private key (mTLS).")] = None
+    key_password: Annotated[str | None, Meta(description="Password of the private key.", extra={"secret": True})] = None
+    check_hostname: Annotated[bool, Meta(description="Whether the broker's certificate has to carry its name.")] = True
+
+    def __repr__(self) -> str:
+        """Leave the secrets out."""
+        return f"SecuritySettings(protocol={self.protocol!r}, mechanism={self.mechanism!r}, username={self.username!r})"
 
 
 class KafkaSettings(_Section, frozen=True):
@@ -132,10 +162,25 @@ class KafkaSettings(_Section, frozen=True):
         PositiveMs, Meta(description="Age at which the broker aborts an open transaction; above checkpoint.interval.")
     ] = 60_000
     partitioner: Annotated[
-        Literal["murmur2", "crc32"],
-        Meta(description="How keys are spread: murmur2 (Java, aiokafka) or crc32 (librdkafka's default)."),
-    ] = "murmur2"
-    create_topics: Annotated[bool, Meta(description="Create the changelog topic, and outputs that are missing.")] = True
+        Literal["auto", "murmur2", "crc32"],
+        Meta(description="How keys are spread: murmur2 (Java, aiokafka), crc32 (librdkafka), or as the input shows."),
+    ] = "auto"
+    partitioner_check: Annotated[
+        bool,
+        Meta(description="Look at start whether records of the input lie where the partitioner puts them."),
+    ] = True
+    security: SecuritySettings = SecuritySettings()
+
+
+class TopicSettings(_Section, frozen=True):
+    """`topics.*`: topics that do not exist when a worker starts."""
+
+    create: Annotated[bool, Meta(description="Create them: changelog, repartition topics, outputs, dead letters.")] = (
+        True
+    )
+    partitions: Annotated[
+        Count | None, Meta(description="Create input topics too, with so many partitions; null: they have to exist.")
+    ] = None
     replication_factor: Annotated[
         Count | None, Meta(description="Replicas of topics that are created; null: 3, or as many as there are brokers.")
     ] = None
@@ -151,7 +196,7 @@ class JobSettings(_Section, frozen=True):
         Literal["exactly-once", "at-least-once", "none"],
         Meta(description="What the job must give; a source or sink that cannot give it is an error."),
     ] = "exactly-once"
-    record_max_bytes: Annotated[SizeBytes, Meta(description="Largest record, event or output.")] = 8 * 2**20
+    record_max_bytes: Annotated[SizeBytes, Meta(description="Largest record, event or output.")] = 4 * 2**20
     on_overflow: Annotated[Literal["pause", "dead-letter"], Meta(description="What happens above key.pending-max.")] = (
         "pause"
     )
@@ -165,3 +210,4 @@ class JobSettings(_Section, frozen=True):
     shutdown: ShutdownSettings = ShutdownSettings()
     event_time: EventTimeSettings = EventTimeSettings()
     kafka: KafkaSettings = KafkaSettings()
+    topics: TopicSettings = TopicSettings()

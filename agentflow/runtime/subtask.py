@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -48,11 +48,13 @@ from agentflow.errors import AgentflowError, DecodeError, JobFailed, MissingKey,
 from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyReader, TimestampReader
-from agentflow.runtime.ports import Clock, KeyedState, Sink, Source
+from agentflow.runtime.ports import Clock, KeyedState, Repartition, Sink, Source
 from agentflow.runtime.settings import JobSettings
+from agentflow.runtime.watermarks import WatermarkGenerator
 
 RECORDS_PER_FETCH = 256
 """Records of one turn: about 2 ms of a synchronous agent, so that timers and completions stay responsive."""
+_IDLE_STEP_MS = 100
 INCARNATION_NAME = "incarnation"
 
 
@@ -79,7 +81,7 @@ class Subtask:
 
     Args:
         source: Already open at ``positions``.
-        sinks: By role: ``sink`` and perhaps ``dead-letter``.
+        sinks: By role: ``sink``, perhaps ``dead-letter`` and ``repartition``.
         checkpoints: Already recovered.
         state: Keyed state.
         clock: Processing time.
@@ -104,6 +106,7 @@ class Subtask:
         self._stages: list[Stage] = []
         self._source = source
         self._sinks = dict(sinks)
+        self._repartition = cast("Repartition", sinks.get("repartition"))
         self._checkpoints = checkpoints
         self._state = state
         self._clock = clock
@@ -124,11 +127,12 @@ class Subtask:
         self._is_scheduled = False
         self._drain_requested = False
         self._is_restored = False
+        self._one_checkpoint = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_ms: int | None = None
         event_time = settings.event_time
         self._timestamps = TimestampReader(event_time.field, source.codec) if event_time.field else None
-        self._latest_ms: int | None = None
+        self._watermarks = WatermarkGenerator(event_time, source.partitions, source.idle_timeout_ms, clock.now_ms())
         self._has_output = False
         self._is_first_checkpoint = True
         self._last = -1
@@ -291,31 +295,33 @@ class Subtask:
         stage = self._stages[0]
         apply, read_key = stage.operator.apply, stage.keys.read
         record_max, timestamps = self._settings.record_max_bytes, self._timestamps
+        rekeyed_source = stage.keys.rekeyed_source
         for record in batch:
             try:
-                if len(record.value) > record_max:
+                if record.value is not None and len(record.value) > record_max:
                     raise _too_large(record, record_max)
                 if timestamps is not None:
                     record.timestamp_ms = timestamps.read(record)
-                received = RecordReceived(record, read_key(record))
+                key = read_key(record)
             except (DecodeError, MissingKey, RecordTooLarge) as error:
                 apply(RecordRejected(record, ErrorReport(type(error).__name__, error.what, is_retryable=False)), now_ms)
             except Exception as error:  # noqa: BLE001 (key-by is user code)
                 report = ErrorReport(type(error).__name__, f"key-by failed: {error}", is_retryable=False)
                 apply(RecordRejected(record, report), now_ms)
             else:
-                apply(received, now_ms)
+                if rekeyed_source is None or record.source == rekeyed_source:
+                    apply(RecordReceived(record, key), now_ms)
+                else:
+                    self._repartition.forward(record, key)
+                    self._has_output = True
         self._positions.update({record.source: record.next_offset for record in batch})
         self._counters.records_in += len(batch)
         self._run_effects(0, now_ms)
-        if timestamps is not None:
-            self._advance_watermark(batch, now_ms)
+        if self._watermarks.is_active:
+            self._advance_watermark(self._watermarks.take(batch, now_ms), now_ms)
 
-    def _advance_watermark(self, batch: Sequence[Record], now_ms: int) -> None:
-        latest = max((r.timestamp_ms for r in batch if r.timestamp_ms is not None), default=None)
-        if latest is not None and (self._latest_ms is None or latest > self._latest_ms):
-            self._latest_ms = latest
-            watermark_ms = latest - self._settings.event_time.max_out_of_orderness_ms - 1
+    def _advance_watermark(self, watermark_ms: int | None, now_ms: int) -> None:
+        if watermark_ms is not None:
             self._stages[0].operator.apply(WatermarkReceived(watermark_ms), now_ms)
             self._run_effects(0, now_ms)
 
@@ -355,7 +361,7 @@ class Subtask:
 
     def _pass_record(self, index: int, effect: EmitRecord, now_ms: int) -> None:
         stage = self._stages[index]
-        record = Record(effect.task.id, effect.index, 0, effect.value, None, effect.timestamp_ms)
+        record = Record(effect.task.id, effect.index, 0, effect.value, None, effect.timestamp_ms, effect.headers)
         try:
             received = RecordReceived(record, stage.keys.read(record))
         except Exception as error:  # noqa: BLE001 (key-by is user code)
@@ -396,7 +402,7 @@ class Subtask:
 
     def _advance_time(self, now_ms: int) -> None:
         """Tell operators that time has come, and wake up when it comes next."""
-        due_ms = None
+        due_ms = self._advance_idleness(now_ms) if self._watermarks.is_active else None
         for index, stage in enumerate(self._stages):
             next_ms = stage.operator.next_due_ms
             if next_ms is not None and next_ms <= now_ms:
@@ -413,6 +419,15 @@ class Subtask:
         self._timer = (
             None if due_ms is None else self._loop.call_later(max(0, due_ms - now_ms) / 1000 + 0.0005, self._time_came)
         )
+
+    def _advance_idleness(self, now_ms: int) -> int | None:
+        """Let the watermark go on without idle partitions; return when to look again."""
+        due_ms = self._watermarks.next_idle_ms
+        if due_ms is not None and due_ms <= now_ms:
+            self._advance_watermark(self._watermarks.pass_time(now_ms, is_paused=not self._resumed.is_set()), now_ms)
+            due_ms = self._watermarks.next_idle_ms
+            due_ms = None if due_ms is None else max(due_ms, now_ms + _IDLE_STEP_MS)
+        return due_ms
 
     def _time_came(self) -> None:
         self._timer, self._timer_due_ms = None, None
@@ -435,7 +450,19 @@ class Subtask:
                 self.fail(error)
                 return
 
+    async def checkpoint_now(self) -> None:
+        """Take a checkpoint beside the regular ones, as soon as one that is under way has ended."""
+        try:
+            await self._checkpoint()
+        except BaseException as error:
+            self.fail(error)
+            raise
+
     async def _checkpoint(self) -> None:
+        async with self._one_checkpoint:
+            await self._take_checkpoint()
+
+    async def _take_checkpoint(self) -> None:
         """Take one checkpoint: barrier in one turn, then make it durable while reading and actions go on.
 
         None behind a turn that failed: effects of it are not carried out, and a checkpoint would make that final.

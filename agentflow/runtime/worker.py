@@ -20,6 +20,8 @@ from typing import Any, Protocol
 from agentflow.errors import AgentflowError
 from agentflow.runtime.job import Job, JobStatus
 
+_REVOKED_CHECKPOINT_S = 3  # the group waits for us meanwhile
+
 
 class OwnedSubtask(Protocol):
     """A subtask with its ports; made when the group gives it to this worker."""
@@ -135,7 +137,14 @@ class Worker:
         return self._before
 
     async def _revoked(self) -> None:
+        """Take checkpoints, so that a next owner has little to repeat; an error is the subtask's own."""
         self._on_event("revoked", {"subtasks": self.subtasks})
+        checkpoints = [asyncio.ensure_future(owned.job.checkpoint_now()) for owned in self._owned.values()]
+        if checkpoints:
+            await asyncio.wait(checkpoints, timeout=_REVOKED_CHECKPOINT_S)
+        for checkpoint in checkpoints:
+            if checkpoint.done() and not checkpoint.cancelled():
+                checkpoint.exception()
 
     async def _assigned(self, subtasks: Sequence[int]) -> None:
         lost = [number for number in self._owned if number not in subtasks]

@@ -15,6 +15,7 @@ is ever decided and not completed, and `prepared` is always None.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -29,6 +30,8 @@ from agentflow.state.rocksdb import RocksDBKeyedState
 
 _FETCH_BYTES = 8 * 2**20
 _ROWS_PER_TURN = 2_000
+_LEADER_ATTEMPTS = 50
+_LEADER_WAIT_S = 0.1
 _WAIT_MS = 10  # behind the last record there is the mark of its commit, which getmany does not return for
 
 
@@ -78,7 +81,7 @@ class ChangelogKeyedState:
         for rows in self._unapplied:
             self._copy.apply_changes(rows)
             await asyncio.sleep(0)
-        self._copy.note_changelog(*self._committed)
+        self._copy.note_changelog(*self._committed, _now_ms())
         self._unapplied, self._committed = [], None
 
     async def sweep(self, unused_since_ms: int) -> int:
@@ -87,25 +90,28 @@ class ChangelogKeyedState:
 
 
 async def open_changelog_state(
-    open_copy: Callable[[], RocksDBKeyedState],
+    open_copy: Callable[[bool], RocksDBKeyedState],
     transaction: ChangelogTransaction,
     topic: str,
     subtask: int,
     client: Mapping[str, Any],
+    delete_retention_ms: int,
 ) -> ChangelogKeyedState:
     """Become the owner of a subtask's state and bring RocksDB up to the end of the changelog.
 
     Args:
-        open_copy: Opens the subtask's RocksDB directory.
+        open_copy: Opens the subtask's RocksDB directory; True: empties it before.
         transaction: The subtask's producer, not started.
         topic: The changelog topic; its partition is ``subtask``.
         subtask: Number of the subtask.
         client: Arguments of aiokafka clients.
+        delete_retention_ms: How long the topic keeps deletions. A copy that did not follow for half of that may have missed some,
+            and is rebuilt.
 
     Raises:
         StateUnavailable: The changelog cannot be read now.
         StateMismatch: RocksDB is ahead of the changelog: the topic was made anew, or belongs to another job.
-        StateCorrupted: The changelog lacks what its own records name.
+        StateCorrupted: The changelog lacks its beginning, or what its own records name.
     """
     await transaction.start()
     partition = TopicPartition(topic, subtask)
@@ -119,9 +125,12 @@ async def open_changelog_state(
     try:
         await reader.start()
         reader.assign([partition])
-        begin = (await reader.beginning_offsets([partition]))[partition]
-        end = (await reader.end_offsets([partition]))[partition]
-        copy = open_copy()
+        begin, end = await _ends(reader, partition)
+        copy = open_copy(False)
+        start = copy.changelog_position
+        if start is not None and start < end and _now_ms() - copy.changelog_applied_ms > delete_retention_ms // 2:
+            copy.close()
+            copy = open_copy(True)
         try:
             await _replay(reader, partition, copy, begin, end)
         except BaseException:
@@ -142,6 +151,23 @@ async def open_changelog_state(
     return state
 
 
+async def _ends(reader: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int]:
+    """Return the first and the next offset; a partition that was just created, or whose leader just died, gets a moment."""
+    for attempt in range(_LEADER_ATTEMPTS):
+        try:
+            begins, ends = await reader.beginning_offsets([partition]), await reader.end_offsets([partition])
+            return begins[partition], ends[partition]
+        except KafkaError as error:
+            if not error.retriable or attempt == _LEADER_ATTEMPTS - 1:
+                raise
+            await asyncio.sleep(_LEADER_WAIT_S)
+    raise AssertionError(partition)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 async def _replay(
     reader: AIOKafkaConsumer, partition: TopicPartition, copy: RocksDBKeyedState, begin: int, end: int
 ) -> None:
@@ -154,8 +180,15 @@ async def _replay(
             expected="the changelog that this state was written with",
             fix="put the topic back, or move the subtask's directory away: it is rebuilt from the changelog",
         )
+    if begin > (start or 0):
+        raise StateCorrupted(
+            f"the changelog begins at offset {begin}; what was before is gone",
+            where=where,
+            expected="every key's last record, as cleanup.policy=compact keeps it",
+            fix="restore the topic; or start a job of another name, which begins with empty state",
+        )
     replay = ChangelogReplay()
-    position = begin if start is None else max(start, begin)
+    position = start or 0
     reader.seek(partition, position)
     while position < end:
         fetched = await reader.getmany(partition, timeout_ms=_WAIT_MS)
@@ -173,4 +206,4 @@ async def _replay(
             fix="restore the topic, or start a job of another name",
         )
     if replay.last is not None:
-        copy.note_changelog(replay.last.checkpoint, end)
+        copy.note_changelog(replay.last.checkpoint, end, _now_ms())

@@ -197,11 +197,19 @@ class RocksDBKeyedState:
     @property
     def changelog_position(self) -> int | None:
         """Offset up to which the changelog is applied; None: nothing of it is."""
+        return self._changelog()[0]
+
+    @property
+    def changelog_applied_ms(self) -> int:
+        """When that was noted, epoch milliseconds; 0: never."""
+        return self._changelog()[1]
+
+    def _changelog(self) -> tuple[int | None, int]:
         row = self._store.get(DEFAULT, _CHANGELOG_KEY)
         if row is None:
-            return None
+            return None, 0
         try:
-            return msgspec.msgpack.decode(unseal(row), type=int)
+            return msgspec.msgpack.decode(unseal(row), type=tuple[int, int])
         except (LayoutError, msgspec.DecodeError) as error:
             raise self._damaged(f"the changelog position: {error}", DEFAULT) from error
 
@@ -215,11 +223,11 @@ class RocksDBKeyedState:
                 batch.put(row, ESCAPED + value if value and value[0] >= LAYOUT_TAG_MIN else value, handles[table])
         self._store.write(batch, "applying the changelog")
 
-    def note_changelog(self, checkpoint: int, position: int) -> None:
+    def note_changelog(self, checkpoint: int, position: int, now_ms: int) -> None:
         """Note that everything before ``position`` is applied; in the order of writes behind them, so never too early."""
         batch, handles = self._store.batch(), self._store.handles
         batch.put(_CHECKPOINT_KEY, seal(encode((checkpoint,))), handles[DEFAULT])
-        batch.put(_CHANGELOG_KEY, seal(encode(position)), handles[DEFAULT])
+        batch.put(_CHANGELOG_KEY, seal(encode((position, now_ms))), handles[DEFAULT])
         self._store.write(batch, "noting the changelog position")
         self._checkpoint = checkpoint
 

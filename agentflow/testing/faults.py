@@ -16,6 +16,7 @@ import enum
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from agentflow.api.codecs import JSON
 from agentflow.core.delta import DeltaSlices, StateWrite, StoredRow, Table
 from agentflow.core.effects import DeadLetter, EmitRecord
 from agentflow.core.records import Record
@@ -185,7 +186,9 @@ class FaultySource:
 
     name = "faulty"
     is_replayable = True
-    codec = "json"
+    codec = JSON
+    partitions = ()
+    idle_timeout_ms = None
 
     def __init__(self, records: Sequence[Record], fuse: Fuse, luck: random.Random, wait_ms_max: int = 0) -> None:
         self._records = records
@@ -225,6 +228,7 @@ class FaultySink:
 
     name = "faulty"
     guarantee = Guarantee.EXACTLY_ONCE
+    record_max_bytes = None
 
     def __init__(
         self, role: str, directory: SinkDirectory, fuse: Fuse, luck: random.Random, wait_ms_max: int = 0
@@ -259,7 +263,7 @@ class FaultySink:
     def write(self, record: EmitRecord | DeadLetter) -> None:
         """Buffer one output."""
         self._reach("write")
-        self._open.append(record.value)
+        self._open.append(record.value or b"null")
 
     def barrier(self, checkpoint: int) -> None:
         """Close the epoch."""

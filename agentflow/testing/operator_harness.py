@@ -12,6 +12,7 @@ from typing import Any, Self
 import msgspec
 
 from agentflow.api.agent import Agent
+from agentflow.api.codecs import JSON
 from agentflow.api.durations import duration_ms
 from agentflow.api.encoding import encode_json
 from agentflow.api.memory_codec import decode_value, is_object
@@ -103,7 +104,7 @@ class OperatorHarness:
         self._plan = agent if isinstance(agent, AgentPlan) else AgentPlan.from_agent(agent)
         self._settings = settings or JobSettings()
         self._has_dead_letters = has_dead_letters
-        self._keys = KeyReader(key_by, "json")
+        self._keys = KeyReader(key_by, JSON)
         self._loop = VirtualTimeLoop()
         self._clock = VirtualClock(self._loop)
         self._storage = MemoryStorage()
@@ -117,7 +118,7 @@ class OperatorHarness:
         self._state = MemoryKeyedState(self._storage)
         limits = OperatorLimits(settings.run.in_flight_max, settings.key.pending_max, tasks_max=settings.run.tasks_max)
         policy = FailurePolicy(settings.job, plan.name, self._has_dead_letters)
-        self._operator = Operator(plan, policy, limits, decode_input=input_decoder("json"))
+        self._operator = Operator(plan, policy, limits, decode_input=input_decoder(JSON))
         self._runner = self._loop.run_until_complete(self._new_runner())
         rows: dict[Table, list[StoredRow]] = {
             table: list(self._state.rows(table)) for table in (Table.META, Table.RUNS, Table.TIMERS)
@@ -126,9 +127,9 @@ class OperatorHarness:
         self._settle()
 
     async def _new_runner(self) -> ActionRunner:
-        services = OperatorServices(self._plan, self._settings, "harness", self._state, 0, "json")
+        services = OperatorServices(self._plan, self._settings, "harness", self._state, 0, encode_json)
         threads = _InlineThreads(1)
-        return ActionRunner(services, "json", self._received, self._failed, threads, self._settings.blocking.leaked_max)
+        return ActionRunner(services, JSON, self._received, self._failed, threads, self._settings.blocking.leaked_max)
 
     # -- what happens
     def process_record(self, value: object, *, timestamp_ms: int | None = None) -> None:
@@ -279,7 +280,7 @@ class OperatorHarness:
         elif isinstance(effect, CancelAction):
             self._runner.cancel(effect.task)
         elif isinstance(effect, EmitRecord):
-            self.outputs.append(msgspec.json.decode(effect.value))
+            self.outputs.append(msgspec.json.decode(effect.value or b"null"))
         elif isinstance(effect, DeadLetter):
             self.dead_letters.append(msgspec.json.decode(effect.value))
         elif isinstance(effect, ForwardWatermark):

@@ -234,7 +234,7 @@ def run_sequentially(programs: Iterable[Program], records: Iterable[Record], *, 
     arrivals = []
     for record in records:
         try:
-            value = msgspec.json.decode(record.value)
+            value = msgspec.json.decode(record.value or b"null")
         except msgspec.DecodeError:
             expected.dead.append((record.run_id, "", "DecodeError"))
             continue

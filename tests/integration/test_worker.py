@@ -2,95 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-import uuid
-from pathlib import Path
 
 import pytest
 
-from tests.kafka_topics import Topics, check_history
+from tests.kafka_place import ROOT, Place
+from tests.kafka_topics import check_history
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
-ROOT = Path(__file__).resolve().parents[2]
-
-AGENTS = """\
-from agentflow import Agent, EventType, InputEvent, OutputEvent, Retry, RunnerContext, action
-
-
-class Count(Agent):
-    @action(EventType.InputEvent, retry=Retry(attempts=2, initial="1ms"))
-    async def count(event: InputEvent, ctx: RunnerContext) -> None:
-        count = ctx.short_term_memory.update("n", lambda n: (n or 0) + 1)
-        if event.input.get("bad"):
-            raise ValueError("bad on purpose")
-        if event.input.get("large"):
-            ctx.short_term_memory.set("large", "x" * event.input["large"])
-        if event.input.get("show"):
-            ctx.send_event(OutputEvent(len(ctx.short_term_memory.get("large"))))
-            return
-        ctx.send_event(OutputEvent({"k": ctx.key, "n": count, "id": event.input["id"]}))
-"""
-
-
-class Place:
-    """A job of its own: topics, job file, state."""
-
-    def __init__(self, path, brokers):
-        self.path = path
-        self.topics = Topics(brokers)
-        self.job = f"t{uuid.uuid4().hex[:12]}"
-        self.source, self.sink, self.dead = f"{self.job}-in", f"{self.job}-out", f"{self.job}-dead"
-        (path / "agents.py").write_text(AGENTS)
-        (path / "job.yaml").write_text(
-            f"job: {self.job}\nagent: agents:Count\nkey-by: record.key\n"
-            f"source: {{kafka: {{topics: {self.source}}}}}\nsink: {{kafka: {{topic: {self.sink}}}}}\n"
-            f"dead-letter: {{kafka: {{topic: {self.dead}}}}}\n"
-            f'checkpoint: {{interval: 100ms}}\nkafka: {{brokers: "{brokers}", session-timeout: 6s, heartbeat-interval: 500ms}}\n'
-            "state: {dir: state}\nrestart: {delay: 100ms}\n"
-        )
-
-    def write(self, count, *, keys=5, start=0):
-        self.topics.write(self.source, [(f"k{n % keys}", {"id": n}) for n in range(start, start + count)])
-
-    @contextlib.contextmanager
-    def worker(self, *arguments, sends=signal.SIGTERM):
-        """A running worker; at the end it gets a signal."""
-        command = [sys.executable, "-m", "agentflow", "worker", "job.yaml", *arguments]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        log = self.path / f"log-{uuid.uuid4().hex}"
-        with log.open("wb") as out:
-            process = subprocess.Popen(command, cwd=self.path, env=environment, stdout=out, stderr=out)
-            process.log = log
-            try:
-                yield process
-                assert process.poll() is None, log.read_text()
-                process.send_signal(sends)
-                assert process.wait(30) == (143 if sends == signal.SIGTERM else -9), log.read_text()
-            finally:
-                process.kill()
-                process.wait()
-
-    def wait_for(self, topic, count, process):
-        """Wait until a topic has so many committed records; return their values."""
-        deadline = time.monotonic() + 60
-        while len(values := self.topics.values(topic)) < count:
-            assert process.poll() is None, process.log.read_text()
-            assert time.monotonic() < deadline, f"{len(values)} of {count}:\n{process.log.read_text()}"
-        return values
-
-    def run(self, *arguments):
-        command = [sys.executable, "-m", "agentflow", "worker", "job.yaml", *arguments]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            command, cwd=self.path, env=environment, capture_output=True, text=True, check=False, timeout=60
-        )
 
 
 @pytest.fixture
@@ -188,12 +112,12 @@ def test_topics_that_are_missing_or_do_not_fit_are_told_all_at_once(place):
     place.topics.create(f"{place.job}-b", 3)
     place.topics.create(f"{place.job}-changelog", 2)
     topics = f"[{place.job}-a, {place.job}-b, {place.source}]"
-    done = place.run("--set", f"source={{kafka: {{topics: {topics}}}}}", "--set", "kafka.create-topics=false")
+    done = place.run("--set", f"source={{kafka: {{topics: {topics}}}}}", "--set", "topics.create=false")
     assert done.returncode == 2
     for problem in (
         f"error: input topic '{place.source}' does not exist",
         f"error: input topics have unequal partition counts ('{place.job}-a' has 2, '{place.job}-b' has 3)",
-        f"error: output topic '{place.sink}' does not exist, and kafka.create-topics is false",
+        f"error: topic '{place.sink}' does not exist, and topics.create is false",
         f"error: changelog topic '{place.job}-changelog' has cleanup.policy=delete, it has to be compact",
     ):
         assert problem in done.stderr
@@ -252,15 +176,16 @@ def test_changelog_that_was_deleted_is_told_and_nothing_is_read_anew(place):
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("key-by=user", "records of Kafka lie where their own key belongs"),
+        ("event-time={field: t}", "event time does not cross a repartition topic"),
+        ("kafka.security.protocol=sasl-ssl", "kafka.security.mechanism is missing"),
         ("sink={jsonl: {path: out/}}", "a job that reads Kafka writes Kafka"),
-        ("guarantee=at-least-once", "a worker gives exactly-once"),
+        ("guarantee=none", "a worker gives exactly-once or at-least-once, not none"),
         ("checkpoint.interval=40s", "the broker would abort open checkpoints"),
         ("state.dir=null", "needs a state directory"),
     ],
 )
 def test_what_a_worker_cannot_give_is_an_error(place, setting, told):
-    done = place.run("--set", setting)
+    done = place.run("--set", setting, "--set", "key-by=user")
     assert done.returncode == 2
     assert told in done.stderr
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
+from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import (
     AuthenticationFailedError,
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    IllegalOperation,
     KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
 )
+from aiokafka.helpers import create_ssl_context
 
-from agentflow.errors import AgentflowError, SinkError, SinkForbidden, SourceError
-from agentflow.runtime.settings import KafkaSettings
+from agentflow.errors import AgentflowError, ConfigError, SinkError, SinkForbidden, SourceError
+from agentflow.runtime.settings import KafkaSettings, SecuritySettings
 
 _FORBIDDEN = (
     AuthenticationFailedError,
@@ -28,9 +33,88 @@ _FORBIDDEN = (
 )
 
 
+REQUEST_BYTES_MAX = 2**30
+"""What a record may have is checked against its topic, when it is made."""
+KAFKA_ERRORS = (KafkaError, IllegalOperation, asyncio.InvalidStateError, AssertionError)
+"""What aiokafka is known to raise."""
+
+
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """Return the arguments that every aiokafka client of a job has."""
-    return {"bootstrap_servers": settings.brokers, "retry_backoff_ms": 10, "request_timeout_ms": 30_000}
+    return {
+        "bootstrap_servers": settings.brokers,
+        "retry_backoff_ms": 10,
+        "request_timeout_ms": 30_000,
+        **_security_options(settings.security),
+    }
+
+
+def _security_options(security: SecuritySettings) -> dict[str, Any]:
+    protocol = security.protocol.upper().replace("-", "_")
+    if protocol == "PLAINTEXT":
+        return {}
+    options: dict[str, Any] = {"security_protocol": protocol}
+    if protocol.endswith("SSL"):
+        try:
+            context = create_ssl_context(
+                cafile=security.ca_file,
+                certfile=security.certificate_file,
+                keyfile=security.key_file,
+                password=security.key_password,
+            )
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(
+                [f"kafka.security: the certificates cannot be used: {error} ({_files(security)})"]
+            ) from error
+        if not security.check_hostname:
+            context.check_hostname = False
+        options["ssl_context"] = context
+    if protocol.startswith("SASL"):
+        options["sasl_mechanism"] = security.mechanism
+        if security.mechanism == "OAUTHBEARER":
+            options["sasl_oauth_token_provider"] = _TokenFile(security.token_file or "")
+        else:
+            options |= {"sasl_plain_username": security.username, "sasl_plain_password": security.password}
+    return options
+
+
+def _files(security: SecuritySettings) -> str:
+    named = {"ca-file": security.ca_file, "certificate-file": security.certificate_file, "key-file": security.key_file}
+    return ", ".join(f"{name}: {path}" for name, path in named.items() if path)
+
+
+class _TokenFile(AbstractTokenProvider):  # type: ignore[misc]
+    """Reads the token for each connection, because whoever writes the file renews it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = Path(path)
+
+    async def token(self) -> str:
+        try:
+            return self._path.read_text().strip()  # a small local file
+        except OSError as error:
+            raise AuthenticationFailedError(f"kafka.security.token-file: {error}") from error
+
+
+def security_problems(security: SecuritySettings) -> list[str]:
+    """Return what contradicts itself in ``kafka.security``."""
+    problems = []
+    is_sasl, is_tls = security.protocol.startswith("sasl"), security.protocol.endswith("ssl")
+    if is_sasl and security.mechanism is None:
+        problems.append(f"kafka.security.mechanism is missing: protocol {security.protocol} needs one")
+    if not is_sasl and security.mechanism is not None:
+        problems.append(f"kafka.security.mechanism has no use with protocol {security.protocol}: take sasl-ssl")
+    if is_sasl and security.mechanism == "OAUTHBEARER":
+        if security.token_file is None:
+            problems.append("kafka.security.token-file is missing: mechanism OAUTHBEARER needs it")
+    elif is_sasl and security.mechanism is not None and (security.username is None or security.password is None):
+        problems.append(f"kafka.security needs username and password: mechanism {security.mechanism} sends them")
+    if not is_tls and _files(security):
+        problems.append(f"kafka.security has files of TLS ({_files(security)}), but protocol {security.protocol}")
+    if (security.certificate_file is None) != (security.key_file is None):
+        problems.append("kafka.security.certificate-file and key-file belong together")
+    return problems
 
 
 def broken(error: Exception, doing: str, where: dict[str, object]) -> AgentflowError:

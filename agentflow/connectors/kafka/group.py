@@ -12,22 +12,45 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
+from agentflow.api.codecs import JSON, Codec
 from agentflow.connectors.kafka.assignor import subtask_assignor
 from agentflow.connectors.kafka.connection import client_options, unreachable
 from agentflow.connectors.kafka.producer import SubtaskProducer
 from agentflow.core.records import Record
-from agentflow.errors import SourceError
+from agentflow.errors import PartitionCountChanged, SourceError
 from agentflow.runtime.settings import KafkaSettings
 
 _BUFFERED_MAX = 2_000  # records per subtask; above it the partition is not asked for
 _FETCH_MS = 50
 _FETCH_BYTES = 4 * 2**20
+_METADATA_MS = 10_000  # so soon new partitions are seen
+_WATCH_S = 1
+_PURGE_S = 30
 _NEVER_MS = 24 * 3_600_000
 
 OnAssigned = Callable[[Sequence[int]], Awaitable[None]]
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What a job reads.
+
+    Attributes:
+        topics: Input topics; equal partition counts make the subtasks.
+        codec: Of their values.
+        on_offset_reset: Where to go on when the next record does not exist any more: ``fail``, ``earliest`` or ``latest``.
+        idle_timeout_ms: See `Source.idle_timeout_ms`.
+    """
+
+    topics: tuple[str, ...]
+    codec: Codec = JSON
+    on_offset_reset: str = "fail"
+    idle_timeout_ms: int | None = None
 
 
 class KafkaGroup:
@@ -36,13 +59,28 @@ class KafkaGroup:
     Args:
         settings: Brokers and membership.
         job: Name of the group.
-        topics: Input topics; equal partition counts make the subtasks.
+        reading: What to read, and how.
+        subtasks: Number of subtasks; topics that get more or fewer partitions stop the group.
+        repartition: Topics of ``reading`` whose records are deleted when they are in a completed checkpoint.
+        on_event: Told as (name, fields) of what somebody should know; for logs.
     """
 
-    def __init__(self, settings: KafkaSettings, job: str, topics: Sequence[str]) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        job: str,
+        reading: Reading,
+        subtasks: int,
+        repartition: Sequence[str] = (),
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._on_event = on_event or (lambda name, fields: None)  # noqa: ARG005
         self._settings = settings
+        self.reading = reading
+        self._subtasks = subtasks
+        self._repartition = tuple(repartition)
+        self._background: list[asyncio.Task[None]] = []
         self._job = job
-        self.topics = tuple(topics)
         self._sources: dict[int, PartitionSource] = {}
         self._owned: list[int] = []
         self._consumer: AIOKafkaConsumer | None = None
@@ -68,9 +106,10 @@ class KafkaGroup:
             heartbeat_interval_ms=min(settings.heartbeat_interval_ms, settings.session_timeout_ms // 3),
             max_poll_interval_ms=_NEVER_MS,
             max_partition_fetch_bytes=_FETCH_BYTES,
+            metadata_max_age_ms=_METADATA_MS,
             partition_assignment_strategy=[subtask_assignor(lambda: sorted(self._sources))],
         )
-        consumer.subscribe(self.topics, listener=_Listener(self, on_assigned, on_revoked))
+        consumer.subscribe(self.reading.topics, listener=_Listener(self, on_assigned, on_revoked))
         try:
             await consumer.start()
         except KafkaError as error:
@@ -79,13 +118,18 @@ class KafkaGroup:
             raise unreachable(settings, error) from error
         self._consumer = consumer
         self._reading = asyncio.ensure_future(self._read())
+        self._background = [asyncio.ensure_future(self._watch_partitions())]
+        if self._repartition:
+            self._background.append(asyncio.ensure_future(self._purge()))
 
     async def stop(self) -> None:
         """Leave the group. Idempotent."""
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait([self._reading])
-            self._reading = None
+        tasks = [*self._background, *([self._reading] if self._reading is not None else [])]
+        self._background, self._reading = [], None
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             await consumer.stop()
@@ -118,7 +162,7 @@ class KafkaGroup:
         """
         consumer = self._consumer
         assert consumer is not None
-        for topic in self.topics:
+        for topic in self.reading.topics:
             partition = TopicPartition(topic, subtask)
             if partition not in consumer.assignment():
                 continue
@@ -141,6 +185,47 @@ class KafkaGroup:
         """Look again at who wants records."""
         self._wake.set()
 
+    async def _watch_partitions(self) -> None:
+        """Fail when a topic has another number of partitions than at start: keys would move away from their memory."""
+        while True:
+            try:
+                self._check_partitions()
+            except PartitionCountChanged as error:
+                self.fail(error)
+                return
+            await asyncio.sleep(_WATCH_S)
+
+    def _check_partitions(self) -> None:
+        consumer = self._consumer
+        if consumer is None:
+            return  # the first assignment comes while the consumer starts
+        for topic in self.reading.topics:
+            count = len(consumer.partitions_for_topic(topic) or ())
+            if count and count != self._subtasks:
+                raise _other_partitions(topic, self._subtasks, count)
+
+    async def _purge(self) -> None:
+        """Delete records of repartition topics that no recovery reads again, as Kafka Streams does."""
+        admin = AIOKafkaAdminClient(**client_options(self._settings))
+        done: dict[TopicPartition, int] = {}
+        try:
+            await admin.start()
+            while True:
+                await asyncio.sleep(_PURGE_S)
+                ready = {
+                    TopicPartition(topic, number): source.committed.get(f"{topic}/{number}", 0)
+                    for topic in self._repartition
+                    for number, source in self._sources.items()
+                }
+                ready = {partition: offset for partition, offset in ready.items() if offset > done.get(partition, 0)}
+                if ready:
+                    await admin.delete_records({one: RecordsToDelete(before_offset=end) for one, end in ready.items()})
+                    done |= ready
+        except KafkaError as error:
+            self._on_event("purge failed", {"topics": list(self._repartition), "error": repr(error)})
+        finally:
+            await admin.close()
+
     async def _read(self) -> None:
         try:
             while True:
@@ -149,19 +234,32 @@ class KafkaGroup:
                 except NoOffsetForPartitionError:
                     continue  # of a partition that was just assigned, from before we said where to read it
                 except OffsetOutOfRangeError as error:
-                    self._check_lost(error)
+                    await self._reset_lost(error)
         except SourceError as error:
             self.fail(error)
         except KafkaError as error:
             self.fail(unreachable(self._settings, error))
 
-    def _check_lost(self, error: OffsetOutOfRangeError) -> None:
-        """Raise SourceError when an offset that is really wanted does not exist (not one from before a seek)."""
+    async def _reset_lost(self, error: OffsetOutOfRangeError) -> None:
+        """Go on elsewhere, as it is configured, when an offset that is really wanted does not exist (any more).
+
+        Raises:
+            SourceError: ``on_offset_reset`` is ``fail``.
+        """
+        consumer = self._consumer
+        assert consumer is not None
         for partition, offset in dict(error.args[0]).items():
             source = self._sources.get(partition.partition)
             label = _label(partition)
-            if source is not None and source.is_open and source.wanted_offset(label) == offset:
+            if source is None or not source.is_open or source.wanted_offset(label) != offset:
+                continue  # from before a seek
+            if self.reading.on_offset_reset == "fail":
                 raise _lost_place(label, offset)
+            where = consumer.beginning_offsets if self.reading.on_offset_reset == "earliest" else consumer.end_offsets
+            position = (await where([partition]))[partition]
+            self._on_event("offset reset", {"partition": label, "wanted": offset, "position": position})
+            source.skip_to(label, position)
+            consumer.seek(partition, position)
 
     async def _read_once(self) -> None:
         consumer = self._consumer
@@ -184,6 +282,7 @@ class KafkaGroup:
                 source.take(_label(partition), records)
 
     async def _assigned(self, partitions: set[TopicPartition], on_assigned: OnAssigned) -> None:
+        self._check_partitions()
         self._owned = sorted({partition.partition for partition in partitions})
         await on_assigned(self._owned)
 
@@ -217,7 +316,6 @@ class PartitionSource:
 
     name = "kafka"
     is_replayable = True
-    codec = "json"
 
     def __init__(self, group: KafkaGroup, subtask: int, producer: SubtaskProducer) -> None:
         self._group = group
@@ -225,9 +323,17 @@ class PartitionSource:
         self._producer = producer
         self._buffer: deque[Record] = deque()
         self._arrived = asyncio.Event()
+        self.codec = group.reading.codec
+        self.partitions = [f"{topic}/{subtask}" for topic in group.reading.topics]
+        self.idle_timeout_ms = group.reading.idle_timeout_ms
         self._next: dict[str, int] = {}  # label → offset behind the last record that was taken out
         self.is_open = False
         self.is_placed = False  # since the last rebalance
+
+    @property
+    def committed(self) -> Mapping[str, int]:
+        """Label → next offset of the last completed checkpoint."""
+        return self._producer.committed
 
     @property
     def wants_more(self) -> bool:
@@ -240,6 +346,10 @@ class PartitionSource:
             if record.source == label:
                 return record.next_offset
         return self._next.get(label, 0)
+
+    def skip_to(self, label: str, offset: int) -> None:
+        """Want nothing before ``offset`` of a partition."""
+        self._next[label] = offset
 
     async def open(self, positions: Mapping[str, int]) -> None:
         """Start at positions; a partition without one at its beginning."""
@@ -262,7 +372,7 @@ class PartitionSource:
         """Take fetched records; those that do not follow on are of a fetch from before a seek."""
         expected = self.wanted_offset(label)
         self._buffer.extend(
-            Record(label, r.offset, r.offset + 1, r.value or b"null", r.key, r.timestamp, tuple(r.headers))
+            Record(label, r.offset, r.offset + 1, r.value, r.key, r.timestamp, _headers(r.headers) if r.headers else ())
             for r in records
             if r.offset >= expected
         )
@@ -290,8 +400,22 @@ class PartitionSource:
         await self._producer.close()
 
 
+def _headers(headers: Sequence[tuple[str, bytes | None]]) -> tuple[tuple[str, bytes], ...]:
+    return tuple((name, value or b"") for name, value in headers)
+
+
 def _label(partition: TopicPartition) -> str:
     return f"{partition.topic}/{partition.partition}"
+
+
+def _other_partitions(topic: str, before: int, now: int) -> PartitionCountChanged:
+    return PartitionCountChanged(
+        f"topic '{topic}' has {now} partitions now, and had {before} when the job started",
+        where={"topic": topic},
+        expected=f"{before} partitions: the memory of a key lies where its records were",
+        fix="let the job read the old partitions to their end, then start a job of another name on the new ones; "
+        'docs/operating-kafka.md, "Partition counts"',
+    )
 
 
 def _lost_changelog(label: str, offset: int, job: str) -> SourceError:
@@ -308,5 +432,5 @@ def _lost_place(label: str, offset: int) -> SourceError:
         f"offset {offset} of '{label}' does not exist (any more)",
         where={"partition": label},
         expected="every record from the last checkpoint on",
-        fix="look at the retention of the input topic; restore it, or start a job of another name, knowing what it misses",
+        fix="look at the retention of the input topic; source.on-offset-reset: earliest goes on with what is left",
     )

@@ -19,16 +19,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import IllegalOperation, KafkaError
 
-from agentflow.connectors.kafka.connection import broken, client_options
+from agentflow.connectors.kafka.connection import KAFKA_ERRORS, REQUEST_BYTES_MAX, broken, client_options
+from agentflow.connectors.kafka.plain_producer import PlainProducer
 from agentflow.runtime.settings import KafkaSettings
 
-_BATCH_BYTES = 256 * 2**10
+BATCH_BYTES = 256 * 2**10
+"""Size that a batch is filled to; a record that is larger makes a batch of its own."""
 _OUTBOX_BATCHES_MAX = 32  # 8 MiB; above it reading waits
-_ERRORS = (KafkaError, IllegalOperation, asyncio.InvalidStateError, AssertionError)  # what aiokafka is known to raise
-
-Headers = list[tuple[str, bytes]]
 
 
 class SubtaskProducer:
@@ -39,9 +37,21 @@ class SubtaskProducer:
         job: Name of the job: its consumer group, and the first part of the transactional id.
         subtask: Number of the subtask.
         changelog: Name of the changelog topic.
+        batch_max_bytes: Largest batch that every topic takes.
+        outputs: Producer of outputs that leave at once, in an at-least-once job; None: they are in the transaction.
     """
 
-    def __init__(self, settings: KafkaSettings, job: str, subtask: int, changelog: str) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        job: str,
+        subtask: int,
+        changelog: str,
+        batch_max_bytes: int = BATCH_BYTES,
+        outputs: PlainProducer | None = None,
+    ) -> None:
+        self.outputs = outputs
+        self._batch_bytes = min(BATCH_BYTES, batch_max_bytes)
         self._settings = settings
         self._group = job
         self._subtask = subtask
@@ -61,6 +71,7 @@ class SubtaskProducer:
         self._has_room.set()
         self._sender: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
+        self.committed: dict[str, int] = {}  # source label → next offset, of the last commit
 
     # -- life
     async def start(self) -> None:
@@ -69,16 +80,18 @@ class SubtaskProducer:
             **client_options(self._settings),
             transactional_id=self.transactional_id,
             transaction_timeout_ms=self._settings.transaction_timeout_ms,
-            max_batch_size=_BATCH_BYTES,
-            max_request_size=2**20,
+            max_batch_size=self._batch_bytes,
+            max_request_size=REQUEST_BYTES_MAX,
         )
         try:
             await producer.start()
-        except _ERRORS as error:
-            with contextlib.suppress(*_ERRORS):
+        except KAFKA_ERRORS as error:
+            with contextlib.suppress(*KAFKA_ERRORS):
                 await producer.stop()
             raise broken(error, "starting the producer", self._where()) from error
         self._producer = producer
+        if self.outputs is not None:
+            await self.outputs.start()
         self._sender = asyncio.ensure_future(self._send_full_batches())
 
     async def partitions(self, topic: str) -> int:
@@ -86,7 +99,7 @@ class SubtaskProducer:
         assert self._producer is not None
         try:
             return len(await self._producer.partitions_for(topic))
-        except _ERRORS as error:
+        except KAFKA_ERRORS as error:
             raise broken(error, "looking at the output topic", self._where() | {"topic": topic}) from error
 
     async def close(self) -> None:
@@ -95,14 +108,16 @@ class SubtaskProducer:
             self._sender.cancel()
             await asyncio.wait([self._sender])
             self._sender = None
+        if self.outputs is not None:
+            await self.outputs.close()
         producer, self._producer = self._producer, None
         if producer is None:
             return
-        with contextlib.suppress(*_ERRORS, TimeoutError):
+        with contextlib.suppress(*KAFKA_ERRORS, TimeoutError):
             async with asyncio.timeout(5):
                 if self._is_in_transaction:
                     await producer.abort_transaction()
-        with contextlib.suppress(*_ERRORS, TimeoutError):
+        with contextlib.suppress(*KAFKA_ERRORS, TimeoutError):
             async with asyncio.timeout(5):
                 await producer.stop()
         for future in self._futures:
@@ -116,7 +131,7 @@ class SubtaskProducer:
         partition: int,
         key: bytes | None,
         value: bytes | None,
-        headers: Headers,
+        headers: list[tuple[str, bytes]],
         timestamp_ms: int | None,
     ) -> None:
         """Add a record to the open epoch; no I/O."""
@@ -144,6 +159,8 @@ class SubtaskProducer:
     async def room(self) -> None:
         """Wait while more is appended than leaves."""
         await self._has_room.wait()
+        if self.outputs is not None:
+            await self.outputs.room()
 
     def barrier(self) -> None:
         """Close the epoch: what is appended from now on leaves after its commit. Once per checkpoint."""
@@ -162,7 +179,7 @@ class SubtaskProducer:
                 self._wake.clear()
                 async with self._turn:
                     await self._send_outbox()
-        except _ERRORS as error:
+        except KAFKA_ERRORS as error:
             self._failure = self._failure or error
             self._has_room.set()
 
@@ -195,7 +212,7 @@ class SubtaskProducer:
             async with self._turn:
                 await self._send_outbox()
             await self._acknowledged()
-        except _ERRORS as error:
+        except KAFKA_ERRORS as error:
             raise broken(error, "writing outputs", self._where()) from error
 
     async def _acknowledged(self) -> None:
@@ -229,7 +246,7 @@ class SubtaskProducer:
                         assert batch.append(timestamp=None, key=key, value=value) is not None, "a part is too large"
                 if batch.record_count():
                     await self._send(self._changelog, self._subtask, batch)
-        except _ERRORS as error:
+        except KAFKA_ERRORS as error:
             raise broken(error, "writing the changelog", self._where()) from error
 
     async def commit(self, positions: Mapping[str, int]) -> int:
@@ -250,8 +267,9 @@ class SubtaskProducer:
                     await producer.send_offsets_to_transaction(offsets, self._group)
                 await producer.commit_transaction()
                 self._is_in_transaction = False
-        except _ERRORS as error:
+        except KAFKA_ERRORS as error:
             raise broken(error, "committing a checkpoint", self._where()) from error
+        self.committed.update(positions)
         self._is_closed_epoch = False
         self._outbox, self._held = self._held, deque()
         self._has_room.set()
@@ -273,7 +291,7 @@ class SubtaskProducer:
                 if is_transaction_ours and self._producer is not None:
                     await self._producer.commit_transaction()
                     self._is_in_transaction = False
-        except _ERRORS as error:
+        except KAFKA_ERRORS as error:
             raise broken(error, "proving the ownership of the subtask", self._where()) from error
 
     def _where(self) -> dict[str, object]:

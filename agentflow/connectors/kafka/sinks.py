@@ -8,12 +8,19 @@ from typing import Any
 import msgspec
 
 from agentflow.connectors.kafka.partitioners import Partitioner
+from agentflow.connectors.kafka.plain_producer import PlainProducer
 from agentflow.connectors.kafka.producer import SubtaskProducer
 from agentflow.core.effects import DeadLetter, EmitRecord
+from agentflow.core.records import Record
 from agentflow.runtime.ports import Guarantee, Staged
 
 _KEYS_MAX = 100_000
+_AROUND_BYTES = 4 * 2**10  # what a batch has around the value of its only record: its head, key and headers
 _NO_HEADERS: list[tuple[str, bytes]] = []
+REASON_PREFIX = "agentflow-"
+"""Of the headers that say why a record is a dead letter."""
+ORIGIN_HEADER = "agentflow-origin"
+ORIGINAL_KEY_HEADER = "agentflow-original-key"
 _decode_key = msgspec.msgpack.Decoder().decode
 
 
@@ -26,12 +33,20 @@ def kafka_key(encoded: bytes) -> bytes:
 
 
 class _Topic:
-    """What both sinks share: a topic, and the producer's protocol."""
+    """What the sinks share: a topic, and the producer's protocol."""
 
     name = "kafka"
-    guarantee = Guarantee.EXACTLY_ONCE
 
-    def __init__(self, producer: SubtaskProducer, topic: str, partitioner: Partitioner) -> None:
+    def __init__(
+        self,
+        producer: SubtaskProducer | PlainProducer,
+        topic: str,
+        partitioner: Partitioner,
+        message_max_bytes: int | None = None,
+    ) -> None:
+        is_transactional = isinstance(producer, SubtaskProducer)
+        self.guarantee = Guarantee.EXACTLY_ONCE if is_transactional else Guarantee.AT_LEAST_ONCE
+        self.record_max_bytes = None if message_max_bytes is None else message_max_bytes - _AROUND_BYTES
         self._producer = producer
         self._topic = topic
         self._partitioner = partitioner
@@ -60,8 +75,14 @@ class _Topic:
 class KafkaSink(_Topic):
     """Outputs as records, with the key of their run."""
 
-    def __init__(self, producer: SubtaskProducer, topic: str, partitioner: Partitioner) -> None:
-        super().__init__(producer, topic, partitioner)
+    def __init__(
+        self,
+        producer: SubtaskProducer | PlainProducer,
+        topic: str,
+        partitioner: Partitioner,
+        message_max_bytes: int,
+    ) -> None:
+        super().__init__(producer, topic, partitioner, message_max_bytes)
         self._places: dict[
             bytes, tuple[bytes, int]
         ] = {}  # key → record key and partition, because hashing costs 1.6 µs
@@ -76,7 +97,9 @@ class KafkaSink(_Topic):
                 self._places.clear()
             key = kafka_key(encoded)
             place = self._places[encoded] = (key, self._partitioner(key, self._partitions))
-        self._producer.append(self._topic, place[1], place[0], record.value, _NO_HEADERS, record.timestamp_ms)
+        is_plain = record.own_headers is None and not record.task.run.record.headers
+        headers = _NO_HEADERS if is_plain else list(record.headers)
+        self._producer.append(self._topic, place[1], place[0], record.value, headers, record.timestamp_ms)
 
 
 class KafkaDeadLetters(_Topic):
@@ -85,8 +108,29 @@ class KafkaDeadLetters(_Topic):
     def write(self, record: EmitRecord | DeadLetter) -> None:
         """Append one dead letter."""
         assert isinstance(record, DeadLetter)
-        failed = record.record
-        reason = [(f"agentflow-{name}", text.encode()) for name, text in record.reason.items()]
-        partition = 0 if failed.key is None else self._partitioner(failed.key, self._partitions)
-        headers = [*failed.headers, *reason]
-        self._producer.append(self._topic, partition, failed.key, failed.value, headers, failed.timestamp_ms)
+        failed, reason = record.record, dict(record.reason)
+        key, headers = failed.key, list(failed.headers)
+        carried = dict(headers)
+        if ORIGIN_HEADER in carried:  # it came through a repartition topic
+            key = carried.get(ORIGINAL_KEY_HEADER)
+            headers = [header for header in headers if header[0] not in (ORIGIN_HEADER, ORIGINAL_KEY_HEADER)]
+            reason["source-position"] = carried[ORIGIN_HEADER].decode()
+        partition = self._partitioner(key, self._partitions) if key else 0
+        headers += [(f"{REASON_PREFIX}{name}", text.encode()) for name, text in reason.items()]
+        self._producer.append(self._topic, partition, key, failed.value, headers, failed.timestamp_ms)
+
+
+class KafkaRepartition(_Topic):
+    """Records on their way to the subtask of their key. The record key is the canonical encoding of the job's key."""
+
+    def write(self, record: EmitRecord | DeadLetter) -> None:
+        """Nothing is written here: see `forward`."""
+        raise AssertionError(record)
+
+    def forward(self, record: Record, key: bytes) -> None:
+        """Append one record with its new key; what it was is kept in headers."""
+        headers = [*record.headers, (ORIGIN_HEADER, record.run_id.encode())]
+        if record.key is not None:
+            headers.append((ORIGINAL_KEY_HEADER, record.key))
+        partition = self._partitioner(key, self._partitions)
+        self._producer.append(self._topic, partition, key, record.value, headers, record.timestamp_ms)

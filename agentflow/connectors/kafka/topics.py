@@ -2,104 +2,233 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
+import msgspec
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
-from agentflow.connectors.kafka.connection import client_options, unreachable
+from agentflow.connectors.kafka.connection import client_options, security_problems, unreachable
 from agentflow.errors import ConfigError
-from agentflow.runtime.settings import KafkaSettings
+from agentflow.runtime.settings import KafkaSettings, TopicSettings
 
 _REPLICAS = 3
-_CHANGELOG_CONFIG = {"cleanup.policy": "compact"}
+_DELETE_RETENTION_MS = 86_400_000  # Kafka's default
+_MESSAGE_MAX = 1_048_588  # Kafka's default
+_CHANGELOG_LEAST = 640 * 2**10  # a part of a large value, and what is around it
+_OFFSETS_RETENTION_MIN = 60  # of the broker's offsets.retention.minutes: group offsets tell a deleted changelog
 
 
-async def prepare_topics(settings: KafkaSettings, inputs: Sequence[str], outputs: Sequence[str], changelog: str) -> int:
-    """Check the topics of a job and create what may be created; return the number of subtasks.
+class JobTopics(msgspec.Struct, frozen=True):
+    """Topics of a job.
+
+    Attributes:
+        inputs: They have equal partition counts, which make the subtasks.
+        output: Outputs.
+        changelog: Keyed state; as many partitions as there are subtasks.
+        dead_letters: Records that failed; None: there are none, the job stops.
+        repartition: Between a source and an operator with another key, by name; as many partitions as there are subtasks.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    changelog: str
+    dead_letters: str | None = None
+    repartition: tuple[str, ...] = ()
+
+    @property
+    def every(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        written = (self.output, *([self.dead_letters] if self.dead_letters is not None else []))
+        return tuple(dict.fromkeys((*self.inputs, *written, *self.repartition, self.changelog)))
+
+
+class TopicFacts(msgspec.Struct, frozen=True):
+    """What the brokers say of a job's topics.
+
+    Attributes:
+        subtasks: Their number.
+        message_max: Topic → its max.message.bytes.
+        delete_retention_ms: How long the changelog keeps deletions.
+    """
+
+    subtasks: int
+    message_max: dict[str, int]
+    delete_retention_ms: int = 86_400_000
+
+
+_HEADERS_BYTES = 64 * 2**10  # room for the reason of a dead letter, and for what a batch has around its records
+_CONFIGS = {
+    "changelog": {"cleanup.policy": "compact"},
+    # What is consumed is deleted by its reader, never by age: as Kafka Streams does.
+    "repartition": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"},
+}
+
+
+async def prepare_topics(
+    settings: KafkaSettings, creation: TopicSettings, topics: JobTopics, checkpoint_interval_ms: int
+) -> TopicFacts:
+    """Check the topics of a job, and create what may be created.
 
     Raises:
         ConfigError: With every problem: inputs that are missing or have unequal partition counts, outputs that are missing and
-            may not be created, a changelog that is not compacted or has another partition count.
+            may not be created, internal topics with other settings or partition counts, limits of the brokers.
         SourceError: No broker answers.
     """
+    if problems := security_problems(settings.security):
+        raise ConfigError(problems)
     admin = AIOKafkaAdminClient(**client_options(settings))
     try:
         await admin.start()
-        return await _prepare(admin, settings, inputs, outputs, changelog)
+        preparation = _Preparation(admin, settings, creation, topics)
+        return await preparation.run(checkpoint_interval_ms)
     except KafkaError as error:
         raise unreachable(settings, error) from error
     finally:
         await admin.close()
 
 
-async def _prepare(
-    admin: AIOKafkaAdminClient, settings: KafkaSettings, inputs: Sequence[str], outputs: Sequence[str], changelog: str
-) -> int:
-    known = await _partition_counts(admin)
-    problems = [f"input topic '{topic}' does not exist" for topic in inputs if topic not in known]
-    counts = {topic: known[topic] for topic in inputs if topic in known}
-    if len(set(counts.values())) > 1:
-        shown = ", ".join(f"'{topic}' has {count}" for topic, count in counts.items())
-        problems.append(
-            f"input topics have unequal partition counts ({shown}): records of one key would meet in no subtask"
+class _Preparation:
+    def __init__(
+        self, admin: AIOKafkaAdminClient, settings: KafkaSettings, creation: TopicSettings, topics: JobTopics
+    ) -> None:
+        self._admin = admin
+        self._settings = settings
+        self._creation = creation
+        self._topics = topics
+        self._known: dict[str, int] = {}
+        self._configs: dict[str, dict[str, str]] = {}
+        self._problems: list[str] = []
+
+    async def run(self, checkpoint_interval_ms: int) -> TopicFacts:
+        await self._look()
+        subtasks = self._subtasks()
+        self._check_internal(subtasks)
+        self._check_sizes()
+        await self._check_broker(checkpoint_interval_ms)
+        if self._problems:
+            raise ConfigError(self._problems)
+        if await self._create_missing(subtasks):
+            await self._look()
+        retention = self._configs.get(self._topics.changelog, {}).get("delete.retention.ms", _DELETE_RETENTION_MS)
+        message_max = {topic: self._message_max(topic) for topic in self._topics.every}
+        return TopicFacts(subtasks, message_max, int(retention))
+
+    async def _look(self) -> None:
+        topics = self._topics
+        known = set(topics.every) & set(await self._admin.list_topics())
+        for topic in await self._admin.describe_topics(sorted(known)) if known else ():
+            self._known[topic["topic"]] = len(topic["partitions"])
+        if known:
+            resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in sorted(known)]
+            for answer in await self._admin.describe_configs(resources):
+                for resource in answer.resources:
+                    self._configs[resource[3]] = {entry[0]: str(entry[1]) for entry in resource[4]}
+
+    def _message_max(self, topic: str) -> int:
+        return int(self._configs.get(topic, {}).get("max.message.bytes", _MESSAGE_MAX))
+
+    def _subtasks(self) -> int:
+        """Return the number of subtasks: partitions of the inputs, which have to have as many each."""
+        inputs, creation = self._topics.inputs, self._creation
+        counts = {topic: self._known[topic] for topic in inputs if topic in self._known}
+        is_creating = creation.create and creation.partitions is not None
+        for topic in inputs:
+            if topic not in self._known and not is_creating:
+                self._problems.append(
+                    f"input topic '{topic}' does not exist (topics.partitions: N creates it with N partitions)"
+                )
+        if is_creating:
+            counts |= dict.fromkeys((topic for topic in inputs if topic not in counts), creation.partitions or 0)
+        if len(set(counts.values())) > 1:
+            shown = ", ".join(f"'{topic}' has {count}" for topic, count in counts.items())
+            self._problems.append(
+                f"input topics have unequal partition counts ({shown}): records of one key would meet in no subtask"
+            )
+        for topic in self._topics.every:
+            if topic not in inputs and topic not in self._known and not creation.create:
+                self._problems.append(f"topic '{topic}' does not exist, and topics.create is false")
+        return next(iter(counts.values()), 0)
+
+    def _check_internal(self, subtasks: int) -> None:
+        topics = self._topics
+        internal = {topics.changelog: "changelog", **dict.fromkeys(topics.repartition, "repartition")}
+        for topic, role in internal.items():
+            count = self._known.get(topic)
+            if count is None:
+                continue
+            if subtasks and count != subtasks:
+                self._problems.append(
+                    f"{role} topic '{topic}' has {count} partitions, the inputs have {subtasks}: after a change of the "
+                    "partition count keys lie elsewhere; start a job of another name"
+                )
+            policy = self._configs.get(topic, {}).get("cleanup.policy")
+            wanted = _CONFIGS[role]["cleanup.policy"]
+            if policy != wanted:
+                self._problems.append(
+                    f"{role} topic '{topic}' has cleanup.policy={policy}, it has to be {wanted}: it would lose "
+                    + ("state" if role == "changelog" else "records")
+                )
+
+    def _check_sizes(self) -> None:
+        """What is read has to fit where it goes whole, and state where it is kept."""
+        topics = self._topics
+        read_max = max((self._message_max(topic) for topic in topics.inputs), default=_MESSAGE_MAX)
+        dead = topics.dead_letters
+        for topic, least in [
+            *[(topic, read_max) for topic in topics.repartition],
+            *([(dead, read_max)] if dead is not None else []),
+            (topics.changelog, _CHANGELOG_LEAST),
+        ]:
+            if topic in self._known and self._message_max(topic) < least:
+                self._problems.append(
+                    f"topic '{topic}' has max.message.bytes={self._message_max(topic)}, it has to be at least {least}: "
+                    "what has to go there whole would not fit"
+                )
+
+    async def _check_broker(self, checkpoint_interval_ms: int) -> None:
+        brokers = (await self._admin.describe_cluster())["brokers"]
+        (answer,) = await self._admin.describe_configs(
+            [ConfigResource(ConfigResourceType.BROKER, str(brokers[0]["node_id"]))]
         )
-    subtasks = next(iter(counts.values()), 0)
-    missing = [topic for topic in outputs if topic not in known]
-    if missing and not settings.create_topics:
-        problems += [f"output topic '{topic}' does not exist, and kafka.create-topics is false" for topic in missing]
-    if changelog in known:
-        problems += await _changelog_problems(admin, changelog, known[changelog], subtasks)
-    elif not settings.create_topics:
-        problems.append(f"changelog topic '{changelog}' does not exist, and kafka.create-topics is false")
-    if problems:
-        raise ConfigError(problems)
-    await _create(admin, settings, dict.fromkeys(missing, subtasks), {})
-    if changelog not in known:
-        await _create(admin, settings, {changelog: subtasks}, _CHANGELOG_CONFIG)
-    return subtasks
-
-
-async def _partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
-    topics = await admin.list_topics()
-    described = await admin.describe_topics(topics)
-    return {topic["topic"]: len(topic["partitions"]) for topic in described}
-
-
-async def _changelog_problems(admin: AIOKafkaAdminClient, changelog: str, count: int, subtasks: int) -> list[str]:
-    problems = []
-    if subtasks and count != subtasks:
-        problems.append(
-            f"changelog topic '{changelog}' has {count} partitions, the inputs have {subtasks}: after a change of the partition "
-            "count keys lie elsewhere; start a job of another name"
+        found = {entry[0]: str(entry[1]) for resource in answer.resources for entry in resource[4]}
+        limit_ms = int(found.get("transaction.max.timeout.ms") or 2**31)
+        if self._settings.transaction_timeout_ms > limit_ms:
+            self._problems.append(
+                f"kafka.transaction-timeout ({self._settings.transaction_timeout_ms} ms) is above the brokers' "
+                f"transaction.max.timeout.ms ({limit_ms} ms)"
+            )
+        least_ms, most_ms = (
+            int(found.get(f"group.{name}.session.timeout.ms") or default)
+            for name, default in (("min", 0), ("max", 2**31))
         )
-    (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, changelog)])
-    policy = _config_value(answer, "cleanup.policy")
-    if policy != "compact":
-        problems.append(
-            f"changelog topic '{changelog}' has cleanup.policy={policy}, it has to be compact: it would lose state"
-        )
-    return problems
+        if not least_ms <= self._settings.session_timeout_ms <= most_ms:
+            self._problems.append(
+                f"kafka.session-timeout ({self._settings.session_timeout_ms} ms) is not between the brokers' "
+                f"group.min.session.timeout.ms ({least_ms} ms) and group.max.session.timeout.ms ({most_ms} ms)"
+            )
+        retention = int(found.get("offsets.retention.minutes") or _OFFSETS_RETENTION_MIN)
+        if retention * 60_000 < max(_OFFSETS_RETENTION_MIN * 60_000, checkpoint_interval_ms * 2):
+            self._problems.append(
+                f"the brokers forget group offsets after {retention} minutes (offsets.retention.minutes): a deleted changelog "
+                f"could not be told from a new job; at least {_OFFSETS_RETENTION_MIN} is needed"
+            )
 
-
-def _config_value(answer: Any, name: str) -> str | None:  # noqa: ANN401 (aiokafka's types)
-    for resource in answer.resources:
-        for entry in resource[4]:
-            if entry[0] == name:
-                return str(entry[1])
-    return None
-
-
-async def _create(
-    admin: AIOKafkaAdminClient, settings: KafkaSettings, topics: Mapping[str, int], config: Mapping[str, str]
-) -> None:
-    replicas = settings.replication_factor
-    if replicas is None:
-        replicas = min(_REPLICAS, len((await admin.describe_cluster())["brokers"]))
-    for topic, partitions in topics.items():
-        try:
-            await admin.create_topics([NewTopic(topic, partitions, replicas, topic_configs=dict(config))])
-        except TopicAlreadyExistsError:
-            continue  # another worker of the job was faster
+    async def _create_missing(self, subtasks: int) -> bool:
+        """Create topics that do not exist; whether there were any."""
+        topics, known = self._topics, self._known
+        roles = dict.fromkeys(topics.repartition, "repartition") | {topics.changelog: "changelog"}
+        replicas = self._creation.replication_factor
+        if replicas is None:
+            replicas = min(_REPLICAS, len((await self._admin.describe_cluster())["brokers"]))
+        read_max = max((self._message_max(topic) for topic in topics.inputs), default=_MESSAGE_MAX)
+        wanted = topics.every
+        missing = [topic for topic in wanted if topic not in known]
+        for topic in missing:
+            config = dict(_CONFIGS.get(roles.get(topic, ""), {}))
+            if topic == topics.dead_letters or topic in topics.repartition:
+                config["max.message.bytes"] = str(read_max + _HEADERS_BYTES)
+            try:
+                await self._admin.create_topics([NewTopic(topic, subtasks, replicas, topic_configs=config)])
+            except TopicAlreadyExistsError:
+                continue  # another worker of the job was faster
+        return bool(missing)

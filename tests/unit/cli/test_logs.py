@@ -133,6 +133,7 @@ class Shelf:
 
     name = "shelf"
     guarantee = Guarantee.AT_LEAST_ONCE
+    record_max_bytes = None
 
     def __init__(self) -> None:
         self.calls: list[object] = []
