@@ -22,7 +22,7 @@ from agentflow.api.options import Configuration
 from agentflow.connectors.collections import CollectionSink, CollectionSource
 from agentflow.errors import PlanError, StateLocked, StateUnavailable
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.codecs import RECORD_KEY, KeyBy, tombstone_encoder
+from agentflow.runtime.codecs import RECORD_KEY, KeyBy, output_encoder
 from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import AgentStage, Job, JobSpec, JobStatus
 from agentflow.runtime.ports import KeyedState, Sink, Source
@@ -266,8 +266,9 @@ class _KafkaSubtask:
             self._open_source,
             self._open_sinks,
             self._open_state,
-            tombstone_encoder(kafka.output_codec),
-            f"{kafka.topics.repartition[0]}/{number}" if kafka.is_rekeyed else None,
+            output_encoder(kafka.output_codec),
+            has_tombstones=True,
+            rekeyed_source=f"{kafka.topics.repartition[0]}/{number}" if kafka.is_rekeyed else None,
         )
         self.job = Job(spec, on_event=lambda name, fields: on_event(name, {"subtask": number, **fields}))
 

@@ -49,7 +49,8 @@ class ContextServices(Protocol):
     record_max: int
     output_max: int
     encode_event: Callable[[object], bytes]
-    encode_output: Callable[[object], bytes | None]
+    encode_output: Callable[[object], bytes]
+    has_tombstones: bool
     bind_logger: Callable[..., Any]
 
     def fetch_memory(self, owner: Any, path: str) -> bytes | None:  # noqa: ANN401 (the operator's key state)
@@ -201,7 +202,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         if event_type == _OUTPUT:
             event_type = None
             attributes = event.attributes
-            encoded = services.encode_output(attributes["output"])
+            value = attributes["output"]
+            encoded = None if value is None and services.has_tombstones else services.encode_output(value)
             if "headers" in attributes:
                 self._set_headers(attributes["headers"])
         elif event_type in _ENGINE_TYPES:

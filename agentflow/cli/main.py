@@ -93,6 +93,23 @@ def _simulate(chosen: argparse.Namespace) -> int:
     return run_simulations(chosen)
 
 
+def _group(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.kafka_commands import describe_group
+
+    return describe_group(chosen)
+
+
+def _dlq(chosen: argparse.Namespace) -> int:
+    from agentflow.cli import kafka_commands
+
+    verbs = {
+        "list": kafka_commands.list_dead_letters,
+        "show": kafka_commands.show_dead_letter,
+        "redrive": kafka_commands.redrive_dead_letters,
+    }
+    return verbs[chosen.verb](chosen)
+
+
 def _version(chosen: argparse.Namespace) -> int:
     from agentflow.cli.version import version
 
@@ -106,6 +123,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "schema": _schema,
     "simulate": _simulate,
+    "group": _group,
+    "dlq": _dlq,
     "version": _version,
 }
 
@@ -135,7 +154,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--describe", "--help", "--version", "--seed", "--seeds", "--trace")  # fmt: skip
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--all")  # fmt: skip
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -165,15 +184,16 @@ def _parser() -> argparse.ArgumentParser:
         ("plan", "show what an agent is made of: actions, triggers, resources, event graph"),
     ):
         command = _add_command(commands, name, summary)
-        command.add_argument("config", metavar="CONFIG", help="the job file")
-        command.add_argument("--profile", metavar="NAME", help="lay this profile of the file over it")
-        command.add_argument(
-            "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="set one key; repeatable"
-        )
+        _add_job_file(command)
         if name in ("run", "worker"):
             command.add_argument("--log-format", choices=["console", "json"], help="how log lines look")
             command.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="least level shown")
             command.add_argument("--no-uvloop", action="store_true", help="use asyncio's own event loop")
+        if name == "worker":
+            command.add_argument(
+                "--processes", type=_count, metavar="N", help="run N members, one per core, under a supervisor"
+            )
+            command.add_argument("--process", type=int, help=argparse.SUPPRESS)  # the number that a supervisor gives
         else:
             forms = command.add_mutually_exclusive_group()
             forms.add_argument("--json", action="store_true", help="print JSON")
@@ -185,9 +205,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     schema.add_argument("--json", action="store_true", help="print a description as JSON")
     _add_simulate(commands)
+    _add_kafka_commands(commands)
     version = _add_command(commands, "version", "print the version")
     version.add_argument("--json", action="store_true", help="print JSON, with the versions of what matters")
     return parser
+
+
+def _add_job_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", help="the job file")
+    command.add_argument("--profile", metavar="NAME", help="lay this profile of the file over it")
+    command.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="set one key; repeatable"
+    )
+
+
+def _add_kafka_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    group = _add_command(commands, "group", "look at the group of a Kafka job")
+    verbs = group.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser, required=True)
+    describe = _add_command(verbs, "describe", "show subtasks, owners, checkpoints, committed offsets and lag")
+    dlq = _add_command(commands, "dlq", "look at the dead letters of a Kafka job, and send them back")
+    verbs = dlq.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser, required=True)
+    listing = _add_command(verbs, "list", "list dead letters")
+    show = _add_command(verbs, "show", "show one dead letter whole")
+    redrive = _add_command(verbs, "redrive", "send dead letters back to where they came from")
+    for command in (describe, listing, show, redrive):
+        _add_job_file(command)
+        command.add_argument("--json", action="store_true", help="print JSON")
+    show.add_argument("position", metavar="POSITION", help="where the record came from, topic/partition@offset")
+    redrive.add_argument("positions", metavar="POSITION", nargs="*", help="records by where they came from")
+    redrive.add_argument("--all", action="store_true", help="all that were not sent back yet, each once")
 
 
 def _add_simulate(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -199,6 +245,13 @@ def _add_simulate(commands: argparse._SubParsersAction[_Parser]) -> None:
     seeds.add_argument("--seeds", type=_seeds, metavar="A..B", help="run all seeds from A to B, both included")
     simulate.add_argument("--trace", action="store_true", help="print every point that was passed, and every fault")
     simulate.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"'{text}' is no number of processes, write one from 1 on"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
 
 
 def _seed(text: str) -> int:

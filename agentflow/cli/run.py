@@ -69,13 +69,13 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
     return JobSpec(settings, (stage,), source, open_sinks, state_opener(settings))
 
 
-def configured_logs(job_file: JobFile) -> LiveLine | None:
+def configured_logs(job_file: JobFile, *, is_live_wanted: bool = True) -> LiveLine | None:
     """Configure log lines; return the live line, which is there on a terminal only."""
     from agentflow.observability.logs import configure_logs
     from agentflow.observability.progress import LiveLine
 
     log = job_file.composition.log
-    is_live = sys.stderr.isatty() and log.format == "console" and os.environ.get("TERM") != "dumb"
+    is_live = is_live_wanted and sys.stderr.isatty() and log.format == "console" and os.environ.get("TERM") != "dumb"
     line = LiveLine(sys.stderr) if is_live else None
     configure_logs(format=log.format, level=log.level, stream=line or sys.stderr, is_colored=is_colored(sys.stderr))
     return line
@@ -192,9 +192,10 @@ class StopSignals:
         self._count = 0
         self._loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            self._loop.add_signal_handler(number, self._receive, number)
+            self._loop.add_signal_handler(number, self.receive, number)
 
-    def _receive(self, number: signal.Signals) -> None:
+    def receive(self, number: signal.Signals) -> None:
+        """Take a signal."""
         from agentflow.observability.logs import log_event
 
         self.received = self.received or number

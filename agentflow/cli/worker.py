@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import signal
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,10 @@ from agentflow.errors import ConfigError
 if TYPE_CHECKING:
     from agentflow.cli.job_file import JobFile
     from agentflow.environment import KafkaJob
+    from agentflow.observability.admin import AdminServer, LoopWatch
     from agentflow.observability.progress import LiveLine
     from agentflow.runtime.job import JobStatus
+    from agentflow.runtime.worker import Worker
 
 
 def worker(chosen: argparse.Namespace) -> int:
@@ -29,11 +33,17 @@ def worker(chosen: argparse.Namespace) -> int:
     settings += [f"log.format={chosen.log_format}"] if chosen.log_format else []
     settings += [f"log.level={chosen.log_level}"] if chosen.log_level else []
     job_file = load_job_file(chosen.config, profile=chosen.profile, settings=settings)
+    if chosen.processes is not None:
+        from agentflow.cli.supervisor import supervise
+
+        check_is_kafka(job_file)
+        configured_logs(job_file, is_live_wanted=False)
+        return supervise(chosen, job_file)
     job = kafka_job(job_file)
-    line = configured_logs(job_file)
+    line = configured_logs(job_file, is_live_wanted=chosen.process is None)
     factory = loop_factory(is_uvloop_wanted=not chosen.no_uvloop)
     with rare_collections(), asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_run(job, job_file, line))
+        return runner.run(_run(job, job_file, line, chosen.process))
 
 
 def check_is_kafka(job_file: JobFile) -> tuple[KafkaSource, KafkaSink, KafkaDeadLetters | None]:
@@ -127,15 +137,48 @@ class _WorkerLog:
             log_event(f"subtasks {event}" if event != "lost meanwhile" else event, **fields)
 
 
-async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None) -> int:
-    from agentflow.errors import AgentflowError
+def _stop_without_supervisor(signals: StopSignals) -> None:
+    """Stop when standard input closes: the supervisor holds its other end."""
+    loop, supervisor = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def gone() -> None:
+        loop.remove_reader(supervisor)
+        signals.receive(signal.SIGTERM)
+
+    loop.add_reader(supervisor, gone)
+
+
+def _admin(job_file: JobFile, member: Worker, watch: LoopWatch) -> AdminServer | None:
+    from agentflow.observability.admin import AdminServer
     from agentflow.observability.logs import log_event
+
+    settings = job_file.settings.admin
+    if settings.port is None:
+        return None
+    from agentflow.observability.metrics import WorkerMetrics  # 60 ms that a worker without them does not pay
+
+    metrics = WorkerMetrics(job_file.settings.job, member, watch.lag_s)
+    admin = AdminServer(settings.host, settings.port, watch.is_alive, lambda: member.not_ready, metrics.text)
+    log_event("admin listens", address=admin.address)
+    return admin
+
+
+async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process: int | None) -> int:
+    from agentflow.errors import AgentflowError
+    from agentflow.observability.admin import LoopWatch
+    from agentflow.observability.logs import bind_log_fields, log_event
     from agentflow.observability.progress import follow_live, follow_log
 
     log = _WorkerLog(job_file)
+    if process is not None:
+        bind_log_fields(process=process)
     member = await job.worker(log.tell)
     log.started(job.facts.subtasks)
+    watch = LoopWatch()
+    admin = _admin(job_file, member, watch)
     signals = StopSignals(member)
+    if process is not None:
+        _stop_without_supervisor(signals)
 
     def status() -> JobStatus:
         return member.status
@@ -150,6 +193,9 @@ async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None) -> int:
         raise
     finally:
         signals.close()
+        if admin is not None:
+            admin.close()
+        await watch.close()
         following.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await following

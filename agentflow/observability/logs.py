@@ -71,6 +71,11 @@ def configure_logs(
     logging.getLogger("agentflow").setLevel(least)
 
 
+def bind_log_fields(**fields: Any) -> None:  # noqa: ANN401 (fields of any kind)
+    """Put fields into every log line of this process."""
+    structlog.contextvars.bind_contextvars(**fields)
+
+
 class _Lines:
     """The logger behind structlog's: writes one rendered line per call."""
 

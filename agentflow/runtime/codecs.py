@@ -29,12 +29,6 @@ def output_encoder(codec: Codec) -> Callable[[object], bytes]:
     return {JSON.name: encode_json, MSGPACK.name: encode_msgpack}.get(codec.name, codec.encode)
 
 
-def tombstone_encoder(codec: Codec) -> Callable[[object], bytes | None]:
-    """Return the encoder for a sink whose records may have no value: that is what None becomes."""
-    encode = output_encoder(codec)
-    return lambda value: None if value is None else encode(value)
-
-
 def input_decoder(codec: Codec, input_type: Any = None) -> Callable[[bytes], Any]:  # noqa: ANN401 (a type)
     """Return a decoder of record values into ``input_type`` (None: plain values); it raises msgspec.DecodeError."""
     if is_pydantic(input_type):

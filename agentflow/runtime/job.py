@@ -71,6 +71,7 @@ class JobSpec(msgspec.Struct, frozen=True):
         open_sinks: Makes the sinks by role: ``sink`` and perhaps ``dead-letter``; called at each (re)start.
         open_state: Opens keyed state, at once or as a coroutine; called at each (re)start.
         encode_output: Encoder of outputs for the sink.
+        has_tombstones: Whether the sink's records may have no value: that is what an output of None becomes.
         rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
     """
 
@@ -79,7 +80,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     open_source: Callable[[], Source]
     open_sinks: Callable[[], Mapping[str, Sink]]
     open_state: Callable[[], KeyedState | Awaitable[KeyedState]]
-    encode_output: Callable[[object], bytes | None] = encode_json
+    encode_output: Callable[[object], bytes] = encode_json
+    has_tombstones: bool = False
     rekeyed_source: str | None = None
 
 
@@ -94,6 +96,8 @@ class JobStatus(msgspec.Struct):
         runs_in_flight: Unfinished runs.
         checkpoint: The last completed checkpoint.
         checkpoint_completed_ms: When it was, epoch milliseconds.
+        checkpoint_ms: How long it took.
+        checkpoint_bytes: Bytes of state in it.
         restarts: Restarts since the process began.
         restored_checkpoint: What the last start was restored from; 0: nothing.
         restored_runs: Unfinished runs that it had.
@@ -108,6 +112,8 @@ class JobStatus(msgspec.Struct):
     runs_in_flight: int = 0
     checkpoint: int = 0
     checkpoint_completed_ms: int | None = None
+    checkpoint_ms: int = 0
+    checkpoint_bytes: int = 0
     restarts: int = 0
     restored_checkpoint: int = 0
     restored_runs: int = 0
@@ -153,6 +159,8 @@ class Job:
             runs_in_flight=in_flight,
             checkpoint=counters.checkpoint,
             checkpoint_completed_ms=counters.checkpoint_completed_ms,
+            checkpoint_ms=counters.checkpoint_ms,
+            checkpoint_bytes=counters.checkpoint_bytes,
         )
 
     def request_stop(self) -> None:
@@ -303,6 +311,7 @@ class Job:
             services = OperatorServices(
                 stage.plan, settings, incarnation, state, index, spec.encode_output if is_last else encode_msgpack
             )
+            services.has_tombstones = is_last and spec.has_tombstones
             if is_last and (output_max := sinks["sink"].record_max_bytes) is not None:
                 services.output_max = min(services.record_max, output_max)
             runner = ActionRunner(

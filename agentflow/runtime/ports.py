@@ -159,7 +159,7 @@ class ChangelogTransaction(Protocol):
         """Append records to the subtask's changelog partition, inside the transaction."""
         ...
 
-    async def commit(self, positions: Mapping[str, int]) -> int:
+    async def commit(self, checkpoint: int, positions: Mapping[str, int]) -> int:
         """Check every record, commit with the source positions, and return the changelog offset behind the last record.
 
         When it returns, the checkpoint is complete. After an error it may be or not: only a new owner can tell.

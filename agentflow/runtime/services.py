@@ -38,7 +38,7 @@ class OperatorServices:
         incarnation: str,
         state: KeyedState,
         operator: int,
-        encode_output: Callable[[object], bytes | None],
+        encode_output: Callable[[object], bytes],
     ) -> None:
         self.plan = plan
         self.job = settings.job
@@ -51,6 +51,7 @@ class OperatorServices:
         self.record_max = self.output_max = settings.record_max_bytes
         self.encode_event: Callable[[object], bytes] = encode_msgpack
         self.encode_output = encode_output
+        self.has_tombstones = False
         self.bind_logger: Callable[..., Any] = _bind_logger
         self._get, self._scan = state.get, state.scan
         self._operator = operator

@@ -172,6 +172,16 @@ class KafkaSettings(_Section, frozen=True):
     security: SecuritySettings = SecuritySettings()
 
 
+class AdminSettings(_Section, frozen=True):
+    """`admin.*`: /livez, /readyz and /metrics of a worker, over HTTP."""
+
+    host: Annotated[str, Meta(description="Address to listen on; 127.0.0.1 keeps it on this machine.")] = "0.0.0.0"  # noqa: S104
+    port: Annotated[
+        int | None,
+        Meta(ge=0, description="Port; 0: any free one; null: no HTTP. Process n of --processes takes port + n."),
+    ] = None
+
+
 class TopicSettings(_Section, frozen=True):
     """`topics.*`: topics that do not exist when a worker starts."""
 
@@ -211,3 +221,4 @@ class JobSettings(_Section, frozen=True):
     event_time: EventTimeSettings = EventTimeSettings()
     kafka: KafkaSettings = KafkaSettings()
     topics: TopicSettings = TopicSettings()
+    admin: AdminSettings = AdminSettings()

@@ -74,6 +74,8 @@ class Counters(msgspec.Struct):
     dead_letters: int = 0
     checkpoint: int = 0
     checkpoint_completed_ms: int | None = None
+    checkpoint_ms: int = 0
+    checkpoint_bytes: int = 0
 
 
 class Subtask:
@@ -135,6 +137,7 @@ class Subtask:
         self._watermarks = WatermarkGenerator(event_time, source.partitions, source.idle_timeout_ms, clock.now_ms())
         self._has_output = False
         self._is_first_checkpoint = True
+        self._delta_bytes = 0
         self._last = -1
         self._snapshots: list[TakeSnapshot] = []
         self._carry_out: dict[type, Callable[[int, Any, int], None]] = {
@@ -479,10 +482,13 @@ class Subtask:
         snapshots, self._snapshots = self._snapshots, []
         has_output, self._has_output = self._has_output, False
         if has_output or not all(snapshot.is_empty for snapshot in snapshots):
+            began, self._delta_bytes = self._loop.time(), 0
             self._checkpoints.barrier(checkpoint)
             async with asyncio.timeout(timeout):
                 await self._checkpoints.complete(checkpoint, self._delta(snapshots))
-            self._counters.checkpoint = checkpoint
+            counters = self._counters
+            counters.checkpoint, counters.checkpoint_bytes = checkpoint, self._delta_bytes
+            counters.checkpoint_ms = round((self._loop.time() - began) * 1000)
             self._is_first_checkpoint = False
         if self._failure.done():
             return
@@ -497,11 +503,13 @@ class Subtask:
             await self._state.sweep(oldest_ms - ttl_ms)
 
     def _delta(self, snapshots: Sequence[TakeSnapshot]) -> DeltaSlices:
-        first: list[list[StateWrite]] = []
+        first: list[StateWrite] = []
         if self._is_first_checkpoint:
             encoded = msgspec.msgpack.encode(self._incarnation)
-            first.append([StateWrite(Table.META, 0, b"", INCARNATION_NAME, encoded)])
-        return chain(first, *(snapshot.slices for snapshot in snapshots))
+            first.append(StateWrite(Table.META, 0, b"", INCARNATION_NAME, encoded))
+        for writes in chain([first], *(snapshot.slices for snapshot in snapshots)):
+            self._delta_bytes += sum([len(write.value) for write in writes if write.value is not None])
+            yield writes
 
 
 def _too_large(record: Record, record_max: int) -> AgentflowError:

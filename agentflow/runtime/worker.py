@@ -14,7 +14,7 @@ is known who owns the subtask; what a lost one does meanwhile can never be commi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentflow.errors import AgentflowError
@@ -42,6 +42,13 @@ class Group(Protocol):
 
     failure: asyncio.Future[Any]
     """Fails when membership or reading fails."""
+    transaction_aborts: int
+    """Transactions that were aborted."""
+
+    @property
+    def lags(self) -> Mapping[str, int]:
+        """Partition → records that are not read yet; only of partitions that were read from."""
+        ...
 
     async def start(
         self, on_assigned: Callable[[Sequence[int]], Awaitable[None]], on_revoked: Callable[[], Awaitable[None]]
@@ -75,6 +82,7 @@ class Worker:
         self._owned: dict[int, OwnedSubtask] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
         self._before = JobStatus()  # of subtasks that are not ours any more
+        self.rebalances = 0
         self._stops = 0
         self._stopped = asyncio.Event()
         self._failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -82,19 +90,44 @@ class Worker:
     @property
     def status(self) -> JobStatus:
         """The sum over all subtasks."""
-        statuses = [self._before, *(owned.job.status for owned in self._owned.values())]
+        statuses = [self._before, *self.statuses.values()]
         return JobStatus(
             state="draining" if self._stops else "running",
             records_in=sum(status.records_in for status in statuses),
             records_out=sum(status.records_out for status in statuses),
             dead_letters=sum(status.dead_letters for status in statuses),
-            runs_in_flight=sum(owned.job.status.runs_in_flight for owned in self._owned.values()),
+            runs_in_flight=sum(status.runs_in_flight for status in statuses),
             checkpoint=max((status.checkpoint for status in statuses), default=0),
             checkpoint_completed_ms=min(
                 (s.checkpoint_completed_ms for s in statuses if s.checkpoint_completed_ms is not None), default=None
             ),
             restarts=sum(status.restarts for status in statuses),
         )
+
+    @property
+    def statuses(self) -> Mapping[int, JobStatus]:
+        """Status of each subtask that runs here."""
+        return {number: owned.job.status for number, owned in list(self._owned.items())}
+
+    @property
+    def lags(self) -> Mapping[str, int]:
+        """Partition → records that are not read yet."""
+        return self._group.lags
+
+    @property
+    def transaction_aborts(self) -> int:
+        """Transactions that were aborted."""
+        return self._group.transaction_aborts
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why the worker does not take part yet; None when it does."""
+        if self.rebalances == 0:
+            return "joining the group"
+        restoring = sorted(
+            number for number, status in self.statuses.items() if status.state in ("starting", "restoring")
+        )
+        return f"restoring subtasks {restoring}" if restoring else None
 
     @property
     def subtasks(self) -> list[int]:
@@ -147,6 +180,7 @@ class Worker:
                 checkpoint.exception()
 
     async def _assigned(self, subtasks: Sequence[int]) -> None:
+        self.rebalances += 1
         lost = [number for number in self._owned if number not in subtasks]
         await asyncio.gather(*(self._drop(number) for number in lost))
         kept = list(self._owned)

@@ -72,7 +72,7 @@ class ChangelogKeyedState:
                     self._positions = decode_positions(value)
             await self._transaction.append_changelog(records_of(rows))
         await self._transaction.append_changelog([checkpoint_record(checkpoint, self._positions)])
-        self._committed = checkpoint, await self._transaction.commit(self._positions)
+        self._committed = checkpoint, await self._transaction.commit(checkpoint, self._positions)
 
     async def complete(self) -> None:
         """Apply the committed delta to RocksDB. A crash on the way leaves a copy whose position is the former one."""

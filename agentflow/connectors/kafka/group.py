@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +18,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
-from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from agentflow.api.codecs import JSON, Codec
 from agentflow.connectors.kafka.assignor import subtask_assignor
@@ -79,6 +81,7 @@ class KafkaGroup:
         self.reading = reading
         self._subtasks = subtasks
         self._repartition = tuple(repartition)
+        self.transaction_aborts = 0
         self._background: list[asyncio.Task[None]] = []
         self._job = job
         self._sources: dict[int, PartitionSource] = {}
@@ -98,6 +101,7 @@ class KafkaGroup:
         consumer = AIOKafkaConsumer(
             **client_options(settings),
             group_id=self._job,
+            client_id=f"{socket.gethostname()}-{os.getpid()}",
             group_instance_id=settings.instance_id,
             enable_auto_commit=False,
             auto_offset_reset="none",
@@ -135,6 +139,21 @@ class KafkaGroup:
             await consumer.stop()
         if not self.failure.done():
             self.failure.cancel()
+
+    @property
+    def lags(self) -> dict[str, int]:
+        """Partition → records behind the last one that was admitted; of partitions that were read from."""
+        lags, consumer = {}, self._consumer
+        for source in list(self._sources.values()) if consumer is not None else ():
+            for label in source.partitions:
+                topic, _, number = label.rpartition("/")
+                try:
+                    end = consumer.highwater(TopicPartition(topic, int(number)))  # type: ignore[union-attr]
+                except IllegalStateError:
+                    continue  # not ours just now
+                if end is not None:
+                    lags[label] = max(0, end - source.next_offset(label))
+        return lags
 
     def fail(self, error: BaseException) -> None:
         """Keep the first error for whoever waits on ``failure``."""
@@ -340,6 +359,10 @@ class PartitionSource:
         """Whether its partitions are to be asked for."""
         return self.is_open and self.is_placed and len(self._buffer) < _BUFFERED_MAX
 
+    def next_offset(self, label: str) -> int:
+        """Offset behind the last record that was taken out."""
+        return self._next.get(label, 0)
+
     def wanted_offset(self, label: str) -> int:
         """Offset of the next record that is wanted from a partition."""
         for record in reversed(self._buffer):
@@ -397,7 +420,8 @@ class PartitionSource:
         """Take no more records, and abort what the producer has open: it lives as long as the source that it belongs to."""
         self.is_open = False
         self._buffer.clear()
-        await self._producer.close()
+        if await self._producer.close():
+            self._group.transaction_aborts += 1
 
 
 def _headers(headers: Sequence[tuple[str, bytes | None]]) -> tuple[tuple[str, bytes], ...]:

@@ -102,8 +102,8 @@ class SubtaskProducer:
         except KAFKA_ERRORS as error:
             raise broken(error, "looking at the output topic", self._where() | {"topic": topic}) from error
 
-    async def close(self) -> None:
-        """Abort what is open and disconnect. Idempotent."""
+    async def close(self) -> bool:
+        """Abort what is open and disconnect; whether there was something. Idempotent."""
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.wait([self._sender])
@@ -112,7 +112,7 @@ class SubtaskProducer:
             await self.outputs.close()
         producer, self._producer = self._producer, None
         if producer is None:
-            return
+            return False
         with contextlib.suppress(*KAFKA_ERRORS, TimeoutError):
             async with asyncio.timeout(5):
                 if self._is_in_transaction:
@@ -123,6 +123,7 @@ class SubtaskProducer:
         for future in self._futures:
             if future.done() and not future.cancelled():
                 future.exception()  # of a producer that was fenced: nobody else looks at it
+        return self._is_in_transaction
 
     # -- records of the open epoch
     def append(
@@ -249,7 +250,7 @@ class SubtaskProducer:
         except KAFKA_ERRORS as error:
             raise broken(error, "writing the changelog", self._where()) from error
 
-    async def commit(self, positions: Mapping[str, int]) -> int:
+    async def commit(self, checkpoint: int, positions: Mapping[str, int]) -> int:
         """Check every record of the transaction and commit it; see `ChangelogTransaction.commit`."""
         producer = self._producer
         assert producer is not None
@@ -259,8 +260,9 @@ class SubtaskProducer:
                 if not self._is_in_transaction:
                     await producer.begin_transaction()
                     self._is_in_transaction = True
+                note = f"{_NOTE}{checkpoint}"
                 offsets = {
-                    TopicPartition(label.rpartition("/")[0], int(label.rpartition("/")[2])): offset
+                    TopicPartition(label.rpartition("/")[0], int(label.rpartition("/")[2])): (offset, note)
                     for label, offset in positions.items()
                 }
                 if offsets:
@@ -296,6 +298,15 @@ class SubtaskProducer:
 
     def _where(self) -> dict[str, object]:
         return {"transactional id": self.transactional_id, "brokers": self._settings.brokers}
+
+
+_NOTE = "agentflow checkpoint "
+
+
+def checkpoint_of(metadata: str) -> int | None:
+    """Return the checkpoint that an offset was committed with; None: by somebody else."""
+    number = metadata.removeprefix(_NOTE)
+    return int(number) if metadata.startswith(_NOTE) and number.isdecimal() else None
 
 
 MARKER_KEY = b"m"

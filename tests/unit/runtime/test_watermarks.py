@@ -14,7 +14,9 @@ def record(source, timestamp_ms):
 
 
 def generator(partitions=("a/0", "b/0"), idle_timeout_ms=None, **settings):
-    return WatermarkGenerator(EventTimeSettings(**{"watermarks": "ascending"} | settings), partitions, idle_timeout_ms, 0)
+    return WatermarkGenerator(
+        EventTimeSettings(**{"watermarks": "ascending"} | settings), partitions, idle_timeout_ms, 0
+    )
 
 
 def test_strategy_follows_from_the_field_where_none_is_named():
