@@ -130,11 +130,17 @@ def broken(error: Exception, doing: str, where: dict[str, object]) -> AgentflowE
     return SinkError(what, where=where, fix="the subtask goes on from its last completed checkpoint")
 
 
+def _spoken(security: SecuritySettings) -> str:
+    if security.protocol == "plaintext":
+        return "speaks plaintext"
+    return f"speaks {security.protocol} and accepts the credentials of kafka.security (its log line above says what it does not)"
+
+
 def unreachable(settings: KafkaSettings, error: KafkaError) -> SourceError:
     """Return the error of a cluster that does not answer at start."""
     return SourceError(
         f"no Kafka broker answers: {error}" if isinstance(error, KafkaConnectionError) else f"Kafka: {error!r}",
         where={"brokers": settings.brokers},
-        expected="a running broker (kafka.brokers)",
-        fix="start it, or correct kafka.brokers; for tests: scripts/kafka start",
+        expected=f"a running broker (kafka.brokers) that {_spoken(settings.security)}",
+        fix="start it, or correct kafka.brokers or kafka.security; for tests: scripts/kafka start",
     )

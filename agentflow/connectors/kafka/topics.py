@@ -135,7 +135,8 @@ class _Preparation:
         for topic in inputs:
             if topic not in self._known and not is_creating:
                 self._problems.append(
-                    f"input topic '{topic}' does not exist (topics.partitions: N creates it with N partitions)"
+                    f"input topic '{topic}' does not exist{_or_hidden(self._settings)} "
+                    "(topics.partitions: N creates it with N partitions)"
                 )
         if is_creating:
             counts |= dict.fromkeys((topic for topic in inputs if topic not in counts), creation.partitions or 0)
@@ -232,3 +233,7 @@ class _Preparation:
             except TopicAlreadyExistsError:
                 continue  # another worker of the job was faster
         return bool(missing)
+
+
+def _or_hidden(settings: KafkaSettings) -> str:
+    return "" if settings.security.protocol == "plaintext" else ", or this client may not see it"
