@@ -95,7 +95,7 @@ class Group:
         for worker in gone:
             worker.terminate()
         for worker in gone:
-            if worker.wait(60) != 143:
+            if worker.wait(60) not in (143, -signal.SIGTERM):  # the latter: it had not begun yet
                 self.deaths.append(worker.returncode)
 
     def stop(self) -> list[int]:
@@ -137,13 +137,12 @@ def run_disturbed(tmp_path: Path, broker: OwnBroker, luck: random.Random) -> Non
         while len(topics.read(f"{job}-out")) < records:
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-20_000:]
             assert all(worker.poll() is None for worker in group.workers), (tmp_path / "log").read_text()[-20_000:]
-        print(f"disturbances: {dict(group.seen)}")
         count, statuses = len(group.workers), group.stop()
     finally:
         for worker in group.workers:
             worker.kill()
             worker.wait()
         group.log.close()
-    assert check_history(topics.values(f"{job}-out"), range(records)) == ""
+    assert check_history(topics.values(f"{job}-out"), range(records)) == "", f"{dict(group.seen)}"
     assert group.deaths == [], (tmp_path / "log").read_text()[-20_000:]
     assert statuses == [143] * count

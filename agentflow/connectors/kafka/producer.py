@@ -285,13 +285,21 @@ class SubtaskProducer:
         Raises:
             SinkError: Another worker owns the subtask, or did meanwhile.
         """
-        is_transaction_ours = not self._is_in_transaction  # else it belongs to the epoch and ends with it
-        await self.append_changelog([(MARKER_KEY, b"")])
+        producer = self._producer
+        assert producer is not None
         try:
-            async with self._turn:
+            async with (
+                self._turn
+            ):  # held to the end: a batch of outputs that came between would be committed with the marker
+                is_own_transaction = (
+                    not self._is_in_transaction
+                )  # else the marker belongs to the epoch and ends with it
+                batch = producer.create_batch()
+                batch.append(timestamp=None, key=MARKER_KEY, value=b"")
+                await self._send(self._changelog, self._subtask, batch)
                 await self._acknowledged()
-                if is_transaction_ours and self._producer is not None:
-                    await self._producer.commit_transaction()
+                if is_own_transaction:
+                    await producer.commit_transaction()
                     self._is_in_transaction = False
         except KAFKA_ERRORS as error:
             raise broken(error, "proving the ownership of the subtask", self._where()) from error
