@@ -243,10 +243,13 @@ class KafkaJob:
             settings.kafka, self.topics.inputs, self.facts.subtasks, is_checked=not self.is_rekeyed
         )
         tell = on_event or (lambda name, fields: None)  # noqa: ARG005
-        group = KafkaGroup(
-            settings.kafka, settings.job, self.reading, self.facts.subtasks, self.topics.repartition, tell
-        )
-        return Worker(group, lambda number: _KafkaSubtask(self, group, number, tell), tell)
+
+        def new_group() -> KafkaGroup:
+            return KafkaGroup(
+                settings.kafka, settings.job, self.reading, self.facts.subtasks, self.topics.repartition, tell
+            )
+
+        return Worker(new_group, lambda group, number: _KafkaSubtask(self, group, number, tell), settings.restart, tell)
 
 
 class _KafkaSubtask:

@@ -28,6 +28,7 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   ├── StateVersionTooNew the directory was written by a newer agentflow
     │   └── StateMismatch      the directory belongs to another job, or to another shape of this one
     ├── SourceError            the input cannot be read (missing, shorter than its position, not readable twice)
+    │   ├── SourceUnavailable  the source does not answer any more; the worker joins its group again
     │   └── PartitionCountChanged   an input topic has another number of partitions than the job's state
     ├── SinkError              the output cannot be written; the subtask restarts
     │   ├── OutputExists       the output of this checkpoint is there already: another job's, or of state that was removed
@@ -212,6 +213,12 @@ class StateMismatch(StateError):
 
 class SourceError(AgentflowError):
     """The input cannot be read."""
+
+
+class SourceUnavailable(SourceError):
+    """The source does not answer, or does not any more."""
+
+    recovery = Recovery.RESTART_SUBTASK
 
 
 class PartitionCountChanged(SourceError):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from agentflow.cli.output import EXIT_DONE, EXIT_PROBLEMS_FOUND, print_json
-from agentflow.testing.simulation import SimulationReport, simulate
+
+if TYPE_CHECKING:
+    from agentflow.testing.simulation import SimulationReport
 
 
 def run_simulations(chosen: argparse.Namespace) -> int:
@@ -15,7 +18,7 @@ def run_simulations(chosen: argparse.Namespace) -> int:
     seeds: range = chosen.seeds if chosen.seeds is not None else range(chosen.seed, chosen.seed + 1)
     failed = 0
     reports: list[dict[str, object]] = []
-    for report in map(simulate, seeds):
+    for report in map(_world(is_kafka=chosen.kafka), seeds):
         failed += not report.is_ok
         if chosen.json:
             reports.append(_fields(report, with_trace=chosen.trace))
@@ -28,6 +31,16 @@ def run_simulations(chosen: argparse.Namespace) -> int:
     if failed and not chosen.json:
         print("help: agentflow simulate --seed N --trace", file=sys.stderr)
     return EXIT_PROBLEMS_FOUND if failed else EXIT_DONE
+
+
+def _world(*, is_kafka: bool) -> Callable[[int], SimulationReport]:
+    if is_kafka:
+        from agentflow.testing.kafka_simulation import simulate_kafka
+
+        return simulate_kafka
+    from agentflow.testing.simulation import simulate
+
+    return simulate
 
 
 def _lines(report: SimulationReport, *, with_trace: bool) -> Iterator[str]:

@@ -118,9 +118,7 @@ class _Supervisor:
                 log_event("process given up", "error", process=number, status=status, attempts=attempt)
                 self._fail(EXIT_JOB_FAILED)
                 return
-            delay_ms = self._restart.delay_ms
-            if self._restart.strategy == "exponential":
-                delay_ms = min(self._restart.delay_max_ms, delay_ms * 2 ** min(attempt - 1, 32))
+            delay_ms = self._restart.delay_before(attempt)
             log_event("process restarts", "warning", process=number, status=status, delay=f"{delay_ms / 1000:g}s")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_ms / 1000):

@@ -131,7 +131,7 @@ class _WorkerLog:
                 error=error,
                 delay=f"{fields['delay_ms'] / 1000:g}s",
             )
-        elif event in ("offset reset", "purge failed"):
+        elif event in ("offset reset", "purge failed", "joining again", "stopped without a last checkpoint"):
             log_event(event, "warning", **fields)
         elif event in ("assigned", "revoked", "lost meanwhile"):
             log_event(f"subtasks {event}" if event != "lost meanwhile" else event, **fields)

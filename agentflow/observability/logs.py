@@ -65,6 +65,7 @@ def configure_logs(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
         )
     )
+    handler.addFilter(_Chatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(least if least <= logging.DEBUG else max(least, logging.WARNING))
@@ -74,6 +75,30 @@ def configure_logs(
 def bind_log_fields(**fields: Any) -> None:  # noqa: ANN401 (fields of any kind)
     """Put fields into every log line of this process."""
     structlog.contextvars.bind_contextvars(**fields)
+
+
+class _Chatter(logging.Filter):
+    """Says what other packages repeat once in a while, and without their tracebacks.
+
+    A client that cannot reach its broker logs each attempt. What it means for the job is told by the job's own lines.
+    """
+
+    _EVERY_S = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is shown."""
+        if record.name.startswith("agentflow") or record.levelno < logging.WARNING:
+            return True
+        record.exc_info = record.exc_text = None
+        slot, now = (record.name, str(record.msg)), time.monotonic()
+        if now - self._said.get(slot, -self._EVERY_S) < self._EVERY_S:
+            return False
+        self._said[slot] = now
+        return True
 
 
 class _Lines:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
-
-if TYPE_CHECKING:
-    from agentflow.runtime.job import JobStatus
 
 
 class WorkerView(Protocol):
@@ -26,12 +23,12 @@ class WorkerView(Protocol):
     rebalances: int
 
     @property
-    def statuses(self) -> Mapping[int, JobStatus]:
-        """Status of each subtask that runs here."""
+    def statuses(self) -> Mapping[int, Any]:
+        """`JobStatus` of each subtask that runs here."""
         ...
 
     @property
-    def status(self) -> JobStatus:
+    def status(self) -> Any:  # noqa: ANN401 (a `JobStatus`)
         """The sum over everything that ran here."""
         ...
 

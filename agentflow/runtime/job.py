@@ -10,6 +10,7 @@ starting ─► restoring ─► running ─► draining ─► finished      en
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -172,11 +173,7 @@ class Job:
             self._subtask.stop()
 
     async def checkpoint_now(self) -> None:
-        """Take a checkpoint beside the regular ones; nothing where the job is not running.
-
-        Raises:
-            AgentflowError: It cannot be completed; the job restarts or fails.
-        """
+        """Take a checkpoint beside the regular ones; nothing where the job is not running. Its error is the job's own."""
         if self._subtask is not None:
             await self._subtask.checkpoint_now()
 
@@ -224,16 +221,13 @@ class Job:
             await self._wait_before_restart(attempt, failure)
 
     async def _wait_before_restart(self, attempt: int, failure: AgentflowError) -> None:
-        restart = self._spec.settings.restart
-        delay_ms = restart.delay_ms
-        if restart.strategy == "exponential":
-            delay_ms = min(restart.delay_max_ms, delay_ms * 2 ** min(attempt - 1, 32))
+        delay_ms = self._spec.settings.restart.delay_before(attempt)
         self._status.restarts += 1
         self._status.state = "restoring"
         self._on_event("restarting", {"error": str(failure), "attempt": attempt, "delay_ms": delay_ms})
-        stopped = asyncio.ensure_future(self._stopped.wait())
-        await asyncio.wait([stopped], timeout=delay_ms / 1000)
-        stopped.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_ms / 1000):
+                await self._stopped.wait()
 
     async def _run_once(self) -> None:
         self._status.state = "restoring"
@@ -263,11 +257,13 @@ class Job:
         finally:
             self._subtask = None
             threads.close()
-            await source.close()
-            for sink in sinks.values():
-                await sink.close()
-            if state is not None:
-                state.close()
+            try:
+                await source.close()
+                for sink in sinks.values():
+                    await sink.close()
+            finally:  # also when it is cancelled once more: nobody else can give the directory back
+                if state is not None:
+                    state.close()
 
     def _check_guarantees(self, source: Source, sinks: Mapping[str, Sink]) -> None:
         guarantee = self._spec.settings.guarantee

@@ -99,6 +99,13 @@ class RestartSettings(_Section, frozen=True):
         Count, Meta(description="Restarts before the job fails; a completed checkpoint resets the count.")
     ] = 10
 
+    def delay_before(self, attempt: int) -> int:
+        """Return the delay before the so many-th restart in a row, in milliseconds."""
+        if self.strategy != "exponential":
+            return self.delay_ms
+        doublings = min(attempt - 1, 32)
+        return min(self.delay_max_ms, self.delay_ms << doublings)
+
 
 class ShutdownSettings(_Section, frozen=True):
     """`shutdown.*`"""

@@ -118,6 +118,7 @@ class Subtask:
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[None] = self._loop.create_future()
+        self._failure.add_done_callback(_retrieve)
         self._drained = asyncio.Event()
         self._has_room = asyncio.Event()
         self._resumed = asyncio.Event()
@@ -130,6 +131,7 @@ class Subtask:
         self._drain_requested = False
         self._is_restored = False
         self._one_checkpoint = asyncio.Lock()
+        self._extra_checkpoints: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_ms: int | None = None
         event_time = settings.event_time
@@ -180,15 +182,14 @@ class Subtask:
             await asyncio.wait([timer])
             await self._or_fail(self._checkpoint())
         finally:
-            for task in (reader, timer):
+            tasks = [reader, timer, *self._extra_checkpoints]
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait([reader, timer])
+            await asyncio.wait(tasks)
             if self._timer is not None:
                 self._timer.cancel()
             for stage in self._stages:
                 await stage.runner.close()
-            if self._failure.done():
-                self._failure.exception()  # one that came too late to end anything is not asyncio's to complain about
 
     def stop(self) -> None:
         """Admit nothing more, drain, take a final checkpoint; called again: do not wait for runs in flight."""
@@ -215,6 +216,8 @@ class Subtask:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # the subtask failed at the same moment, and that is what ends it
 
     async def _wait_drained(self) -> None:
         drained, stopping = (self._loop.create_task(event.wait()) for event in (self._drained, self._stopping))
@@ -225,8 +228,10 @@ class Subtask:
                 self._schedule()
                 hurry = self._loop.create_task(self._hurry.wait())
                 timeout = self._settings.shutdown.drain_timeout_ms / 1000
-                await asyncio.wait([drained, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                hurry.cancel()
+                try:
+                    await asyncio.wait([drained, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    hurry.cancel()
         finally:
             drained.cancel()
             stopping.cancel()
@@ -442,28 +447,32 @@ class Subtask:
         while True:
             await asyncio.sleep(interval)
             work = self._loop.create_task(self._checkpoint())
+            work.add_done_callback(_retrieve)
             try:
                 await asyncio.shield(work)
             except asyncio.CancelledError:
                 await asyncio.wait([work])  # the end of the job waits for a checkpoint that has begun
-                if not work.cancelled() and (failure := work.exception()) is not None:
-                    self.fail(failure)
                 raise
-            except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
-                self.fail(error)
+            except BaseException:  # noqa: BLE001 (the subtask's edge: it has failed with it)
                 return
 
     async def checkpoint_now(self) -> None:
-        """Take a checkpoint beside the regular ones, as soon as one that is under way has ended."""
-        try:
-            await self._checkpoint()
-        except BaseException as error:
-            self.fail(error)
-            raise
+        """Take a checkpoint beside the regular ones, as soon as one that is under way has ended. Its error ends `run`."""
+        task = asyncio.ensure_future(self._checkpoint())
+        self._extra_checkpoints.add(task)
+        task.add_done_callback(_retrieve)
+        task.add_done_callback(self._extra_checkpoints.discard)
+        await asyncio.wait([task])
 
     async def _checkpoint(self) -> None:
         async with self._one_checkpoint:
-            await self._take_checkpoint()
+            try:
+                await self._take_checkpoint()
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                self.fail(error)  # before the next one begins: it would be behind a half one
+                raise
 
     async def _take_checkpoint(self) -> None:
         """Take one checkpoint: barrier in one turn, then make it durable while reading and actions go on.
@@ -510,6 +519,12 @@ class Subtask:
         for writes in chain([first], *(snapshot.slices for snapshot in snapshots)):
             self._delta_bytes += sum([len(write.value) for write in writes if write.value is not None])
             yield writes
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    """Look at an error that ends the subtask, or came too late to end anything; asyncio would complain that nobody does."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _too_large(record: Record, record_max: int) -> AgentflowError:

@@ -14,11 +14,13 @@ is known who owns the subtask; what a lost one does meanwhile can never be commi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from agentflow.errors import AgentflowError
+from agentflow.errors import AgentflowError, Recovery
 from agentflow.runtime.job import Job, JobStatus
+from agentflow.runtime.settings import RestartSettings
 
 _REVOKED_CHECKPOINT_S = 3  # the group waits for us meanwhile
 
@@ -65,23 +67,28 @@ class Worker:
     """Runs until it is stopped or something fails that no restart cures.
 
     Args:
-        group: The group, not joined.
-        own: Makes a subtask that was given to this worker.
+        new_group: Makes the group, not joined; again when membership broke and the worker joins anew.
+        own: Makes a subtask that the group gave to this worker.
+        restart: What follows when membership breaks: brokers that are away are waited for.
         on_event: Told of assignments as (name, fields); for logs.
     """
 
     def __init__(
         self,
-        group: Group,
-        own: Callable[[int], OwnedSubtask],
+        new_group: Callable[[], Group],
+        own: Callable[[Any, int], OwnedSubtask],
+        restart: RestartSettings,
         on_event: Callable[[str, dict[str, object]], None] | None = None,
     ) -> None:
-        self._group = group
+        self._new_group = new_group
+        self._group = new_group()
         self._own = own
+        self._restart = restart
         self._on_event = on_event or (lambda name, fields: None)  # noqa: ARG005
         self._owned: dict[int, OwnedSubtask] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
         self._before = JobStatus()  # of subtasks that are not ours any more
+        self._aborts_before = 0
         self.rebalances = 0
         self._stops = 0
         self._stopped = asyncio.Event()
@@ -117,7 +124,7 @@ class Worker:
     @property
     def transaction_aborts(self) -> int:
         """Transactions that were aborted."""
-        return self._group.transaction_aborts
+        return self._aborts_before + self._group.transaction_aborts
 
     @property
     def not_ready(self) -> str | None:
@@ -147,6 +154,33 @@ class Worker:
         Raises:
             AgentflowError: A subtask failed for good, or the group did; committed checkpoints are intact.
         """
+        attempt, rebalances = 0, 0
+        while True:
+            try:
+                await self._run_member()
+            except AgentflowError as failure:
+                attempt = 1 if self.rebalances > rebalances else attempt + 1
+                rebalances = self.rebalances
+                is_curable = failure.recovery is Recovery.RESTART_SUBTASK and self._restart.strategy != "none"
+                if not is_curable or self._stops or attempt > self._restart.attempts:
+                    raise
+                await self._wait_before_joining(attempt, failure)
+            if self._stops:
+                self._before.state = "stopped"
+                return self._before
+            self._aborts_before += self._group.transaction_aborts
+            self._group = self._new_group()
+            self._failed = asyncio.get_running_loop().create_future()
+
+    async def _wait_before_joining(self, attempt: int, failure: AgentflowError) -> None:
+        delay_ms = self._restart.delay_before(attempt)
+        self._on_event("joining again", {"error": failure.what, "attempt": attempt, "delay_ms": delay_ms})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_ms / 1000):
+                await self._stopped.wait()
+
+    async def _run_member(self) -> None:
+        """Join, run what the group gives, leave."""
         stopped: asyncio.Future[Any] = asyncio.ensure_future(self._stopped.wait())
         try:
             await self._group.start(self._assigned, self._revoked)
@@ -166,8 +200,6 @@ class Worker:
             for failure in (self._failed, self._group.failure):
                 if failure.done() and not failure.cancelled():
                     failure.exception()  # one that came too late to end anything is not asyncio's to complain about
-        self._before.state = "stopped"
-        return self._before
 
     async def _revoked(self) -> None:
         """Take checkpoints, so that a next owner has little to repeat; an error is the subtask's own."""
@@ -175,9 +207,6 @@ class Worker:
         checkpoints = [asyncio.ensure_future(owned.job.checkpoint_now()) for owned in self._owned.values()]
         if checkpoints:
             await asyncio.wait(checkpoints, timeout=_REVOKED_CHECKPOINT_S)
-        for checkpoint in checkpoints:
-            if checkpoint.done() and not checkpoint.cancelled():
-                checkpoint.exception()
 
     async def _assigned(self, subtasks: Sequence[int]) -> None:
         self.rebalances += 1
@@ -192,14 +221,17 @@ class Worker:
         self._on_event("assigned", {"subtasks": list(subtasks), "new": new, "lost": lost})
 
     def _start(self, number: int) -> None:
-        owned = self._owned[number] = self._own(number)
-        self._running[number] = asyncio.ensure_future(self._run_job(owned))
+        owned = self._owned[number] = self._own(self._group, number)
+        self._running[number] = asyncio.ensure_future(self._run_job(number, owned))
 
-    async def _run_job(self, owned: OwnedSubtask) -> None:
+    async def _run_job(self, number: int, owned: OwnedSubtask) -> None:
         try:
             await owned.job.run()
         except (AgentflowError, OSError, RuntimeError) as error:
-            if not self._failed.done():
+            if self._stops and isinstance(error, AgentflowError) and error.recovery is Recovery.RESTART_SUBTASK:
+                # Somebody else owns it, or the brokers are away; its next owner goes on from the last checkpoint.
+                self._on_event("stopped without a last checkpoint", {"subtask": number, "error": error.what})
+            elif not self._failed.done():
                 self._failed.set_exception(error)
 
     async def _keep(self, number: int) -> None:

@@ -15,9 +15,10 @@ is ever decided and not completed, and `prepared` is always None.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -26,7 +27,6 @@ from agentflow.core.delta import POSITIONS_NAME, DeltaSlices, StoredRow, Table, 
 from agentflow.errors import StateCorrupted, StateMismatch, StateUnavailable
 from agentflow.runtime.ports import ChangelogTransaction, Prepared, Staged
 from agentflow.state.changelog_records import ChangelogReplay, Row, checkpoint_record, records_of, rows_of
-from agentflow.state.rocksdb import RocksDBKeyedState
 
 _FETCH_BYTES = 8 * 2**20
 _ROWS_PER_TURN = 2_000
@@ -35,12 +35,59 @@ _LEADER_WAIT_S = 0.1
 _WAIT_MS = 10  # behind the last record there is the mark of its commit, which getmany does not return for
 
 
+class ChangelogCopy(Protocol):
+    """What a changelog is copied into: `RocksDBKeyedState`, or in memory for simulations."""
+
+    @property
+    def checkpoint(self) -> int:
+        """Number of the checkpoint that was noted last."""
+        ...
+
+    @property
+    def changelog_position(self) -> int | None:
+        """Offset up to which the changelog is applied; None: nothing of it is."""
+        ...
+
+    @property
+    def changelog_applied_ms(self) -> int:
+        """When that was noted."""
+        ...
+
+    def get(self, operator: int, key: bytes, path: str) -> bytes | None:
+        """See `KeyedState`."""
+        ...
+
+    def scan(self, operator: int, key: bytes, prefix: str) -> list[tuple[str, bytes]]:
+        """See `KeyedState`."""
+        ...
+
+    def rows(self, table: Table) -> Iterable[StoredRow]:
+        """See `KeyedState`."""
+        ...
+
+    def apply_changes(self, rows: Iterable[Row]) -> None:
+        """Write rows; may be repeated."""
+        ...
+
+    def note_changelog(self, checkpoint: int, position: int, now_ms: int) -> None:
+        """Note that everything before ``position`` is applied; never durable before that is."""
+        ...
+
+    async def sweep(self, unused_since_ms: int) -> int:
+        """See `KeyedState`."""
+        ...
+
+    def close(self) -> None:
+        """Release it. Idempotent."""
+        ...
+
+
 class ChangelogKeyedState:
     """`KeyedState` of one Kafka subtask. Open one with `open_changelog_state`."""
 
     prepared: Prepared | None = None
 
-    def __init__(self, copy: RocksDBKeyedState, transaction: ChangelogTransaction) -> None:
+    def __init__(self, copy: ChangelogCopy, transaction: ChangelogTransaction) -> None:
         self._copy = copy
         self._transaction = transaction
         self._positions: dict[str, int] = {}
@@ -90,12 +137,13 @@ class ChangelogKeyedState:
 
 
 async def open_changelog_state(
-    open_copy: Callable[[bool], RocksDBKeyedState],
+    open_copy: Callable[[bool], ChangelogCopy],
     transaction: ChangelogTransaction,
     topic: str,
     subtask: int,
     client: Mapping[str, Any],
     delete_retention_ms: int,
+    new_consumer: Callable[..., Any] = AIOKafkaConsumer,
 ) -> ChangelogKeyedState:
     """Become the owner of a subtask's state and bring RocksDB up to the end of the changelog.
 
@@ -107,6 +155,7 @@ async def open_changelog_state(
         client: Arguments of aiokafka clients.
         delete_retention_ms: How long the topic keeps deletions. A copy that did not follow for half of that may have missed some,
             and is rebuilt.
+        new_consumer: Makes the client.
 
     Raises:
         StateUnavailable: The changelog cannot be read now.
@@ -115,39 +164,39 @@ async def open_changelog_state(
     """
     await transaction.start()
     partition = TopicPartition(topic, subtask)
-    reader = AIOKafkaConsumer(
+    reader = new_consumer(
         **client,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         isolation_level="read_committed",
         max_partition_fetch_bytes=_FETCH_BYTES,
     )
-    try:
-        await reader.start()
-        reader.assign([partition])
-        begin, end = await _ends(reader, partition)
-        copy = open_copy(False)
-        start = copy.changelog_position
-        if start is not None and start < end and _now_ms() - copy.changelog_applied_ms > delete_retention_ms // 2:
-            copy.close()
-            copy = open_copy(True)
+    with contextlib.ExitStack() as opened:
         try:
+            await reader.start()
+            reader.assign([partition])
+            begin, end = await _ends(reader, partition)
+            copy = open_copy(False)
+            opened.callback(copy.close)
+            start = copy.changelog_position
+            if start is not None and start < end and _now_ms() - copy.changelog_applied_ms > delete_retention_ms // 2:
+                copy.close()
+                copy = open_copy(True)
+                opened.callback(copy.close)
             await _replay(reader, partition, copy, begin, end)
-        except BaseException:
-            copy.close()
-            raise
-    except KafkaError as error:
-        raise StateUnavailable(
-            f"the changelog cannot be read: {error!r}",
-            where={"topic": topic, "partition": subtask},
-            expected="a broker that answers",
-            fix="the subtask tries again; look at the brokers",
-        ) from error
-    finally:
-        await reader.stop()
-    state = ChangelogKeyedState(copy, transaction)
-    positions = next((row.value for row in copy.rows(Table.META) if row.name == POSITIONS_NAME), None)
-    state._positions = decode_positions(positions) if positions is not None else {}  # noqa: SLF001 (made here)
+        except KafkaError as error:
+            raise StateUnavailable(
+                f"the changelog cannot be read: {error!r}",
+                where={"topic": topic, "partition": subtask},
+                expected="a broker that answers",
+                fix="the subtask tries again; look at the brokers",
+            ) from error
+        finally:
+            await reader.stop()
+        state = ChangelogKeyedState(copy, transaction)
+        positions = next((row.value for row in copy.rows(Table.META) if row.name == POSITIONS_NAME), None)
+        state._positions = decode_positions(positions) if positions is not None else {}  # noqa: SLF001 (made here)
+        opened.pop_all()
     return state
 
 
@@ -169,7 +218,7 @@ def _now_ms() -> int:
 
 
 async def _replay(
-    reader: AIOKafkaConsumer, partition: TopicPartition, copy: RocksDBKeyedState, begin: int, end: int
+    reader: AIOKafkaConsumer, partition: TopicPartition, copy: ChangelogCopy, begin: int, end: int
 ) -> None:
     start = copy.changelog_position
     where: dict[str, object] = {"topic": partition.topic, "partition": partition.partition}

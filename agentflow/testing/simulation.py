@@ -76,12 +76,13 @@ class Scenario:
     Args:
         seed: The seed.
         records_max: Longest script.
+        may_have_timers: Whether event time is part of it.
     """
 
-    def __init__(self, seed: int, records_max: int = 30) -> None:
+    def __init__(self, seed: int, records_max: int = 30, *, may_have_timers: bool = True) -> None:
         self.seed = seed
         luck = random.Random(seed)  # noqa: S311 (the seed of a simulation)
-        self.has_timers = luck.random() < 0.4
+        self.has_timers = luck.random() < 0.4 and may_have_timers
         count = 1 if luck.random() < 0.6 else 2
         self.programs = [
             random_program(luck, has_timers=self.has_timers and index == count - 1) for index in range(count)
@@ -125,7 +126,7 @@ class _World:
         finally:
             self._now_s = loop.time() + 0.001
             self.machine.fuse.is_dead = True
-            _end_tasks(loop)
+            end_tasks(loop)
             loop.close()
 
     def _live(self, loop: VirtualTimeLoop, crash_after_s: float | None) -> bool:
@@ -198,7 +199,7 @@ def _plan(program: Program, index: int) -> AgentPlan:
     return AgentPlan.from_agent(program.agent(f"agent{index}"))
 
 
-def _end_tasks(loop: VirtualTimeLoop) -> None:
+def end_tasks(loop: VirtualTimeLoop) -> None:
     """Let every task of a dead process unwind; its ports do nothing any more."""
     loop.call_soon(loop.stop)  # takes with it a stop that the end of the job had scheduled already
     loop.run_forever()

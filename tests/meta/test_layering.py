@@ -47,6 +47,7 @@ VENDORS = {
     "cel": (r"agentflow\.plan\b",),
     "msgspec": (r"agentflow\b",),
     "opentelemetry": (r"agentflow\.observability\b",),
+    "prometheus_client": (r"agentflow\.observability\b",),  # what OpenTelemetry's exporter for it writes to
     "pytest": (r"agentflow\.testing\.conformance\b",),
     "rocksdict": (r"agentflow\.state\b",),
     "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.services\b"),

@@ -10,7 +10,7 @@ import pytest
 from tests.meta.source_tree import Module, modules, parsed
 
 IN_CLASSES = re.compile(r"Manager|Helper|Utils?(?![a-z])|Impl(?![a-z])|^_?Base(?=[A-Z])|Wrapper")
-IN_FUNCTIONS = re.compile(r"^_*(do_|maybe_)|_(helper|utils?|impl|wrapper)$|manager")
+IN_FUNCTIONS = re.compile(r"^_*(do_(?!GET$)|maybe_)|_(helper|utils?|impl|wrapper)$|manager")
 IN_FILES = re.compile(r"^_?(utils?|helpers?|common|misc|manager|base|wrappers?)$")
 
 

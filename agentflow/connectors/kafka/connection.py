@@ -20,7 +20,7 @@ from aiokafka.errors import (
 )
 from aiokafka.helpers import create_ssl_context
 
-from agentflow.errors import AgentflowError, ConfigError, SinkError, SinkForbidden, SourceError
+from agentflow.errors import AgentflowError, ConfigError, SinkError, SinkForbidden, SourceUnavailable
 from agentflow.runtime.settings import KafkaSettings, SecuritySettings
 
 _FORBIDDEN = (
@@ -136,9 +136,9 @@ def _spoken(security: SecuritySettings) -> str:
     return f"speaks {security.protocol} and accepts the credentials of kafka.security (its log line above says what it does not)"
 
 
-def unreachable(settings: KafkaSettings, error: KafkaError) -> SourceError:
-    """Return the error of a cluster that does not answer at start."""
-    return SourceError(
+def unreachable(settings: KafkaSettings, error: KafkaError) -> SourceUnavailable:
+    """Return the error of a cluster that does not answer."""
+    return SourceUnavailable(
         f"no Kafka broker answers: {error}" if isinstance(error, KafkaConnectionError) else f"Kafka: {error!r}",
         where={"brokers": settings.brokers},
         expected=f"a running broker (kafka.brokers) that {_spoken(settings.security)}",

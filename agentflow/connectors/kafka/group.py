@@ -65,6 +65,7 @@ class KafkaGroup:
         subtasks: Number of subtasks; topics that get more or fewer partitions stop the group.
         repartition: Topics of ``reading`` whose records are deleted when they are in a completed checkpoint.
         on_event: Told as (name, fields) of what somebody should know; for logs.
+        new_consumer: Makes the client.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class KafkaGroup:
         subtasks: int,
         repartition: Sequence[str] = (),
         on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        new_consumer: Callable[..., Any] = AIOKafkaConsumer,
     ) -> None:
+        self._new_consumer = new_consumer
         self._on_event = on_event or (lambda name, fields: None)  # noqa: ARG005
         self._settings = settings
         self.reading = reading
@@ -86,7 +89,7 @@ class KafkaGroup:
         self._job = job
         self._sources: dict[int, PartitionSource] = {}
         self._owned: list[int] = []
-        self._consumer: AIOKafkaConsumer | None = None
+        self._consumer: Any = None  # AIOKafkaConsumer
         self._wake = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self.failure: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -98,7 +101,7 @@ class KafkaGroup:
             SourceError: No broker answers.
         """
         settings = self._settings
-        consumer = AIOKafkaConsumer(
+        consumer = self._new_consumer(
             **client_options(settings),
             group_id=self._job,
             client_id=f"{socket.gethostname()}-{os.getpid()}",
@@ -148,7 +151,7 @@ class KafkaGroup:
             for label in source.partitions:
                 topic, _, number = label.rpartition("/")
                 try:
-                    end = consumer.highwater(TopicPartition(topic, int(number)))  # type: ignore[union-attr]
+                    end = consumer.highwater(TopicPartition(topic, int(number)))
                 except IllegalStateError:
                     continue  # not ours just now
                 if end is not None:
@@ -251,7 +254,8 @@ class KafkaGroup:
                 try:
                     await self._read_once()
                 except NoOffsetForPartitionError:
-                    continue  # of a partition that was just assigned, from before we said where to read it
+                    # Of a partition that was just assigned, from before we said where to read it.
+                    await asyncio.sleep(_FETCH_MS / 1000)
                 except OffsetOutOfRangeError as error:
                     await self._reset_lost(error)
         except SourceError as error:
@@ -285,7 +289,7 @@ class KafkaGroup:
         assert consumer is not None
         wanted = [
             partition
-            for partition in consumer.assignment()
+            for partition in sorted(consumer.assignment())
             if (source := self._sources.get(partition.partition)) is not None and source.wants_more
         ]
         if not wanted:

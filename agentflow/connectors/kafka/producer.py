@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -39,6 +39,7 @@ class SubtaskProducer:
         changelog: Name of the changelog topic.
         batch_max_bytes: Largest batch that every topic takes.
         outputs: Producer of outputs that leave at once, in an at-least-once job; None: they are in the transaction.
+        new_producer: Makes the client.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class SubtaskProducer:
         changelog: str,
         batch_max_bytes: int = BATCH_BYTES,
         outputs: PlainProducer | None = None,
+        new_producer: Callable[..., Any] = AIOKafkaProducer,
     ) -> None:
+        self._new_producer = new_producer
         self.outputs = outputs
         self._batch_bytes = min(BATCH_BYTES, batch_max_bytes)
         self._settings = settings
@@ -57,7 +60,7 @@ class SubtaskProducer:
         self._subtask = subtask
         self._changelog = changelog
         self.transactional_id = f"{job}-{subtask}"
-        self._producer: AIOKafkaProducer | None = None
+        self._producer: Any = None  # AIOKafkaProducer
         self._turn = asyncio.Lock()
         self._open: dict[tuple[str, int], Any] = {}  # topic, partition → batch that is being filled
         self._outbox: deque[tuple[str, int, Any]] = deque()  # full batches of the epoch that may leave
@@ -76,7 +79,7 @@ class SubtaskProducer:
     # -- life
     async def start(self) -> None:
         """Fence every earlier owner of the subtask; its open transaction is aborted, a prepared one is finished."""
-        producer = AIOKafkaProducer(
+        producer = self._new_producer(
             **client_options(self._settings),
             transactional_id=self.transactional_id,
             transaction_timeout_ms=self._settings.transaction_timeout_ms,

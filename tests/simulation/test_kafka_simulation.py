@@ -1,0 +1,101 @@
+"""Seeded worlds of Kafka workers against the sequential run; broken protocols, which have to be found.
+
+A seed that fails is replayed by `agentflow simulate --kafka --seed N --trace`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from agentflow.connectors.kafka.producer import SubtaskProducer
+from agentflow.core.delta import DeltaSlices
+from agentflow.runtime.ports import Staged
+from agentflow.state.changelog_records import checkpoint_record, records_of, rows_of
+from agentflow.state.kafka_changelog import ChangelogKeyedState
+from agentflow.testing.kafka_simulation import simulate_kafka
+
+SEEDS_PER_TEST = 100
+MUTANT_SEEDS = range(300)
+
+
+@pytest.mark.parametrize("first", range(0, 500, SEEDS_PER_TEST), ids=lambda first: f"{first}..{first + 99}")
+def test_whatever_happens_to_workers_the_result_is_that_of_the_sequential_run(first: int) -> None:
+    reports = [simulate_kafka(seed) for seed in range(first, first + SEEDS_PER_TEST)]
+    assert [str(report) for report in reports if not report.is_ok] == []
+    assert sum(report.lives for report in reports) > 3 * SEEDS_PER_TEST, "hardly a disturbance"
+    assert sum(report.points for report in reports) > SEEDS_PER_TEST, "hardly a lost request"
+    assert sum(report.outputs for report in reports) > 5 * SEEDS_PER_TEST, "hardly an output"
+
+
+def test_a_seed_decides_everything() -> None:
+    program = (
+        "from agentflow.testing.kafka_simulation import simulate_kafka\n"
+        "for seed in range(15):\n"
+        "    report = simulate_kafka(seed)\n"
+        "    print(report, *report.trace, sep='\\n')\n"
+    )
+    traces = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(traces) == 1
+    assert len(traces.pop().splitlines()) > 40
+
+
+# -- the simulator can fail
+def apply_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    async def prepare(self: Any, checkpoint: int, delta: DeltaSlices, staged: Mapping[str, Staged]) -> None:
+        for writes in delta:
+            rows = rows_of(writes)
+            if rows:
+                self._copy.apply_changes(rows)
+                self._unapplied.append(rows)
+                await self._transaction.append_changelog(records_of(rows))
+        await self._transaction.append_changelog([checkpoint_record(checkpoint, self._positions)])
+        self._committed = checkpoint, await self._transaction.commit(checkpoint, self._positions)
+
+    patch.setattr(ChangelogKeyedState, "prepare", prepare)
+
+
+def let_outputs_of_the_next_epoch_into_the_transaction(patch: pytest.MonkeyPatch) -> None:
+    def barrier(self: Any) -> None:
+        for slot, batch in self._open.items():
+            self._put_out(slot, batch)
+        self._open = {}
+
+    patch.setattr(SubtaskProducer, "barrier", barrier)
+
+
+def commit_what_was_not_acknowledged(patch: pytest.MonkeyPatch) -> None:
+    async def acknowledged(self: Any) -> None:
+        self._futures.clear()
+        self._failure = None
+
+    patch.setattr(SubtaskProducer, "_acknowledged", acknowledged)
+
+
+@pytest.mark.parametrize(
+    "break_protocol",
+    [
+        apply_before_the_commit,
+        let_outputs_of_the_next_epoch_into_the_transaction,
+        commit_what_was_not_acknowledged,
+    ],
+)
+def test_broken_protocol_is_found(
+    monkeypatch: pytest.MonkeyPatch, break_protocol: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    break_protocol(monkeypatch)
+    assert any(not simulate_kafka(seed).is_ok for seed in MUTANT_SEEDS)
