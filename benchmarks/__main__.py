@@ -40,11 +40,12 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
-def measure(suite: str, name: str, *, is_quick: bool) -> float:
-    """Make one measurement in a process of its own: a clean heap, and no influence of the one before."""
+def measure(suite: str, name: str, *, is_quick: bool) -> float | str:
+    """Make one measurement in a process of its own: a clean heap, and no influence of the one before; or say why not."""
     command = [sys.executable, "-m", "benchmarks.registry", suite, name, *(["--quick"] if is_quick else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-    return float(done.stdout.splitlines()[-1])
+    said = done.stdout.splitlines()[-1]
+    return said if said.startswith("skipped") else float(said)
 
 
 def result(name: str, workload: Workload, runs: Sequence[float], *, is_quick: bool) -> dict[str, Any]:
@@ -96,7 +97,13 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'workload':29} {'median':>12} {'target':>9}  {'unit':9} {'guarantee':12} runs")
     results = []
     for name in names:
-        runs = [measure(chosen.suite, name, is_quick=chosen.quick) for _ in range(1 if chosen.quick else chosen.runs)]
+        measured = [
+            measure(chosen.suite, name, is_quick=chosen.quick) for _ in range(1 if chosen.quick else chosen.runs)
+        ]
+        runs = [one for one in measured if not isinstance(one, str)]
+        if not runs:
+            print(f"{name:29} {measured[0]}", flush=True)
+            continue
         results.append(result(name, workloads[name], runs, is_quick=chosen.quick) | place)
         print(row(results[-1]), flush=True)
     if chosen.json:

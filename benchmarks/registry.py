@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -58,26 +59,77 @@ def _rates() -> dict[str, Workload]:
 
 
 def _kafka_rates() -> dict[str, Workload]:
-    rows: list[tuple[str, int, int, int, float | None]] = [  # action, keys, records, checkpoint interval, target
-        ("trivial", 1_000, 1_000_000, 1_000, 130_000),
-        ("stateful", 1_000, 1_000_000, 1_000, 100_000),
-        ("stateful", 50_000, 1_000_000, 1_000, 90_000),
-        ("stateful", 1_000, 1_000_000, 100, None),
-        ("async", 1_000, 100_000, 1_000, 17_000),
-        ("async", 10_000, 200_000, 1_000, 25_000),
+    million, tenth = 1_000_000, 100_000
+    rows: list[tuple[str, str, int, int, float | None, dict[str, Any]]] = [
+        # name, action, keys, records, target, options
+        ("trivial", "trivial", 1_000, million, 130_000, {}),
+        ("stateful, 1,000 keys", "stateful", 1_000, million, 100_000, {}),
+        ("stateful, 50,000 keys", "stateful", 50_000, million, 90_000, {}),
+        ("stateful, 1 partition", "stateful", 1_000, million, None, {"partitions": 1}),
+        ("stateful, 2 processes", "stateful", 1_000, 2 * million, None, {"processes": 2}),
+        ("stateful, 100 ms", "stateful", 1_000, million, None, {"interval_ms": 100}),
+        ("trivial, at-least-once", "trivial", 1_000, million, None, {"guarantee": "at-least-once"}),
+        ("stateful, at-least-once", "stateful", 1_000, million, None, {"guarantee": "at-least-once"}),
+        ("async 50 ms, 1,000 keys", "async", 1_000, 3 * tenth, 17_000, {}),
+        ("async 50 ms, 10,000 keys", "async", 10_000, 3 * tenth, 25_000, {}),
     ]
     return {
-        f"{action}, {keys:,} keys, {interval_ms} ms": Workload(
-            partial(_kafka_rate, action, keys, records, interval_ms), "records/s", target, is_more_better=True
+        name: Workload(
+            partial(_kafka, "rate", "agentflow", action, keys, records, options),
+            "records/s",
+            target,
+            options.get("guarantee", EXACTLY_ONCE),
+            is_more_better=True,
         )
-        for action, keys, records, interval_ms, target in rows
+        for name, action, keys, records, target, options in rows
     }
 
 
-def _kafka_rate(action: str, keys: int, records: int, interval_ms: int, factor: float) -> float:
+def _kafka_peers() -> dict[str, Workload]:
+    rows = [
+        ("quix", EXACTLY_ONCE, "trivial", 1_000),
+        ("quix", EXACTLY_ONCE, "stateful", 1_000),
+        ("quix", EXACTLY_ONCE, "stateful", 50_000),
+        ("aiokafka-loop", "none", "stateful", 1_000),
+        ("confluent-loop", "none", "stateful", 1_000),
+    ]
+    return {
+        f"{peer}: {action}, {keys:,}": Workload(
+            partial(_kafka, "rate", peer, action, keys, 500_000, {}), "records/s", None, guarantee, is_more_better=True
+        )
+        for peer, guarantee, action, keys in rows
+    }
+
+
+def _kafka(
+    field: str, contender: str, action: str, keys: int, records: int, options: dict[str, Any], factor: float
+) -> float:
     from benchmarks import kafka  # needs the extra `kafka`, and a broker
 
-    return kafka.rate(action, keys, records, interval_ms, factor)
+    return float(getattr(kafka.run(contender, action, keys, int(records * factor), **options), field))
+
+
+def _kafka_time(name: str, *arguments: float) -> float:
+    from benchmarks import kafka
+
+    return float(getattr(kafka, name)(*arguments))
+
+
+def _kafka_rest() -> dict[str, Workload]:
+    stateful: dict[int, tuple[Any, ...]] = {
+        keys: ("agentflow", "stateful", keys, 1_000_000, {}) for keys in (1_000, 50_000)
+    }
+    return {
+        "CPU per 100,000 records": Workload(partial(_kafka, "cpu_s", *stateful[1_000]), "s", 1.0),
+        "memory, 1,000 keys": Workload(partial(_kafka, "rss_mib", *stateful[1_000]), "MiB", 150),
+        "memory, 50,000 keys": Workload(partial(_kafka, "rss_mib", *stateful[50_000]), "MiB", 250),
+        "latency p50, 10,000/s": Workload(partial(_kafka_time, "latency_ms", 0.5), "ms"),
+        "latency p99, 10,000/s": Workload(partial(_kafka_time, "latency_ms", 0.99), "ms", 250),
+        "start to first output": Workload(partial(_kafka_time, "start_ms"), "ms", 1_500),
+        "restart to new output": Workload(partial(_kafka_time, "restart_ms"), "ms", 2_500),
+        "takeover behind the session": Workload(partial(_kafka_time, "takeover_ms"), "ms", 3_000),
+        "restore, 1,000,000 entries": Workload(partial(_kafka_time, "restore_ms"), "ms", 5_000, is_size_named=True),
+    }
 
 
 ENGINE = {
@@ -93,7 +145,10 @@ ENGINE = {
     "import agentflow": Workload(processes.import_ms, "ms", 150, "-"),
 }
 
-SUITES = {"engine": ENGINE, "kafka": _kafka_rates()}
+SUITES = {"engine": ENGINE, "kafka": {**_kafka_rates(), **_kafka_peers(), **_kafka_rest()}}
 
 if __name__ == "__main__":
-    print(SUITES[sys.argv[1]][sys.argv[2]].measure(QUICK if "--quick" in sys.argv else 1.0))
+    try:
+        print(SUITES[sys.argv[1]][sys.argv[2]].measure(QUICK if "--quick" in sys.argv else 1.0))
+    except ImportError as error:
+        print(f"skipped: {error}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+import subprocess
 import time
 
 import pytest
-import trustme
 from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
-from cryptography.hazmat.primitives import serialization
 
 from tests.kafka_place import Place
 from tests.own_broker import OwnBroker, free_ports
@@ -20,11 +20,30 @@ _VALIDATOR = "oauthbearer.internals.unsecured.OAuthBearerUnsecuredValidatorCallb
 _LOGIN = "org.apache.kafka.common.security"
 
 
-def key_and_certificate(leaf):
-    """Return a PEM with a PKCS #8 key and its certificates, as Kafka wants it."""
-    key = serialization.load_pem_private_key(leaf.private_key_pem.bytes(), None)
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return pem + b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
+class Authority:
+    """A certificate authority made by the command `openssl`, and certificates that it signed."""
+
+    def __init__(self, path):
+        if shutil.which("openssl") is None:
+            pytest.skip("no certificates: they need the command openssl")
+        self._path = path
+        path.mkdir()
+        self.certificate = path / "ca.pem"
+        self._run(
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca"
+        )
+
+    def issue(self, name):
+        """Return the files of a private key (PKCS #8) and its certificate, for this machine's loopback address."""
+        (self._path / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        request = ("req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        self._run(*request, "-subj", f"/CN={name}")
+        signed = ("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
+        self._run(*signed, "-out", f"{name}.pem", "-days", "2", "-extfile", "names")
+        return self._path / f"{name}.key", self._path / f"{name}.pem"
+
+    def _run(self, *arguments):
+        subprocess.run(["openssl", *arguments], cwd=self._path, check=True, capture_output=True)
 
 
 class SecureBroker(OwnBroker):
@@ -32,13 +51,11 @@ class SecureBroker(OwnBroker):
 
     def __init__(self, path):
         port = free_ports(5)
-        authority = trustme.CA()
-        self.ca, self.key, self.certificate = path / "ca.pem", path / "client.key", path / "client.pem"
-        authority.cert_pem.write_to_path(self.ca)
-        client = authority.issue_cert("worker@example.org")
-        client.private_key_pem.write_to_path(self.key)
-        client.cert_chain_pems[0].write_to_path(self.certificate)
-        (path / "server.pem").write_bytes(key_and_certificate(authority.issue_cert("127.0.0.1", "localhost")))
+        authority = Authority(path / "certificates")
+        self.ca = authority.certificate
+        self.key, self.certificate = authority.issue("worker")
+        key, certificate = authority.issue("server")
+        (path / "server.pem").write_bytes(key.read_bytes() + certificate.read_bytes())
         listeners = {"PLAINTEXT": 0, "CONTROLLER": 1, "SSL": 2, "SASL": 3, "SASLTLS": 4}
         properties = [
             "listeners=" + ",".join(f"{name}://127.0.0.1:{port + offset}" for name, offset in listeners.items()),
@@ -143,9 +160,9 @@ def test_user_without_rights_is_told_what_is_missing(place, broker):
 
 
 def test_certificate_of_another_authority_and_a_missing_file_are_told(place, broker, tmp_path):
-    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    other = Authority(tmp_path / "other")
     security = {"protocol": "sasl-ssl", "mechanism": "PLAIN", "username": "alice", "password": SECRET}
-    done = place.run(*arguments(broker, 4, ca_file=tmp_path / "other.pem", **security))
+    done = place.run(*arguments(broker, 4, ca_file=other.certificate, **security))
     assert done.returncode == 1
     assert "certificate" in done.stderr.lower()
     done = place.run(*arguments(broker, 4, ca_file=tmp_path / "none.pem", **security))

@@ -57,10 +57,10 @@ def _security_options(security: SecuritySettings) -> dict[str, Any]:
     if protocol.endswith("SSL"):
         try:
             context = create_ssl_context(
-                cafile=security.ca_file,
-                certfile=security.certificate_file,
-                keyfile=security.key_file,
-                password=security.key_password,
+                cafile=security.ca_file or None,
+                certfile=security.certificate_file or None,
+                keyfile=security.key_file or None,
+                password=security.key_password or None,
             )
         except OSError as error:  # ssl.SSLError is one
             raise ConfigError(
@@ -106,13 +106,13 @@ def security_problems(security: SecuritySettings) -> list[str]:
     if not is_sasl and security.mechanism is not None:
         problems.append(f"kafka.security.mechanism has no use with protocol {security.protocol}: take sasl-ssl")
     if is_sasl and security.mechanism == "OAUTHBEARER":
-        if security.token_file is None:
+        if not security.token_file:
             problems.append("kafka.security.token-file is missing: mechanism OAUTHBEARER needs it")
-    elif is_sasl and security.mechanism is not None and (security.username is None or security.password is None):
+    elif is_sasl and security.mechanism is not None and not (security.username and security.password):
         problems.append(f"kafka.security needs username and password: mechanism {security.mechanism} sends them")
     if not is_tls and _files(security):
         problems.append(f"kafka.security has files of TLS ({_files(security)}), but protocol {security.protocol}")
-    if (security.certificate_file is None) != (security.key_file is None):
+    if bool(security.certificate_file) != bool(security.key_file):
         problems.append("kafka.security.certificate-file and key-file belong together")
     return problems
 

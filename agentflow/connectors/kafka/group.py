@@ -105,7 +105,7 @@ class KafkaGroup:
             **client_options(settings),
             group_id=self._job,
             client_id=f"{socket.gethostname()}-{os.getpid()}",
-            group_instance_id=settings.instance_id,
+            group_instance_id=settings.instance_id or None,
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
