@@ -82,6 +82,14 @@ class Place:
             assert time.monotonic() < deadline, f"{len(values)} of {count}:\n{process.log.read_text()}"
         return values
 
+    def wait_for_records(self, topic, count, process):
+        """As `wait_for`, for records that are not JSON."""
+        deadline = time.monotonic() + 60
+        while len(records := self.topics.read(topic)) < count:
+            assert process.poll() is None, process.log.read_text()
+            assert time.monotonic() < deadline, process.log.read_text()
+        return records
+
     def run(self, *arguments):
         command = [sys.executable, "-m", "agentflow", "worker", "job.yaml", *arguments]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -12,6 +12,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import NotLeaderForPartitionError
 
@@ -50,6 +51,15 @@ class Topics:
             await admin.close()
 
         asyncio.run(delete())
+
+    def configure(self, topic: str, config: dict[str, str]) -> None:
+        async def configure() -> None:
+            admin = AIOKafkaAdminClient(bootstrap_servers=self.brokers)
+            await admin.start()
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, config)])
+            await admin.close()
+
+        asyncio.run(configure())
 
     def has_committed(self, group: str, topic: str, offset: int) -> bool:
         """Whether a group has committed so far in partition 0."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import time
 
 import msgspec
 import pytest
@@ -82,14 +81,6 @@ def settings(*pairs):
     return [part for pair in pairs for part in ("--set", pair)]
 
 
-def wait_for_records(place, topic, count, worker):
-    deadline = time.monotonic() + 60
-    while len(records := place.topics.read(topic)) < count:
-        assert worker.poll() is None, worker.log.read_text()
-        assert time.monotonic() < deadline, worker.log.read_text()
-    return records
-
-
 @pytest.mark.parametrize(
     ("codec", "value"),
     [
@@ -105,7 +96,7 @@ def test_values_come_and_go_in_their_codec_and_tombstones_stay_tombstones(place,
     place.topics.write(place.source, [("k", value), ("k", None)])
     arguments = settings("agent=agents:Echo", f"source.value={codec}", f"sink.value={codec}")
     with place.worker(*arguments) as worker:
-        records = wait_for_records(place, place.sink, 2, worker)
+        records = place.wait_for_records(place.sink, 2, worker)
     assert [(record.key, record.value) for record in records] == [(b"k", value), (b"k", None)]
 
 
@@ -115,8 +106,8 @@ def test_what_cannot_be_decoded_is_a_dead_letter_with_its_own_bytes_and_the_part
     place.topics.write(place.source, [("k", value) for value in values], headers=[("h", b"\xff")])
     arguments = settings("agent=agents:Echo", "source.value=agents:Reversed", "sink.value=string")
     with place.worker(*arguments) as worker:
-        records = wait_for_records(place, place.sink, 3, worker)
-        dead = wait_for_records(place, place.dead, 1, worker)
+        records = place.wait_for_records(place.sink, 3, worker)
+        dead = place.wait_for_records(place.dead, 1, worker)
     assert [record.value for record in records] == [b"hello", None, b"world"]
     (letter,) = dead
     headers = dict(letter.headers)
@@ -132,7 +123,7 @@ def test_headers_reach_the_agent_and_the_trace_goes_through(place):
     sent = [("traceparent", b"00-a"), ("other", b"x")]
     place.topics.write(place.source, [("k", {})], headers=sent)
     with place.worker(*settings("agent=agents:Traced")) as worker:
-        plain, own = wait_for_records(place, place.sink, 2, worker)
+        plain, own = place.wait_for_records(place.sink, 2, worker)
     assert json.loads(plain.value) == {"traceparent": "00-a", "other": "x"}
     assert plain.headers == (("traceparent", b"00-a"),)
     assert own.headers == (("own", "ä".encode()), ("traceparent", b"00-b"))
@@ -143,8 +134,8 @@ def test_record_above_record_max_and_output_above_the_topic_go_to_the_dead_lette
     large = json.dumps("y" * 5_000_000).encode()
     place.topics.write(place.source, [("k", 10), ("k", large), ("k", 2_000_000), ("k", 20)], request_bytes_max=2**24)
     with place.worker(*settings("agent=agents:Sized")) as worker:
-        outputs = wait_for_records(place, place.sink, 2, worker)
-        first, second = wait_for_records(place, place.dead, 2, worker)
+        outputs = place.wait_for_records(place.sink, 2, worker)
+        first, second = place.wait_for_records(place.dead, 2, worker)
     assert [len(json.loads(record.value)) for record in outputs] == [10, 20]
     assert (first.value, dict(first.headers)["agentflow-error-type"]) == (large, b"RecordTooLarge")
     assert (second.value, dict(second.headers)["agentflow-error-type"]) == (b"2000000", b"RecordTooLarge")
@@ -161,7 +152,7 @@ def test_job_with_another_key_goes_through_a_repartition_topic_exactly_once(plac
     arguments = settings("agent=agents:Counted", f"key-by={key_by}")
     with place.worker(*arguments, sends=9) as worker:
         place.wait_for(place.sink, 500, worker)
-        (dead,) = wait_for_records(place, place.dead, 1, worker)
+        (dead,) = place.wait_for_records(place.dead, 1, worker)
     assert (dead.key, json.loads(dead.value), dead.headers[0]) == (b"k0", {"id": -1}, ("h", b"1"))
     shutil.rmtree(place.path / "state")
     more = [(f"k{n % 7}", {"id": n, "user": {"id": users[n % 5]}}) for n in range(500, 700)]
@@ -179,7 +170,7 @@ def test_dead_letter_from_behind_a_repartition_topic_is_the_record_as_it_came(pl
     place.topics.create(place.source, 1)
     place.topics.write(place.source, [("k", {"user": 7})], headers=[("h", b"1")])
     with place.worker(*settings("agent=agents:Counted", "key-by=user")) as worker:
-        (dead,) = wait_for_records(place, place.dead, 1, worker)
+        (dead,) = place.wait_for_records(place.dead, 1, worker)
     headers = dict(dead.headers)
     assert (dead.key, json.loads(dead.value), headers["agentflow-key"]) == (b"k", {"user": 7}, b"7")
     assert headers["agentflow-source-position"] == f"{place.source}/0/0".encode()
