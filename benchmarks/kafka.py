@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -38,6 +40,7 @@ from benchmarks.workloads import record
 
 ROOT = Path(__file__).resolve().parents[1]
 DEADLINE_S = 180
+SUBTASKS = 64
 QUIET_S = 2.5
 """Without a new output for so long, behind the expected number, a run is over."""
 PEERS = {"quix": "quixstreams", "aiokafka-loop": "aiokafka", "confluent-loop": "confluent_kafka"}
@@ -145,9 +148,10 @@ def _brokers() -> str:
 
 
 @contextlib.contextmanager
-def _process(command: list[str], directory: str) -> Iterator[subprocess.Popen[bytes]]:
+def _process(command: list[str], directory: str, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.DEVNULL)
+    err = None if log is None else log.open("wb")
+    process = subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.DEVNULL, stderr=err)
     try:
         yield process
     finally:
@@ -409,3 +413,64 @@ async def _latency(place: Place, percentile: float, seconds: int) -> float:
     await producer.stop()
     warm = sorted(latencies[total // 4 :])  # the first ones waited for the worker to start
     return warm[min(len(warm) - 1, int(len(warm) * percentile))] * 1000
+
+
+# -- many subtasks in one worker
+def idle_subtask_mib(factor: float) -> float:  # noqa: ARG001 (one size)
+    """Measure the memory of one of 64 idle subtasks in one worker; none of them makes a transaction."""
+    resident = {partitions: _timed(_idle_mib, partitions) for partitions in (1, SUBTASKS)}
+    return (resident[SUBTASKS] - resident[1]) / (SUBTASKS - 1)
+
+
+async def _idle_mib(place: Place, directory: str) -> float:
+    with _process(
+        [*_worker(place, directory, "stateful"), "--log-level", "info"], directory, Path(directory) / "log"
+    ) as worker:
+        await _started(place, directory)
+        changelog = [TopicPartition(f"{place.job}-changelog", number) for number in range(place.partitions)]
+        async with place.reader() as consumer:
+            await asyncio.sleep(2)  # the first checkpoint of a new job names its incarnation
+            before = await consumer.end_offsets(changelog)
+            await asyncio.sleep(3)
+            assert await consumer.end_offsets(changelog) == before, "an idle subtask made a transaction"
+        return _resident_mib(worker.pid)
+
+
+def busy_subtasks_ms(factor: float) -> float:
+    """Measure the longest of the checkpoints of 64 subtasks that are all busy."""
+
+    async def scenario(place: Place, directory: str) -> float:
+        command = [*_worker(place, directory, "stateful"), "--log-level", "info", "--set", "admin.port=0"]
+        with _process(command, directory, Path(directory) / "log"):
+            await _started(place, directory)
+            async with place.reader() as consumer:
+                await place.load(_records(50_000, records := int(640_000 * factor)))
+                longest, deadline = 0.0, time.monotonic() + DEADLINE_S
+                address = re.findall(r"address=\S+:(\d+)", (Path(directory) / "log").read_text())[0]
+                while await place.ends(consumer) < records:
+                    assert time.monotonic() < deadline
+                    text = await asyncio.to_thread(_fetch, f"http://127.0.0.1:{address}/metrics")
+                    shown = re.findall(r"^agentflow_checkpoint_duration_seconds\S* (\S+)$", text, re.MULTILINE)
+                    longest = max([longest, *map(float, shown)])
+                    await asyncio.sleep(0.2)
+                return longest * 1000
+
+    return _timed(scenario, SUBTASKS)
+
+
+def _fetch(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+async def _started(place: Place, directory: str) -> None:
+    """Wait until every subtask has started."""
+    deadline = time.monotonic() + DEADLINE_S
+    while (Path(directory) / "log").read_text().count("subtask started") < place.partitions:
+        assert time.monotonic() < deadline, (Path(directory) / "log").read_text()
+        await asyncio.sleep(0.1)
+
+
+def _resident_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024

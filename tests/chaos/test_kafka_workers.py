@@ -125,7 +125,7 @@ def run_disturbed(tmp_path: Path, broker: OwnBroker, luck: random.Random) -> Non
         f"job: {job}\nagent: agents:Count\nkey-by: record.key\nrun: {{in-flight-max: 10}}\n"
         f"source: {{kafka: {{topics: {job}-in}}}}\nsink: {{kafka: {{topic: {job}-out}}}}\n"
         f"checkpoint: {{interval: 150ms}}\nstate: {{dir: state}}\nrestart: {{delay: 200ms}}\n"
-        f'kafka: {{brokers: "{broker.address}", session-timeout: 6s, heartbeat-interval: 500ms}}\n'
+        f'kafka: {{brokers: "{broker.address}", session-timeout: 6s, heartbeat-interval: 500ms, transaction-timeout: 20s}}\n'
     )
     group = Group(tmp_path, broker)
     try:

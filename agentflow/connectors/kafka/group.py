@@ -28,12 +28,16 @@ from agentflow.core.records import Record
 from agentflow.errors import PartitionCountChanged, SourceError
 from agentflow.runtime.settings import KafkaSettings
 
+_FETCH_RECORDS = 2_000  # some 3 ms of decoding
+_ROUND_RECORDS = 1_024
+_TURN_RECORDS_MIN = 16
 _BUFFERED_MAX = 2_000  # records per subtask; above it the partition is not asked for
 _FETCH_MS = 50
 _FETCH_BYTES = 4 * 2**20
 _METADATA_MS = 10_000  # so soon new partitions are seen
 _WATCH_S = 1
 _PURGE_S = 30
+_LEAVE_S = 10
 _NEVER_MS = 24 * 3_600_000
 
 OnAssigned = Callable[[Sequence[int]], Awaitable[None]]
@@ -139,9 +143,20 @@ class KafkaGroup:
             await asyncio.wait(tasks)
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.stop()
+            with contextlib.suppress(TimeoutError):  # the group notices by itself then
+                async with asyncio.timeout(_LEAVE_S):
+                    await consumer.stop()
         if not self.failure.done():
             self.failure.cancel()
+
+    @property
+    def turn_share(self) -> int:
+        """Records that one subtask may take for a turn of the loop: all busy ones together make a round of some 10 ms.
+
+        Else the checkpoint of one of 64, which is a dozen turns, would take seconds.
+        """
+        busy = sum([1 for source in self._sources.values() if source.is_busy])
+        return max(_TURN_RECORDS_MIN, _ROUND_RECORDS // max(busy, 1))
 
     @property
     def lags(self) -> dict[str, int]:
@@ -298,11 +313,12 @@ class KafkaGroup:
                 async with asyncio.timeout(_FETCH_MS / 1000):
                     await self._wake.wait()
             return
-        fetched = await consumer.getmany(*wanted, timeout_ms=_FETCH_MS)
+        fetched = await consumer.getmany(*wanted, timeout_ms=_FETCH_MS, max_records=_FETCH_RECORDS)
         for partition, records in fetched.items():
             source = self._sources.get(partition.partition)
             if source is not None and records:
                 source.take(_label(partition), records)
+        await asyncio.sleep(0)  # what is fetched already comes without waiting
 
     async def _assigned(self, partitions: set[TopicPartition], on_assigned: OnAssigned) -> None:
         self._check_partitions()
@@ -359,6 +375,11 @@ class PartitionSource:
         return self._producer.committed
 
     @property
+    def is_busy(self) -> bool:
+        """Whether it has records to be taken."""
+        return bool(self._buffer)
+
+    @property
     def wants_more(self) -> bool:
         """Whether its partitions are to be asked for."""
         return self.is_open and self.is_placed and len(self._buffer) < _BUFFERED_MAX
@@ -413,7 +434,8 @@ class PartitionSource:
             await self._arrived.wait()
         was_full = not self.wants_more
         buffer = self._buffer
-        records = [buffer.popleft() for _ in range(min(records_max, len(buffer)))]
+        share = min(records_max, self._group.turn_share, len(buffer))
+        records = [buffer.popleft() for _ in range(share)]
         for record in records:
             self._next[record.source] = record.next_offset
         if was_full and self.wants_more:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -212,12 +212,11 @@ class SubtaskProducer:
         Raises:
             SinkError: A record was not taken, or this producer is fenced.
         """
-        try:
-            async with self._turn:
-                await self._send_outbox()
-            await self._acknowledged()
-        except KAFKA_ERRORS as error:
-            raise broken(error, "writing outputs", self._where()) from error
+        with self._told("writing outputs"):
+            async with self._in_time():
+                async with self._turn:
+                    await self._send_outbox()
+                await self._acknowledged()
 
     async def _acknowledged(self) -> None:
         if self._failure is not None:
@@ -240,8 +239,8 @@ class SubtaskProducer:
         """Append records to the subtask's changelog partition, in the transaction of the closed epoch."""
         producer = self._producer
         assert producer is not None
-        try:
-            async with self._turn:
+        with self._told("writing the changelog"):
+            async with self._in_time(), self._turn:
                 batch = producer.create_batch()
                 for key, value in records:
                     if batch.append(timestamp=None, key=key, value=value) is None:
@@ -250,15 +249,13 @@ class SubtaskProducer:
                         assert batch.append(timestamp=None, key=key, value=value) is not None, "a part is too large"
                 if batch.record_count():
                     await self._send(self._changelog, self._subtask, batch)
-        except KAFKA_ERRORS as error:
-            raise broken(error, "writing the changelog", self._where()) from error
 
     async def commit(self, checkpoint: int, positions: Mapping[str, int]) -> int:
         """Check every record of the transaction and commit it; see `ChangelogTransaction.commit`."""
         producer = self._producer
         assert producer is not None
-        try:
-            async with self._turn:
+        with self._told("committing a checkpoint"):
+            async with self._in_time(), self._turn:
                 await self._acknowledged()
                 if not self._is_in_transaction:
                     await producer.begin_transaction()
@@ -272,8 +269,6 @@ class SubtaskProducer:
                     await producer.send_offsets_to_transaction(offsets, self._group)
                 await producer.commit_transaction()
                 self._is_in_transaction = False
-        except KAFKA_ERRORS as error:
-            raise broken(error, "committing a checkpoint", self._where()) from error
         self.committed.update(positions)
         self._is_closed_epoch = False
         self._outbox, self._held = self._held, deque()
@@ -290,13 +285,11 @@ class SubtaskProducer:
         """
         producer = self._producer
         assert producer is not None
-        try:
-            async with (
-                self._turn
-            ):  # held to the end: a batch of outputs that came between would be committed with the marker
-                is_own_transaction = (
-                    not self._is_in_transaction
-                )  # else the marker belongs to the epoch and ends with it
+        with self._told("proving the ownership of the subtask"):
+            # The turn is held to the end: a batch of outputs that came between would be committed with the marker.
+            async with self._in_time(), self._turn:
+                # In a transaction that is open already the marker belongs to the epoch, and ends with it.
+                is_own_transaction = not self._is_in_transaction
                 batch = producer.create_batch()
                 batch.append(timestamp=None, key=MARKER_KEY, value=b"")
                 await self._send(self._changelog, self._subtask, batch)
@@ -304,8 +297,18 @@ class SubtaskProducer:
                 if is_own_transaction:
                     await producer.commit_transaction()
                     self._is_in_transaction = False
-        except KAFKA_ERRORS as error:
-            raise broken(error, "proving the ownership of the subtask", self._where()) from error
+
+    def _in_time(self) -> asyncio.Timeout:
+        """Bound what the client may wait for: the broker has aborted a transaction that is older."""
+        return asyncio.timeout(self._settings.transaction_timeout_ms / 1000)
+
+    @contextlib.contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        """Turn the client's errors into the job's."""
+        try:
+            yield
+        except (*KAFKA_ERRORS, TimeoutError) as error:
+            raise broken(error, doing, self._where()) from error
 
     def _where(self) -> dict[str, object]:
         return {"transactional id": self.transactional_id, "brokers": self._settings.brokers}
