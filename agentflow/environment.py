@@ -184,6 +184,9 @@ class RecordStream:
         return self
 
 
+_GOLDEN_RATIO = 0.618034
+
+
 class KafkaJob:
     """A job from Kafka to Kafka: what a worker of it is made of.
 
@@ -271,6 +274,7 @@ class _KafkaSubtask:
             self._open_state,
             output_encoder(kafka.output_codec),
             has_tombstones=True,
+            first_interval_share=1 - number * _GOLDEN_RATIO % 1,  # spread evenly, however many subtasks there are
             rekeyed_source=f"{kafka.topics.repartition[0]}/{number}" if kafka.is_rekeyed else None,
         )
         self.job = Job(spec, on_event=lambda name, fields: on_event(name, {"subtask": number, **fields}))

@@ -73,6 +73,8 @@ class JobSpec(msgspec.Struct, frozen=True):
         open_state: Opens keyed state, at once or as a coroutine; called at each (re)start.
         encode_output: Encoder of outputs for the sink.
         has_tombstones: Whether the sink's records may have no value: that is what an output of None becomes.
+        first_interval_share: Share of the checkpoint interval before the first checkpoint; subtasks of one worker have different
+            ones, so that they do not all commit at once.
         rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
     """
 
@@ -83,6 +85,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     open_state: Callable[[], KeyedState | Awaitable[KeyedState]]
     encode_output: Callable[[object], bytes] = encode_json
     has_tombstones: bool = False
+    first_interval_share: float = 1.0
     rekeyed_source: str | None = None
 
 
@@ -297,6 +300,7 @@ class Job:
         subtask = Subtask(
             source, sinks, checkpoints, state, self._clock, settings, positions, incarnation, self._counters
         )
+        subtask.first_interval_share = spec.first_interval_share
         for index, stage in enumerate(spec.stages):
             codec = source.codec if index == 0 else MSGPACK
             is_last = index == len(spec.stages) - 1

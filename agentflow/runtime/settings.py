@@ -164,7 +164,7 @@ class KafkaSettings(_Section, frozen=True):
     session_timeout_ms: Annotated[
         PositiveMs, Meta(description="Silence after which the group takes a worker for dead.")
     ] = 45_000
-    heartbeat_interval_ms: Annotated[PositiveMs, Meta(description="Time between signs of life to the group.")] = 3_000
+    heartbeat_interval_ms: Annotated[PositiveMs, Meta(description="Time between signs of life to the group.")] = 1_000
     transaction_timeout_ms: Annotated[
         PositiveMs, Meta(description="Age at which the broker aborts an open transaction; above checkpoint.interval.")
     ] = 60_000

@@ -139,6 +139,7 @@ class Subtask:
         self._watermarks = WatermarkGenerator(event_time, source.partitions, source.idle_timeout_ms, clock.now_ms())
         self._has_output = False
         self._is_first_checkpoint = True
+        self.first_interval_share = 1.0
         self._delta_bytes = 0
         self._last = -1
         self._snapshots: list[TakeSnapshot] = []
@@ -443,9 +444,11 @@ class Subtask:
 
     # -- checkpoints
     async def _checkpoint_regularly(self) -> None:
-        interval = self._settings.checkpoint.interval_ms / 1000
+        interval_s = self._settings.checkpoint.interval_ms / 1000
+        wait_s = interval_s * self.first_interval_share
         while True:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(wait_s)
+            wait_s = interval_s
             work = self._loop.create_task(self._checkpoint())
             work.add_done_callback(_retrieve)
             try:
