@@ -199,7 +199,7 @@ async def _measure(contender: str, action: str, keys: int, records: int, place: 
         else:
             module = f"benchmarks.peers.{contender.replace('-', '_')}"
             arguments = [place.brokers, place.job, directory, action, str(interval_ms / 1000)]
-            command = [sys.executable, "-m", module, *arguments]
+            command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         with _process(command, directory) as process:
             rate = await _rate(place, records, process)

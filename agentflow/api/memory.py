@@ -154,6 +154,14 @@ class MemoryScope(msgspec.Struct, eq=False):
         found.update(p for p, value in self.writes.items() if value is not _DELETED and p.startswith(prefix))
         return sorted(found)
 
+    def has_below(self, prefix: str) -> bool:
+        """Whether a live path starts with ``prefix``."""
+        self.fetch(self.owner, prefix)
+        for path in self.entries:
+            if path.startswith(prefix) and path not in self.writes and self.stored(path) is not None:
+                return True
+        return any(path.startswith(prefix) and value is not _DELETED for path, value in self.writes.items())
+
     def check_leaf(self, path: str) -> None:
         """Raise ValueError unless a value may stand at ``path``: it is no object, and nothing above it is a value."""
         parts = path.split(".")
@@ -165,7 +173,7 @@ class MemoryScope(msgspec.Struct, eq=False):
             if self.read(above) not in (_UNKNOWN, _DELETED, _OBJECT):
                 msg = f"memory path '{path}': '{above}' holds a value, not an object; delete it first"
                 raise ValueError(msg)
-        if self.read(path) is _OBJECT or self.paths_below(path + "."):
+        if self.read(path) is _OBJECT or self.has_below(path + "."):
             msg = f"memory path '{path}' is an object; delete it before it becomes a value"
             raise ValueError(msg)
 
@@ -242,12 +250,13 @@ class MemoryObject(msgspec.Struct, eq=False):
             stored = scope.stored(full)
             if stored is not None and stored[0] < OBJECT:
                 return decode_value(stored)
-        value = scope.read(full)
-        if type(value) is not _Mark:
-            return value
-        if value is _OBJECT or scope.paths_below(full + "."):
-            return MemoryObject(scope, full + ".")
-        return default
+            is_object = stored is not None
+        else:
+            value = scope.read(full)
+            if type(value) is not _Mark:
+                return value
+            is_object = value is _OBJECT
+        return MemoryObject(scope, full + ".") if is_object or scope.has_below(full + ".") else default
 
     def set(self, path: str | MemoryRef, value: Any) -> MemoryRef:  # noqa: ANN401 (memory values)
         """Put ``value`` at ``path``; objects above it come into being.
@@ -301,7 +310,7 @@ class MemoryObject(msgspec.Struct, eq=False):
                 msg = f"memory path '{full}' holds a value; pass overwrite=True to replace it by an object"
                 raise ValueError(msg)
             scope.writes[full] = _DELETED
-        if value is not _OBJECT and not scope.paths_below(full + "."):
+        if value is not _OBJECT and not scope.has_below(full + "."):
             scope.check_leaf(full)
             scope.writes[full] = _OBJECT
         return MemoryObject(scope, full + ".")
@@ -311,7 +320,7 @@ class MemoryObject(msgspec.Struct, eq=False):
         scope = self._scope
         scope.check_open()
         full = self._path(path)
-        return scope.read(full) not in (_UNKNOWN, _DELETED) or bool(scope.paths_below(full + "."))
+        return scope.read(full) not in (_UNKNOWN, _DELETED) or scope.has_below(full + ".")
 
     def get_field_names(self) -> list[str]:
         """Return the names directly below this object, sorted."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Headers = tuple[tuple[str, bytes], ...]
 
 _OUTPUT = EventType.OutputEvent
+_SHORT_TERM = MemoryType.SHORT_TERM
 _decode_key = msgspec.msgpack.Decoder().decode
 
 
@@ -81,7 +82,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     @property
     def key(self) -> Any:  # noqa: ANN401 (keys keep their type)
         """The decoded key of this run."""
-        return _decode_key(self._task.run.key)
+        return _decode_key(self._task.run.state.key)
 
     @property
     def timestamp(self) -> int | None:
@@ -159,7 +160,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             services, run = self._services, self._task.run
             state = run.state
             scope = self._short_term = MemoryScope(
-                MemoryType.SHORT_TERM,
+                _SHORT_TERM,
                 state.memory,
                 services.fetch_memory,
                 state,

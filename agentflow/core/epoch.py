@@ -85,7 +85,8 @@ class EpochDelta:
         for state, changed in self.memory.items():
             key = state.key
             for path, value in changed.items():
-                writes.append(StateWrite(table, operator, key, path, value))
+                # without the constructor, which is a Python function: every changed entry comes by here
+                writes.append(tuple.__new__(StateWrite, (table, operator, key, path, value)))
             if len(writes) >= SLICE_ENTRIES_MAX:
                 for start in range(0, len(writes), SLICE_ENTRIES_MAX):
                     yield writes[start : start + SLICE_ENTRIES_MAX]

@@ -86,7 +86,9 @@ class KeyReader:
             return record.key
         try:
             if self._is_record_key:
-                key: Any = msgspec.UNSET if record.key is None else record.key.decode()
+                if record.key is not None:
+                    return encode_key(record.key.decode())
+                key: Any = msgspec.UNSET
             elif self._decode_field is not None:
                 key = msgspec.UNSET if record.value is None else self._decode_field(record.value).key
             else:

@@ -19,10 +19,11 @@ import msgspec
 
 from agentflow.core.delta import StateWrite
 from agentflow.errors import StateVersionTooNew
-from agentflow.state.layout import encode_name, key_prefix
+from agentflow.state.layout import storage_key
 
 CHECKPOINT_KEY: Final = b"c"
 _ROW, _PART = b"r", b"p"
+_ROW_OF = [_ROW + bytes((table,)) for table in range(256)]
 _WHOLE, _PARTED = b"\x00", b"\x01"
 PART_BYTES: Final = 512 * 2**10
 FORMAT: Final = 1
@@ -53,21 +54,14 @@ _decode_parted = msgspec.msgpack.Decoder(_Parted).decode
 
 def rows_of(writes: Iterable[StateWrite]) -> list[Row]:
     """Return the rows of a slice of an epoch delta."""
-    rows: list[Row] = []
-    last: tuple[int, bytes] | None = None
-    prefix = b""
-    for table, operator, key, name, value in writes:
-        if (operator, key) != last:
-            last, prefix = (operator, key), key_prefix(operator, key)
-        rows.append((int(table), prefix + encode_name(name), value))
-    return rows
+    return [(table, storage_key(operator, key, name), value) for table, operator, key, name, value in writes]
 
 
 def records_of(rows: Iterable[Row]) -> list[Record]:
     """Return the records of rows."""
     records: list[Record] = []
     for table, row, value in rows:
-        key = _ROW + bytes((table,)) + row
+        key = _ROW_OF[table] + row
         if value is None:
             records.append((key, None))
         elif len(value) <= PART_BYTES:

@@ -419,11 +419,12 @@ class PartitionSource:
     def take(self, label: str, records: Sequence[Any]) -> None:
         """Take fetched records; those that do not follow on are of a fetch from before a seek."""
         expected = self.wanted_offset(label)
-        self._buffer.extend(
+        if records[0].offset < expected:
+            records = [r for r in records if r.offset >= expected]
+        self._buffer += [
             Record(label, r.offset, r.offset + 1, r.value, r.key, r.timestamp, _headers(r.headers) if r.headers else ())
             for r in records
-            if r.offset >= expected
-        )
+        ]
         self._arrived.set()
 
     async def fetch(self, records_max: int) -> Sequence[Record]:
@@ -436,8 +437,10 @@ class PartitionSource:
         buffer = self._buffer
         share = min(records_max, self._group.turn_share, len(buffer))
         records = [buffer.popleft() for _ in range(share)]
-        for record in records:
-            self._next[record.source] = record.next_offset
+        if len(self.partitions) == 1:
+            self._next[records[-1].source] = records[-1].next_offset
+        else:
+            self._next.update({record.source: record.next_offset for record in records})
         if was_full and self.wants_more:
             self._group.wake()
         return records

@@ -62,7 +62,7 @@ class SubtaskProducer:
         self.transactional_id = f"{job}-{subtask}"
         self._producer: Any = None  # AIOKafkaProducer
         self._turn = asyncio.Lock()
-        self._open: dict[tuple[str, int], Any] = {}  # topic, partition → batch that is being filled
+        self._open: dict[str, dict[int, Any]] = {}  # topic → partition → batch that is being filled
         self._outbox: deque[tuple[str, int, Any]] = deque()  # full batches of the epoch that may leave
         self._held: deque[tuple[str, int, Any]] = deque()  # those of the next epoch, while this one is closed
         self._is_closed_epoch = False
@@ -139,23 +139,22 @@ class SubtaskProducer:
         timestamp_ms: int | None,
     ) -> None:
         """Add a record to the open epoch; no I/O."""
-        assert self._producer is not None, "append to a producer that is not started"
-        slot = (topic, partition)
-        batch = self._open.get(slot)
-        if (
-            batch is not None
-            and batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is not None
-        ):
-            return
+        open_batches = self._open.get(topic)
+        if open_batches is None:
+            open_batches = self._open[topic] = {}
+        batch = open_batches.get(partition)
         if batch is not None:
-            self._put_out(slot, batch)
-        batch = self._open[slot] = self._producer.create_batch()
+            if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is not None:
+                return
+            self._put_out(topic, partition, batch)
+        assert self._producer is not None, "append to a producer that is not started"
+        batch = open_batches[partition] = self._producer.create_batch()
         if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
             self._failure = self._failure or ValueError(f"a record of {len(value or b''):,} bytes fits into no batch")
 
-    def _put_out(self, slot: tuple[str, int], batch: Any) -> None:  # noqa: ANN401 (aiokafka has no types for it)
+    def _put_out(self, topic: str, partition: int, batch: Any) -> None:  # noqa: ANN401 (aiokafka has no types for it)
         outbox = self._held if self._is_closed_epoch else self._outbox
-        outbox.append((*slot, batch))
+        outbox.append((topic, partition, batch))
         self._wake.set()
         if len(self._outbox) + len(self._held) >= _OUTBOX_BATCHES_MAX:
             self._has_room.clear()
@@ -170,8 +169,9 @@ class SubtaskProducer:
         """Close the epoch: what is appended from now on leaves after its commit. Once per checkpoint."""
         if self._is_closed_epoch:
             return
-        for slot, batch in self._open.items():
-            self._put_out(slot, batch)
+        for topic, open_batches in self._open.items():
+            for partition, batch in open_batches.items():
+                self._put_out(topic, partition, batch)
         self._open = {}
         self._is_closed_epoch = True
 

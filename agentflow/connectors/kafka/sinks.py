@@ -90,14 +90,15 @@ class KafkaSink(_Topic):
     def write(self, record: EmitRecord | DeadLetter) -> None:
         """Append one output."""
         assert isinstance(record, EmitRecord)
-        encoded = record.task.run.key
+        run = record.task.run
+        encoded = run.state.key
         place = self._places.get(encoded)
         if place is None:
             if len(self._places) >= _KEYS_MAX:
                 self._places.clear()
             key = kafka_key(encoded)
             place = self._places[encoded] = (key, self._partitioner(key, self._partitions))
-        is_plain = record.own_headers is None and not record.task.run.record.headers
+        is_plain = record.own_headers is None and not run.record.headers
         headers = _NO_HEADERS if is_plain else list(record.headers)
         self._producer.append(self._topic, place[1], place[0], record.value, headers, record.timestamp_ms)
 
