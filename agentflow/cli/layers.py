@@ -185,7 +185,8 @@ def unknown_note(table: KeyTable, section: Section, part: str, before: Sequence[
         return f"did you mean '{'.'.join([*before, near])}'?"
     elsewhere = sorted(".".join(path) for path in [*table.keys, *table.sections] if path and path[-1] == part)
     if len(elsewhere) == 1:
-        return f"did you mean '{elsewhere[0]}'?"
+        depth = "" if "." in elsewhere[0] else ", at the top level of the file"
+        return f"did you mean '{elsewhere[0]}'{depth}?"
     return f"known here: {', '.join(section.children)}" if section.children else "it has no keys"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agentflow.core.delta import SLICE_ENTRIES_MAX, DeltaSlices, StateWrite, Table
+from agentflow.core.keys import ENTRY_BYTES, KeyTable
 from agentflow.core.runs import KeyState, Run
 from agentflow.core.segments import SegmentedQueue
 from agentflow.core.stored_runs import encode_run
@@ -55,8 +56,13 @@ class EpochDelta:
         run.is_frozen = False
         self._runs[run] = encode_run(run)
 
-    def slices(self, between: Callable[[], None]) -> DeltaSlices:
-        """Yield the delta; ``between`` is called with each slice and may do a bounded piece of other work."""
+    def slices(self, between: Callable[[], None], keys: KeyTable) -> DeltaSlices:
+        """Yield the delta.
+
+        Args:
+            between: Called with each slice; may do a bounded piece of other work.
+            keys: Accounts what was written.
+        """
         operator = self._operator
         writes = [StateWrite(Table.META, operator, b"", name, value) for name, value in self._meta.items()]
         writes += [StateWrite(Table.RUNS, operator, key, run_id, None) for key, run_id in self._ended]
@@ -65,7 +71,7 @@ class EpochDelta:
             yield writes[start : start + SLICE_ENTRIES_MAX]
             between()
         yield from self._run_slices(between)
-        yield from self._memory_slices(between)
+        yield from self._memory_slices(between, keys)
 
     def _run_slices(self, between: Callable[[], None]) -> DeltaSlices:
         writes: list[StateWrite] = []
@@ -79,14 +85,16 @@ class EpochDelta:
                 writes = []
         yield writes
 
-    def _memory_slices(self, between: Callable[[], None]) -> DeltaSlices:
-        operator, table = self._operator, Table.MEMORY
+    def _memory_slices(self, between: Callable[[], None], keys: KeyTable) -> DeltaSlices:
+        operator, table, note_written = self._operator, Table.MEMORY, keys.note_written
         writes: list[StateWrite] = []
         for state, changed in self.memory.items():
-            key = state.key
+            key, size = state.key, 0
             for path, value in changed.items():
+                size += ENTRY_BYTES if value is None else ENTRY_BYTES + len(value)
                 # without the constructor, which is a Python function: every changed entry comes by here
                 writes.append(tuple.__new__(StateWrite, (table, operator, key, path, value)))
+            note_written(state, len(changed), size)
             if len(writes) >= SLICE_ENTRIES_MAX:
                 for start in range(0, len(writes), SLICE_ENTRIES_MAX):
                     yield writes[start : start + SLICE_ENTRIES_MAX]
@@ -161,8 +169,8 @@ class EpochChanges:
 
     @property
     def unapplied(self) -> tuple[dict[KeyState, dict[str, bytes | None]], ...]:
-        """Writes that keyed state does not have yet, by key; newest first."""
-        return (self._memory,) if self._frozen is None else (self._memory, self._frozen.memory)
+        """Writes that keyed state does not have yet, by key; oldest first."""
+        return (self._memory,) if self._frozen is None else (self._frozen.memory, self._memory)
 
     def before_change(self, run: Run) -> None:
         """Capture a frozen run: the delta being written has it as it was at the barrier. Call before every change."""

@@ -7,14 +7,15 @@ emptied by the clock algorithm: a key that was used since the hand last passed g
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
 from itertools import islice
 
 from agentflow.core.runs import KeyState
 
-_KEY_OVERHEAD_BYTES = 400  # KeyState, its dict and its place in the table, measured
-_ENTRY_OVERHEAD_BYTES = 100
-_EVICTIONS_PER_CALL_MAX = 4_000  # about 1 ms
+_KEY_BYTES = 600  # a KeyState, its dicts, its place in the table and in the sink, measured
+ENTRY_BYTES = 100
+"""Of one memory value, besides itself."""
+_FEW_PATHS = 16
+_EVICTIONS_PER_CALL_MAX = 4_000  # a few ms
 
 
 class KeyTable:
@@ -23,36 +24,46 @@ class KeyTable:
     def __init__(self, cache_bytes_max: int) -> None:
         self.states: dict[bytes, KeyState] = {}
         self._bytes_max = cache_bytes_max
-        self._bytes = 0
+        self._bytes = 0  # of all memory values: the sum of `KeyState.size`
         self._seen_in: dict[KeyState, int] = {}
 
-    def account(self, state: KeyState) -> None:
-        """Bring the size of one key up to date."""
-        size = _KEY_OVERHEAD_BYTES
-        for value in state.memory.values():
-            size += _ENTRY_OVERHEAD_BYTES if value is None else _ENTRY_OVERHEAD_BYTES + len(value)
-        self._bytes += size - state.size
-        state.size = size
+    def note_read(self, state: KeyState, size: int) -> None:
+        """Account values that were read from keyed state."""
+        state.size += size
+        self._bytes += size
 
-    def evict(self, completed_epoch: int, unapplied: Iterable[Container[KeyState]]) -> None:
+    def note_written(self, state: KeyState, paths: int, size: int) -> None:
+        """Account written values: ``size`` bytes at ``paths``.
+
+        Of a key with many others, what they replaced stays accounted until the hand passes.
+        """
+        held = len(state.memory)
+        if held == paths:
+            size -= state.size
+        elif held <= _FEW_PATHS:
+            size = _size(state) - state.size
+        state.size += size
+        self._bytes += size
+
+    def evict(self, completed_epoch: int) -> None:
         """Drop idle keys while the cache is too large; bounded work.
 
         Args:
-            completed_epoch: The last epoch whose checkpoint is completed.
-            unapplied: Keys with writes that keyed state does not have yet.
+            completed_epoch: The last epoch whose checkpoint is completed. A key whose last run ended in it, or before, has no
+                write that keyed state does not have.
         """
-        held = tuple(unapplied)
-        excess = len(self.states) * _KEY_OVERHEAD_BYTES + self._bytes - self._bytes_max
-        if excess <= 0:
+        if self._excess() <= 0:
             return
-        for key, state in list(islice(self.states.items(), _EVICTIONS_PER_CALL_MAX)):
-            if excess <= 0:
+        passed = list(islice(self.states.items(), _EVICTIONS_PER_CALL_MAX))
+        for _, state in passed:
+            self.note_read(state, _size(state) - state.size)
+        for key, state in passed:
+            if self._excess() <= 0:
                 break
             del self.states[key]
             is_held = (
                 state.run is not None
                 or state.ended_in > completed_epoch
-                or any(state in writes for writes in held)
                 or self._seen_in.get(state) != state.ended_in  # used since the hand last passed
             )
             if is_held:
@@ -61,4 +72,11 @@ class KeyTable:
             else:
                 self._seen_in.pop(state, None)
                 self._bytes -= state.size
-                excess -= state.size + _KEY_OVERHEAD_BYTES
+
+    def _excess(self) -> int:
+        return len(self.states) * _KEY_BYTES + self._bytes - self._bytes_max
+
+
+def _size(state: KeyState) -> int:
+    """Return the bytes of a key's memory values."""
+    return sum([ENTRY_BYTES if value is None else ENTRY_BYTES + len(value) for value in state.memory.values()])

@@ -76,8 +76,8 @@ class Operator:
         self.effects: list[Effect] = []
         self._policy = policy
         self._limits = limits
-        self._keys = KeyTable(limits.cache_bytes)
-        self._states = self._keys.states
+        self.keys = KeyTable(limits.cache_bytes)
+        self._states = self.keys.states
         self._runs: RunTable = {}
         self._segments = SegmentedQueue()
         self._timers = TimerTable()
@@ -342,14 +342,14 @@ class Operator:
         if received.positions:
             meta[POSITIONS_NAME] = encode_meta(received.positions)
         delta, is_empty = self._changes.freeze(self._runs, self._timers.take_changes(), meta)
-        self.effects.append(TakeSnapshot(received.checkpoint, delta.slices(self._evict), is_empty))
+        self.effects.append(TakeSnapshot(received.checkpoint, delta.slices(self._evict, self.keys), is_empty))
 
     def _on_checkpoint_completed(self, received: CheckpointCompleted, now_ms: int) -> None:  # noqa: ARG002
         self._changes.complete()
         self._evict()
 
     def _evict(self) -> None:
-        self._keys.evict(self._changes.completed, self._changes.unapplied)
+        self.keys.evict(self._changes.completed)
 
     # -- restore
     def snapshot(self) -> list[StateWrite]:
@@ -357,7 +357,7 @@ class Operator:
         writes = [StateWrite(Table.META, self.index, b"", META_NAME, operator_meta(self.plan, self._segments))]
         writes += run_writes(self.index, self._runs)
         writes += [timer_write(self.index, slot, timer) for slot, timer in self._timers.all().items()]
-        for unapplied in reversed(self._changes.unapplied):
+        for unapplied in self._changes.unapplied:
             for state, changed in unapplied.items():
                 writes += [StateWrite(Table.MEMORY, self.index, state.key, p, v) for p, v in changed.items()]
         return sorted(writes, key=lambda write: write[:4])

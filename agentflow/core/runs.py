@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from typing import Any
 
 import msgspec
 
@@ -64,10 +65,21 @@ class KeyState:
         next_number: Admission number of the key's next input; may start again at 0 when the key is idle and all it did is
             in a completed checkpoint.
         ended_in: Epoch in which the key's last run ended.
-        size: What the cache accounts for this key, in bytes.
+        size: Bytes that the cache accounts for ``memory``.
+        destination: The sink's note of where outputs of this key go; None when it has made none.
     """
 
-    __slots__ = ("ended_in", "is_loaded", "key", "memory", "next_number", "pending", "run", "size")
+    __slots__ = (
+        "destination",
+        "ended_in",
+        "is_loaded",
+        "key",
+        "memory",
+        "next_number",
+        "pending",
+        "run",
+        "size",
+    )
 
     def __init__(self, key: bytes, memory: dict[str, bytes | None]) -> None:
         self.key = key
@@ -78,6 +90,7 @@ class KeyState:
         self.next_number = 0
         self.ended_in = 0
         self.size = 0
+        self.destination: Any = None
 
 
 class Run(msgspec.Struct, eq=False):

@@ -309,7 +309,7 @@ class Job:
             operator = Operator(stage.plan, policy, _limits(settings), index=index, decode_input=input_decoder(codec))
             operator.restore(rows[index], now_ms)
             services = OperatorServices(
-                stage.plan, settings, incarnation, state, index, spec.encode_output if is_last else encode_msgpack
+                operator, settings, incarnation, state, spec.encode_output if is_last else encode_msgpack
             )
             services.has_tombstones = is_last and spec.has_tombstones
             if is_last and (output_max := sinks["sink"].record_max_bytes) is not None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from agentflow.api.encoding import encode_msgpack
 from agentflow.api.memory import MemoryLimits
+from agentflow.core.keys import ENTRY_BYTES
+from agentflow.core.operator import Operator
 from agentflow.core.runs import KeyState
-from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.ports import KeyedState
 from agentflow.runtime.settings import JobSettings
 
@@ -23,24 +24,22 @@ class OperatorServices:
     """See `agentflow.api.runner_context.ContextServices`.
 
     Args:
-        plan: The operator's agent.
+        operator: The operator.
         settings: The job's settings.
         incarnation: Random id of the job's state; seeds `ctx.random`.
         state: Keyed state.
-        operator: Number of the operator in the chain.
         encode_output: Encoder of outputs: for the sink, or for the next operator of the chain.
     """
 
     def __init__(
         self,
-        plan: AgentPlan,
+        operator: Operator,
         settings: JobSettings,
         incarnation: str,
         state: KeyedState,
-        operator: int,
         encode_output: Callable[[object], bytes],
     ) -> None:
-        self.plan = plan
+        self.plan = plan = operator.plan
         self.job = settings.job
         self.agent = plan.name
         self.incarnation = incarnation
@@ -54,7 +53,8 @@ class OperatorServices:
         self.has_tombstones = False
         self.bind_logger: Callable[..., Any] = _bind_logger
         self._get, self._scan = state.get, state.scan
-        self._operator = operator
+        self._operator = operator.index
+        self._note_read = operator.keys.note_read
 
     def fetch_memory(self, owner: KeyState, path: str) -> bytes | None:
         """Return a memory value that is not cached, and cache it; a first miss loads the whole key.
@@ -67,8 +67,12 @@ class OperatorServices:
         stored = self._get(self._operator, owner.key, path)
         memory = owner.memory
         if stored is not None:
+            self._note_read(owner, ENTRY_BYTES + len(stored))
             return memory.setdefault(path, stored)
+        size = 0
         for below, value in self._scan(self._operator, owner.key, ""):
             memory.setdefault(below, value)
+            size += ENTRY_BYTES + len(value)
+        self._note_read(owner, size)
         owner.is_loaded = True
         return memory.get(path)

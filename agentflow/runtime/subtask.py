@@ -52,8 +52,9 @@ from agentflow.runtime.ports import Clock, KeyedState, Repartition, Sink, Source
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.watermarks import WatermarkGenerator
 
-RECORDS_PER_FETCH = 256
-"""Records of one turn: about 2 ms of a synchronous agent, so that timers and completions stay responsive."""
+_TURN_RECORDS_FIRST, _TURN_RECORDS_MAX = 16, 256
+_TURN_MS = 10
+"""What a turn should take at most, so that timers, completions and checkpoints stay responsive behind a slow synchronous agent."""
 _IDLE_STEP_MS = 100
 INCARNATION_NAME = "incarnation"
 
@@ -126,6 +127,7 @@ class Subtask:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._batches: deque[Sequence[Record]] = deque()
+        self._turn_records = _TURN_RECORDS_FIRST
         self._answers: deque[tuple[int, ActionCompleted | ActionFailed]] = deque()
         self._is_scheduled = False
         self._drain_requested = False
@@ -242,7 +244,7 @@ class Subtask:
         try:
             while not self._stopping.is_set():
                 await self._resumed.wait()
-                records = await self._source.fetch(RECORDS_PER_FETCH)
+                records = await self._source.fetch(self._turn_records)
                 if self._stopping.is_set():
                     return  # not admitted: the position stays before them
                 self._has_room.clear()
@@ -289,6 +291,7 @@ class Subtask:
             while self._batches:
                 batch = self._batches.popleft()
                 self._admit(batch, now_ms) if batch else self._end_input(now_ms)
+                self._pace(self._clock.now_ms() - now_ms)
                 self._has_room.set()
             if self._drain_requested:
                 self._drain_requested = False
@@ -299,6 +302,13 @@ class Subtask:
             raise
         except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
             self.fail(error)
+
+    def _pace(self, took_ms: int) -> None:
+        """Take fewer records for the next turn when one took long, more when it did not."""
+        if took_ms > _TURN_MS:
+            self._turn_records = max(1, self._turn_records // 2)
+        elif took_ms < _TURN_MS // 2:
+            self._turn_records = min(_TURN_RECORDS_MAX, self._turn_records * 2)
 
     def _admit(self, batch: Sequence[Record], now_ms: int) -> None:
         stage = self._stages[0]

@@ -127,7 +127,7 @@ class OperatorHarness:
         self._settle()
 
     async def _new_runner(self) -> ActionRunner:
-        services = OperatorServices(self._plan, self._settings, "harness", self._state, 0, encode_json)
+        services = OperatorServices(self._operator, self._settings, "harness", self._state, encode_json)
         threads = _InlineThreads(1)
         return ActionRunner(services, JSON, self._received, self._failed, threads, self._settings.blocking.leaked_max)
 

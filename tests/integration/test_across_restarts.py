@@ -423,3 +423,25 @@ def test_emit_record_is_what_a_sink_gets(tmp_path):
     place.run(agent_of(pass_on), agent_of(pass_on), sink=lambda: Recording(str(tmp_path / "out")))
     assert seen == [5, 7]
     assert place.outputs() == [{"k": 1, "at": 5}, {"k": 2, "at": 7}]
+
+
+# -- turns
+@pytest.mark.parametrize(("record_ms", "steady"), [(0, 256), (1, 8), (15, 1)])
+def test_a_turn_of_a_slow_synchronous_action_takes_few_records(tmp_path, record_ms, steady):
+    place = Place(tmp_path)
+    place.add(*[{"k": number} for number in range(3_000)])
+    turns = []
+
+    class Watched(JsonlSource):
+        async def fetch(self, records_max):
+            records = await super().fetch(records_max)
+            turns.append(len(records))
+            return records
+
+    def act(event, ctx):
+        place.clock.ms += record_ms
+
+    place.run(agent_of(act), source=lambda: Watched(str(tmp_path / "in.jsonl")))
+    assert sum(turns) == 3_000
+    assert turns[0] == 16  # the first turn does not know yet how long a record takes
+    assert set(turns[5:-2]) == {steady}  # the last ones are what is left, and the end

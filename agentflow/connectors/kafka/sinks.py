@@ -14,7 +14,6 @@ from agentflow.core.effects import DeadLetter, EmitRecord
 from agentflow.core.records import Record
 from agentflow.runtime.ports import Guarantee, Staged
 
-_KEYS_MAX = 100_000
 _AROUND_BYTES = 4 * 2**10  # what a batch has around the value of its only record: its head, key and headers
 _NO_HEADERS: list[tuple[str, bytes]] = []
 REASON_PREFIX = "agentflow-"
@@ -75,32 +74,18 @@ class _Topic:
 class KafkaSink(_Topic):
     """Outputs as records, with the key of their run."""
 
-    def __init__(
-        self,
-        producer: SubtaskProducer | PlainProducer,
-        topic: str,
-        partitioner: Partitioner,
-        message_max_bytes: int,
-    ) -> None:
-        super().__init__(producer, topic, partitioner, message_max_bytes)
-        self._places: dict[
-            bytes, tuple[bytes, int]
-        ] = {}  # key → record key and partition, because hashing costs 1.6 µs
-
     def write(self, record: EmitRecord | DeadLetter) -> None:
         """Append one output."""
         assert isinstance(record, EmitRecord)
         run = record.task.run
-        encoded = run.state.key
-        place = self._places.get(encoded)
-        if place is None:
-            if len(self._places) >= _KEYS_MAX:
-                self._places.clear()
-            key = kafka_key(encoded)
-            place = self._places[encoded] = (key, self._partitioner(key, self._partitions))
+        state = run.state
+        destination = state.destination
+        if destination is None:
+            key = kafka_key(state.key)
+            destination = state.destination = (key, self._partitioner(key, self._partitions))
         is_plain = record.own_headers is None and not run.record.headers
         headers = _NO_HEADERS if is_plain else list(record.headers)
-        self._producer.append(self._topic, place[1], place[0], record.value, headers, record.timestamp_ms)
+        self._producer.append(self._topic, destination[1], destination[0], record.value, headers, record.timestamp_ms)
 
 
 class KafkaDeadLetters(_Topic):
