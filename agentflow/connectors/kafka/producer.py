@@ -1,11 +1,13 @@
 """The transactional producer of one subtask: outputs, dead letters and changelog of an epoch in one transaction.
 
-    append…            batches of the open epoch are sent while the epoch goes on
-    barrier            the epoch is closed; what is appended now belongs to the next one and is held back
-    flush              every record of the closed epoch is acknowledged
-    append_changelog…, commit    the commit is the completion of the checkpoint; then the next epoch's records may leave
+    append…                 full batches of the open epoch are sent while the epoch goes on
+    barrier                 the epoch is closed; what is appended now belongs to the next one and is held back
+    append_changelog…       as append: full batches are sent
+    commit                  what is left of outputs and changelog is sent together, every record of the epoch is acknowledged,
+                            and the commit is the completion of the checkpoint; then the next epoch's records may leave
 
-One task at a time talks to the producer (`_turn`): aiokafka answers a send beside a commit with an error. A failed batch does
+A small checkpoint is four round trips: partitions into the transaction, records beside the group's two for the offsets, the
+commit. One task at a time talks to the producer (`_turn`): aiokafka answers a send beside a commit with an error. A failed batch does
 not fail a transaction in aiokafka, so every future is checked before the commit. A commit is never retried and a transaction
 never resumed: after any error the subtask is dropped, and its next life fences this producer.
 """
@@ -68,7 +70,8 @@ class SubtaskProducer:
         self._is_closed_epoch = False
         self._is_in_transaction = False
         self._futures: list[asyncio.Future[Any]] = []
-        self._last_changelog: asyncio.Future[Any] | None = None
+        self._changelog_batch: Any = None
+        self._last_changelog: tuple[asyncio.Future[Any], int] | None = None  # the last batch, and its records
         self._wake = asyncio.Event()
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -147,6 +150,7 @@ class SubtaskProducer:
             if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is not None:
                 return
             self._put_out(topic, partition, batch)
+            self._wake.set()
         assert self._producer is not None, "append to a producer that is not started"
         batch = open_batches[partition] = self._producer.create_batch()
         if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
@@ -155,7 +159,6 @@ class SubtaskProducer:
     def _put_out(self, topic: str, partition: int, batch: Any) -> None:  # noqa: ANN401 (aiokafka has no types for it)
         outbox = self._held if self._is_closed_epoch else self._outbox
         outbox.append((topic, partition, batch))
-        self._wake.set()
         if len(self._outbox) + len(self._held) >= _OUTBOX_BATCHES_MAX:
             self._has_room.clear()
 
@@ -201,28 +204,20 @@ class SubtaskProducer:
         if not self._is_in_transaction:
             await producer.begin_transaction()
             self._is_in_transaction = True
+        records = batch.record_count()
         future = await producer.send_batch(batch, topic, partition=partition)
         self._futures.append(future)
         if topic == self._changelog:
-            self._last_changelog = future
+            self._last_changelog = future, records
 
     async def flush(self) -> None:
-        """Send what is left of the closed epoch and wait until the broker has all of it.
-
-        Raises:
-            SinkError: A record was not taken, or this producer is fenced.
-        """
-        with self._told("writing outputs"):
-            async with self._in_time():
-                async with self._turn:
-                    await self._send_outbox()
-                await self._acknowledged()
+        """Nothing: `commit` sends what is left, and waits for all of it."""
 
     async def _acknowledged(self) -> None:
         if self._failure is not None:
             raise broken(
                 self._failure if isinstance(self._failure, Exception) else RuntimeError(repr(self._failure)),
-                "writing outputs",
+                "writing the records of a checkpoint",
                 self._where(),
             )
         futures, self._futures = self._futures, []
@@ -241,14 +236,13 @@ class SubtaskProducer:
         assert producer is not None
         with self._told("writing the changelog"):
             async with self._in_time(), self._turn:
-                batch = producer.create_batch()
+                batch = self._changelog_batch or producer.create_batch()
                 for key, value in records:
                     if batch.append(timestamp=None, key=key, value=value) is None:
                         await self._send(self._changelog, self._subtask, batch)
                         batch = producer.create_batch()
                         assert batch.append(timestamp=None, key=key, value=value) is not None, "a part is too large"
-                if batch.record_count():
-                    await self._send(self._changelog, self._subtask, batch)
+                self._changelog_batch = batch
 
     async def commit(self, checkpoint: int, positions: Mapping[str, int]) -> int:
         """Check every record of the transaction and commit it; see `ChangelogTransaction.commit`."""
@@ -256,17 +250,20 @@ class SubtaskProducer:
         assert producer is not None
         with self._told("committing a checkpoint"):
             async with self._in_time(), self._turn:
-                await self._acknowledged()
-                if not self._is_in_transaction:
-                    await producer.begin_transaction()
-                    self._is_in_transaction = True
+                await self._send_outbox()
+                batch, self._changelog_batch = self._changelog_batch, None
+                assert batch is not None, "a commit without a checkpoint record"
+                await self._send(self._changelog, self._subtask, batch)
                 note = f"{_NOTE}{checkpoint}"
                 offsets = {
                     TopicPartition(label.rpartition("/")[0], int(label.rpartition("/")[2])): (offset, note)
                     for label, offset in positions.items()
                 }
                 if offsets:
-                    await producer.send_offsets_to_transaction(offsets, self._group)
+                    offsets_sent = producer.send_offsets_to_transaction(offsets, self._group)
+                    await asyncio.gather(self._acknowledged(), offsets_sent)
+                else:
+                    await self._acknowledged()
                 await producer.commit_transaction()
                 self._is_in_transaction = False
         self.committed.update(positions)
@@ -274,8 +271,9 @@ class SubtaskProducer:
         self._outbox, self._held = self._held, deque()
         self._has_room.set()
         self._wake.set()
-        assert self._last_changelog is not None, "a commit without a checkpoint record"
-        return int(self._last_changelog.result().offset) + 1
+        assert self._last_changelog is not None
+        last, records = self._last_changelog
+        return int(last.result().offset) + records
 
     async def prove_ownership(self) -> None:
         """Append a record that means nothing to the changelog: a fenced producer cannot.
