@@ -128,6 +128,7 @@ def _kafka_rest() -> dict[str, Workload]:
         "start to first output": Workload(partial(_kafka_time, "start_ms"), "ms", 1_500),
         "restart to new output": Workload(partial(_kafka_time, "restart_ms"), "ms", 2_500),
         "takeover behind the session": Workload(partial(_kafka_time, "takeover_ms"), "ms", 3_000),
+        "gap of a rolling restart": Workload(partial(_kafka_time, "rolling_restart_ms"), "ms", 3_000),
         "memory of an idle subtask": Workload(partial(_kafka_time, "idle_subtask_mib"), "MiB", 4),
         "checkpoint, 64 subtasks": Workload(partial(_kafka_time, "busy_subtasks_ms"), "ms", 300),
         "restore, 1,000,000 entries": Workload(partial(_kafka_time, "restore_ms"), "ms", 5_000, is_size_named=True),

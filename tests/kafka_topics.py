@@ -34,11 +34,11 @@ class Topics:
     def __init__(self, brokers: str) -> None:
         self.brokers = brokers
 
-    def create(self, name: str, partitions: int, **config: str) -> None:
+    def create(self, name: str, partitions: int, replicas: int = 1, **config: str) -> None:
         async def create() -> None:
             admin = AIOKafkaAdminClient(bootstrap_servers=self.brokers)
             await admin.start()
-            await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=config)])
+            await admin.create_topics([NewTopic(name, partitions, replicas, topic_configs=config)])
             await admin.close()
 
         asyncio.run(create())

@@ -57,6 +57,26 @@ def test_transaction_that_the_broker_aborts_is_repeated(place, broker):
     assert check_history(values, range(2_000)) == ""
 
 
+def test_job_goes_on_while_one_of_three_brokers_is_dead(tmp_path):
+    """Leaders, the coordinator of the group and those of the transactions move to the other two."""
+    cluster = OwnBroker(tmp_path, ["broker.session.timeout.ms=3000", "broker.heartbeat.interval.ms=500"], nodes=3)
+    cluster.start()
+    try:
+        place = Place(tmp_path, cluster.address)
+        place.topics.create(place.source, 4, replicas=3)
+        place.write(1_000, keys=41)
+        with place.worker() as worker:
+            values = place.wait_for(place.sink, 1_000, worker)
+            for node in (1, 2):
+                cluster.signal(signal.SIGKILL, node)
+                place.write(1_000, keys=41, start=1_000 * node)
+                values = place.wait_for(place.sink, 1_000 * (node + 1), worker)
+                cluster.start()
+        assert check_history(values, range(3_000)) == ""
+    finally:
+        cluster.stop()
+
+
 def test_worker_that_finds_no_broker_says_so(place, broker):
     broker.stop()
     try:
