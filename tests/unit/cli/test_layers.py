@@ -45,6 +45,23 @@ def test_later_flag_wins_over_an_earlier_one():
     assert load(GOOD, "run.in-flight-max=1", "run.in-flight-max=2").settings.run.in_flight_max == 2
 
 
+KAFKA = "job: reviews\nagent: shop.agents:ReviewAgent\nstate.dir: state/\nkafka.brokers: b:9092\n"
+
+
+def test_key_that_only_one_kind_has_is_that_kinds():
+    short = load(KAFKA + "source.topics: in\nsink.topic: out\ndead-letter.topic: dead\n").composition
+    long = load(
+        KAFKA + "source: {kafka: {topics: in}}\nsink: {kafka: {topic: out}}\ndead-letter: {kafka: {topic: dead}}\n"
+    ).composition
+    assert (short.source, short.sink, short.dead_letter) == (long.source, long.sink, long.dead_letter)
+    assert (short.sink.topic, short.dead_letter.topic) == ("out", "dead")
+
+
+def test_key_of_another_kind_is_a_second_kind():
+    with pytest.raises(JobFileError, match="'dead-letter' has both 'stdout' and 'jsonl'"):
+        load(KAFKA + "source.topics: in\nsink.path: out/\ndead-letter: {stdout: {}, path: x}\n")
+
+
 @pytest.mark.parametrize(
     "text",
     [
