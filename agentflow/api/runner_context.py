@@ -93,7 +93,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     @property
     def headers(self) -> Headers:
         """Headers of the run's input record, in order; a name may come twice. Empty where the source has none, and for timers."""
-        headers: Headers = self._task.run.record.headers
+        headers: Headers = self._task.run.record.user_headers
         return headers
 
     @property

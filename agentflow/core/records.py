@@ -11,6 +11,10 @@ import msgspec
 
 Headers = tuple[tuple[str, bytes], ...]
 """Names and values, in order; a name may come twice."""
+ORIGIN_HEADER = "agentflow-origin"
+"""Of a record that comes through a repartition topic: its source position before."""
+ORIGINAL_KEY_HEADER = "agentflow-original-key"
+"""And its record key before; missing where it had none."""
 
 
 class Record(msgspec.Struct, gc=False):
@@ -38,6 +42,11 @@ class Record(msgspec.Struct, gc=False):
     def run_id(self) -> str:
         """The id of the run this record starts."""
         return f"{self.source}/{self.offset}"
+
+    @property
+    def user_headers(self) -> Headers:
+        """The headers without those of a repartition topic."""
+        return tuple(header for header in self.headers if header[0] not in (ORIGIN_HEADER, ORIGINAL_KEY_HEADER))
 
 
 class ErrorReport(msgspec.Struct, frozen=True, gc=False):

@@ -118,11 +118,12 @@ def test_what_cannot_be_decoded_is_a_dead_letter_with_its_own_bytes_and_the_part
     assert "dead letter" in worker.log.read_text()
 
 
-def test_headers_reach_the_agent_and_the_trace_goes_through(place):
+@pytest.mark.parametrize("key_by", ["record.key", "user"])
+def test_headers_reach_the_agent_and_the_trace_goes_through(place, key_by):
     place.topics.create(place.source, 1)
     sent = [("traceparent", b"00-a"), ("other", b"x")]
-    place.topics.write(place.source, [("k", {})], headers=sent)
-    with place.worker(*settings("agent=agents:Traced")) as worker:
+    place.topics.write(place.source, [("k", {"user": 1})], headers=sent)
+    with place.worker(*settings("agent=agents:Traced", f"key-by={key_by}")) as worker:
         plain, own = place.wait_for_records(place.sink, 2, worker)
     assert json.loads(plain.value) == {"traceparent": "00-a", "other": "x"}
     assert plain.headers == (("traceparent", b"00-a"),)

@@ -11,15 +11,13 @@ from agentflow.connectors.kafka.partitioners import Partitioner
 from agentflow.connectors.kafka.plain_producer import PlainProducer
 from agentflow.connectors.kafka.producer import SubtaskProducer
 from agentflow.core.effects import DeadLetter, EmitRecord
-from agentflow.core.records import Record
+from agentflow.core.records import ORIGIN_HEADER, ORIGINAL_KEY_HEADER, Record
 from agentflow.runtime.ports import Guarantee, Staged
 
 _AROUND_BYTES = 4 * 2**10  # what a batch has around the value of its only record: its head, key and headers
 _NO_HEADERS: list[tuple[str, bytes]] = []
 REASON_PREFIX = "agentflow-"
 """Of the headers that say why a record is a dead letter."""
-ORIGIN_HEADER = "agentflow-origin"
-ORIGINAL_KEY_HEADER = "agentflow-original-key"
 _decode_key = msgspec.msgpack.Decoder().decode
 
 
@@ -99,7 +97,7 @@ class KafkaDeadLetters(_Topic):
         carried = dict(headers)
         if ORIGIN_HEADER in carried:  # it came through a repartition topic
             key = carried.get(ORIGINAL_KEY_HEADER)
-            headers = [header for header in headers if header[0] not in (ORIGIN_HEADER, ORIGINAL_KEY_HEADER)]
+            headers = list(failed.user_headers)
             reason["source-position"] = carried[ORIGIN_HEADER].decode()
         partition = self._partitioner(key, self._partitions) if key else 0
         headers += [(f"{REASON_PREFIX}{name}", text.encode()) for name, text in reason.items()]
