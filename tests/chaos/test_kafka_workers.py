@@ -152,8 +152,7 @@ def run_disturbed(tmp_path: Path, broker: OwnBroker, luck: random.Random) -> Non
             worker.wait()
         group.log.close()
     assert check_history(topics.values(f"{job}-out"), range(records)) == "", f"{dict(group.seen)}"
-    log = (tmp_path / "log").read_text()
-    print(f"{records:,} records, {dict(group.seen)}, deaths {group.deaths}")
+    log = f"{records:,} records, {dict(group.seen)}, deaths {group.deaths}\n" + (tmp_path / "log").read_text()
     assert set(group.deaths) <= {1}, log[-20_000:]
     assert len(group.deaths) <= log.count("error: no Kafka broker answers"), log[-20_000:]
     assert statuses == [143] * count
