@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.plot import draw
-from benchmarks.registry import SUITES, Workload
+from benchmarks.plot import amount, draw
+from benchmarks.registry import RATIOS, SUITES, Workload
 
 EXIT_MISSED = 3
 PLOT = ".cache/benchmarks/{suite}.png"
@@ -66,10 +66,25 @@ def result(name: str, workload: Workload, runs: Sequence[float], *, is_quick: bo
 
 def row(one: dict[str, Any]) -> str:
     """Return a result as a line of the table."""
-    target = "-" if one["target"] is None else f"{one['target']:,.0f}"
-    spread = " ".join(f"{run:,.0f}" for run in one["runs"])
+    target = "-" if one["target"] is None else amount(one["target"])
+    spread = " ".join(amount(run) for run in one["runs"])
     mark = "  MISSED" if one["met"] is False else ""
-    return f"{one['name']:29} {one['value']:12,.0f} {target:>9}  {one['unit']:9} {one['guarantee']:12} {spread}{mark}"
+    return (
+        f"{one['name']:29} {amount(one['value']):>12} {target:>9}  {one['unit']:9} {one['guarantee']:12} {spread}{mark}"
+    )
+
+
+def ratios(results: Sequence[dict[str, Any]], place: dict[str, str]) -> list[dict[str, Any]]:
+    """Return what was measured as a multiple of a peer that was measured in the same run."""
+    values = {one["name"]: one["value"] for one in results}
+    return [
+        result(
+            f"- times {peer}", Workload(float, "times", target, is_more_better=True), [ours / theirs], is_quick=False
+        )
+        | place
+        for name, peer, target in RATIOS
+        if (ours := values.get(name)) is not None and (theirs := values.get(peer)) is not None
+    ]
 
 
 def exit_status(results: Sequence[dict[str, Any]], *, is_checked: bool) -> int:
@@ -79,7 +94,9 @@ def exit_status(results: Sequence[dict[str, Any]], *, is_checked: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table, and say whether the targets are met."""
-    parser = argparse.ArgumentParser(prog="benchmarks", description="Measure the engine")
+    parser = argparse.ArgumentParser(
+        prog="benchmarks", description="Measure the engine, or workers on Kafka beside their peers"
+    )
     parser.add_argument("suite", choices=sorted(SUITES))
     parser.add_argument("--quick", action="store_true", help="one short run each, under a minute")
     parser.add_argument("--runs", type=int, default=5, help="runs of each workload; the median counts")
@@ -106,6 +123,9 @@ def main(argv: list[str] | None = None) -> int:
             continue
         results.append(result(name, workloads[name], runs, is_quick=chosen.quick) | place)
         print(row(results[-1]), flush=True)
+    for one in ratios(results, place):
+        results.append(one)
+        print(row(one))
     if chosen.json:
         Path(chosen.json).write_text(json.dumps(results, indent=2) + "\n")
     print(draw(results, Path(chosen.plot.format(suite=chosen.suite))))

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 
+def amount(value: float) -> str:
+    """Return a number as people read it."""
+    return f"{value:,.2f}" if value < 10 else f"{value:,.0f}"
+
+
 def draw(results: Sequence[dict[str, Any]], path: Path) -> str:
     """Draw each result that has a target as a multiple of it, 1 and more being met; return what was done, in words."""
     try:
@@ -21,7 +26,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> str:
     axes = figure.subplots()
     colors = ["tab:green" if one["met"] else "tab:red" for one in judged]
     bars = axes.barh([one["name"] for one in judged], ratios, color=colors)
-    axes.bar_label(bars, [f"{one['value']:,.0f} {one['unit']}" for one in judged], padding=3)
+    axes.bar_label(bars, [f"{amount(one['value'])} {one['unit']}" for one in judged], padding=3)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.margins(x=0.25)

@@ -150,6 +150,13 @@ ENGINE = {
 
 SUITES = {"engine": ENGINE, "kafka": {**_kafka_rates(), **_kafka_peers(), **_kafka_rest()}}
 
+RATIOS = (
+    ("trivial", "quix: trivial, 1,000", None),
+    ("stateful, 1,000 keys", "quix: stateful, 1,000", 1.6),
+    ("stateful, 50,000 keys", "quix: stateful, 50,000", 2.0),
+)
+"""Workload, peer, and how many times as fast the one has to be as the other in the same run."""
+
 if __name__ == "__main__":
     try:
         print(SUITES[sys.argv[1]][sys.argv[2]].measure(QUICK if "--quick" in sys.argv else 1.0))

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks.__main__ import EXIT_MISSED, exit_status, main, result
+from benchmarks.__main__ import EXIT_MISSED, exit_status, main, ratios, result
 from benchmarks.registry import ENGINE, Workload
 from benchmarks.workloads import check_outputs
 
@@ -76,3 +76,23 @@ def test_unknown_workload_is_wrong_use():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no workload has such a name" in done.stderr
+
+
+def test_ratio_to_a_peer_is_judged_where_both_were_measured_in_the_same_run():
+    measured = [
+        {"name": name, "value": value}
+        for name, value in [("stateful, 1,000 keys", 300.0), ("quix: stateful, 1,000", 200.0), ("trivial", 400.0)]
+    ]
+    (one,) = ratios(measured, {"machine": "m", "commit": "c"})
+    assert (one["name"], one["value"], one["target"], one["met"]) == ("- times quix: stateful, 1,000", 1.5, 1.6, False)
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("name", ["stateful, 2 processes", "start to first output", "latency p99, 10,000/s"])
+def test_kafka_workload_runs_and_checks_its_outputs(kafka, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("AGENTFLOW_TEST_KAFKA", kafka)
+    results = tmp_path / "results.json"
+    arguments = ["kafka", "--quick", "--only", name, "--json", str(results), "--plot", str(tmp_path / "plot.svg")]
+    assert main(arguments) == 0
+    (one,) = json.loads(results.read_text())
+    assert one["value"] > 0
