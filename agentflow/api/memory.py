@@ -272,10 +272,13 @@ class MemoryObject(msgspec.Struct, eq=False):
         if type(value) not in _SCALARS:
             check_value(value, full)
         writes = scope.writes
-        if full not in writes or type(writes[full]) is _Mark:
+        if full in writes:
+            is_value = type(writes[full]) is not _Mark
+        else:
             stored = scope.entries.get(full)
-            if stored is None or stored[0] >= OBJECT:
-                scope.check_leaf(full)
+            is_value = stored is not None and stored[0] < OBJECT
+        if not is_value:
+            scope.check_leaf(full)
         writes[full] = value
         return MemoryRef(scope.memory_type, full)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agentflow import Agent, EventType, Retry
@@ -95,6 +95,11 @@ def shape(value):
     return (type(value).__name__, value)
 
 
+# What a task put in the place of a value is no value: it may not be overwritten by one.
+@example(
+    [([("set", "b.a", 1)], False), ([("delete", "b", None), ("new_object", "b.a", None), ("set", "b.a", 2)], False)]
+)
+@example([([("set", "b", 1)], False), ([("delete", "b", None), ("set", "b.a", 1), ("set", "b", 2)], False)])
 @given(tasks)
 def test_memory_is_a_tree_of_values_that_only_completed_tasks_change(tasks):
     model = Model()
