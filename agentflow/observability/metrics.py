@@ -14,7 +14,7 @@ from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
-from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
 
 class WorkerView(Protocol):
@@ -102,13 +102,10 @@ class WorkerMetrics:
     """
 
     def __init__(self, job: str, worker: WorkerView, loop_lag_s: Callable[[], float]) -> None:
-        # Into a registry of its own: the process may have other metrics, and the exporter knows the default one only.
-        self._reader = PrometheusMetricReader()
-        self._registry = CollectorRegistry(auto_describe=True)
-        REGISTRY.unregister(self._reader._collector)  # noqa: SLF001 (it has no argument for a registry)
-        self._registry.register(self._reader._collector)  # noqa: SLF001
+        self._registry = CollectorRegistry()  # of its own: the process may have other metrics
+        reader = PrometheusMetricReader(registry=self._registry, scope_info_enabled=False)
         resource = Resource.create({"service.name": "agentflow", "agentflow.job": job})
-        self._provider = MeterProvider([self._reader], resource)
+        self._provider = MeterProvider([reader], resource)
         meter = self._provider.get_meter("agentflow")
 
         def observing(read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:

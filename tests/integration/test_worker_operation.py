@@ -74,6 +74,8 @@ def test_health_and_metrics_are_served_on_one_port(place):
     expected = ("runs_in_flight", "checkpoint_duration_seconds", "checkpoint_age_seconds", "loop_lag_seconds")
     assert {f"agentflow_{name}" for name in (*expected, "restore_duration_seconds")} <= metrics.keys()
     assert re.search(rf'^agentflow_lag{{.*partition="1",topic="{place.source}"}} 0.0$', text, re.MULTILINE)
+    log = worker.log.read_text()
+    assert [line for line in log.splitlines() if "opentelemetry" in line or "Exception" in line] == []
 
 
 def test_worker_is_not_ready_before_it_has_joined_and_a_taken_port_is_told(place):
