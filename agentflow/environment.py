@@ -318,7 +318,7 @@ class _KafkaSubtask:
         return sinks
 
     async def _open_state(self) -> KeyedState:
-        from agentflow.connectors.kafka.connection import client_options
+        from agentflow.connectors.kafka.connection import Consumer, client_options
         from agentflow.state.kafka_changelog import open_changelog_state
 
         assert self._producer is not None
@@ -331,6 +331,7 @@ class _KafkaSubtask:
             self._number,
             client,
             kafka.facts.delete_retention_ms,
+            Consumer,
         )
 
     def _open_copy(self, is_reset: bool) -> RocksDBKeyedState:  # noqa: FBT001 (a callback)

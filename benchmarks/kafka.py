@@ -29,6 +29,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from agentflow.connectors.kafka.connection import Consumer
 from agentflow.connectors.kafka.partitioners import murmur2
 from agentflow.connectors.kafka.producer import SubtaskProducer
 from agentflow.core.delta import Table
@@ -420,7 +421,13 @@ def restore_ms(factor: float) -> float:
         owner, began = producer(), time.monotonic()
         client = {"bootstrap_servers": place.brokers}
         state = await open_changelog_state(
-            lambda _: RocksDBKeyedState.open(f"{directory}/state", job=place.job), owner, changelog, 0, client, 2**62
+            lambda _: RocksDBKeyedState.open(f"{directory}/state", job=place.job),
+            owner,
+            changelog,
+            0,
+            client,
+            2**62,
+            Consumer,
         )
         took_ms = (time.monotonic() - began) * 1000
         assert state.get(0, b"k%08d" % (entries - 1), "value") == b"x" * 100

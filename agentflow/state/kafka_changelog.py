@@ -143,7 +143,7 @@ async def open_changelog_state(
     subtask: int,
     client: Mapping[str, Any],
     delete_retention_ms: int,
-    new_consumer: Callable[..., Any] = AIOKafkaConsumer,
+    new_consumer: Callable[..., Any],
 ) -> ChangelogKeyedState:
     """Become the owner of a subtask's state and bring RocksDB up to the end of the changelog.
 

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import (
     AuthenticationFailedError,
@@ -37,6 +38,24 @@ REQUEST_BYTES_MAX = 2**30
 """What a record may have is checked against its topic, when it is made."""
 KAFKA_ERRORS = (KafkaError, IllegalOperation, asyncio.InvalidStateError, AssertionError)
 """What aiokafka is known to raise."""
+
+
+class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
+    """aiokafka's consumer, with a `stop` that ends.
+
+    Its own cancels fetches that wait after an error and lets that cancellation out, as if the caller had been cancelled; its
+    connections stay open then.
+    """
+
+    async def stop(self) -> None:
+        """Leave the group and disconnect."""
+        try:
+            await super().stop()
+        except asyncio.CancelledError:
+            await self._client.close()
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
 
 
 def client_options(settings: KafkaSettings) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from agentflow.connectors.kafka.connection import (
     KAFKA_ERRORS,
     REQUEST_BYTES_MAX,
+    Consumer,
     broken,
     client_options,
     unreachable,
@@ -159,7 +160,7 @@ class DeadLetterTopic:
             await admin.close()
 
     async def _records(self) -> AsyncIterator[ConsumerRecord]:
-        consumer = AIOKafkaConsumer(
+        consumer = Consumer(
             self._topic,
             **client_options(self._settings),
             enable_auto_commit=False,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
-from agentflow.connectors.kafka.connection import client_options, unreachable
+from agentflow.connectors.kafka.connection import Consumer, client_options, unreachable
 from agentflow.connectors.kafka.producer import checkpoint_of
 from agentflow.runtime.settings import KafkaSettings
 
@@ -70,7 +70,7 @@ async def describe_group(settings: KafkaSettings, job: str, topics: tuple[str, .
         SourceError: No broker answers.
     """
     admin = AIOKafkaAdminClient(**client_options(settings))
-    consumer = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False, isolation_level="read_committed")
+    consumer = Consumer(**client_options(settings), enable_auto_commit=False, isolation_level="read_committed")
     try:
         await admin.start()
         await consumer.start()

@@ -15,14 +15,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from agentflow.api.codecs import JSON, Codec
 from agentflow.connectors.kafka.assignor import subtask_assignor
-from agentflow.connectors.kafka.connection import client_options, unreachable
+from agentflow.connectors.kafka.connection import Consumer, client_options, unreachable
 from agentflow.connectors.kafka.producer import SubtaskProducer
 from agentflow.core.records import Record
 from agentflow.errors import PartitionCountChanged, SourceError
@@ -80,7 +80,7 @@ class KafkaGroup:
         subtasks: int,
         repartition: Sequence[str] = (),
         on_event: Callable[[str, dict[str, Any]], None] | None = None,
-        new_consumer: Callable[..., Any] = AIOKafkaConsumer,
+        new_consumer: Callable[..., Any] = Consumer,
     ) -> None:
         self._new_consumer = new_consumer
         self._on_event = on_event or (lambda name, fields: None)  # noqa: ARG005
@@ -93,7 +93,7 @@ class KafkaGroup:
         self._job = job
         self._sources: dict[int, PartitionSource] = {}
         self._owned: list[int] = []
-        self._consumer: Any = None  # AIOKafkaConsumer
+        self._consumer: Any = None  # Consumer
         self._wake = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self.failure: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from agentflow.connectors.kafka.connection import client_options, unreachable
+from agentflow.connectors.kafka.connection import Consumer, client_options, unreachable
 from agentflow.connectors.kafka.partitioners import PARTITIONERS, Partitioner
 from agentflow.errors import ConfigError
 from agentflow.runtime.settings import KafkaSettings
@@ -77,7 +77,7 @@ def _disagreement(configured: str, samples: Sequence[Sample], count: int) -> str
 
 
 async def _samples(settings: KafkaSettings, topics: Sequence[str], count: int) -> list[Sample]:
-    consumer = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False, auto_offset_reset="none")
+    consumer = Consumer(**client_options(settings), enable_auto_commit=False, auto_offset_reset="none")
     try:
         await consumer.start()
         partitions = [
