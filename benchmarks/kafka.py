@@ -386,6 +386,7 @@ async def _rolling_restart_ms(place: Place, directory: str) -> float:
             for task in background:
                 task.cancel()
             await asyncio.wait(background)
+            gaps += [time.monotonic() - at for at in changed.values()]  # what has not gone on is a gap too
     return max(gaps) * 1000
 
 
