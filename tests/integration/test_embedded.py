@@ -430,5 +430,5 @@ def test_outputs_of_removed_state_are_never_overwritten_and_the_job_stops_at_onc
 
 def test_start_without_new_input_makes_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(b'{"k": "a"}\n')
-    checkpoints = [file_job(tmp_path, agent_of(counting)).execute().checkpoint for _ in range(3)]
-    assert checkpoints == [1, 1, 1]
+    first, *later = [file_job(tmp_path, agent_of(counting)).execute().checkpoint for _ in range(3)]
+    assert later == [first, first]
