@@ -516,8 +516,8 @@ def busy_subtasks_ms(factor: float) -> float:
         with _process(command, directory, Path(directory) / "log"):
             await _started(Path(directory), place.partitions)
             address = re.findall(r"address=\S+:(\d+)", (Path(directory) / "log").read_text())[0]
-            writing = asyncio.ensure_future(_latency(place, 0.99, seconds=max(12, int(20 * factor)), step=1_000))
-            await asyncio.sleep(8)
+            writing = asyncio.ensure_future(_latency(place, 0.99, seconds=max(16, int(24 * factor)), step=1_000))
+            await asyncio.sleep(12)
             longest = 0.0
             while not writing.done():
                 text = await asyncio.to_thread(_fetch, f"http://127.0.0.1:{address}/metrics")
