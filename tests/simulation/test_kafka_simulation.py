@@ -70,12 +70,13 @@ def apply_before_the_commit(patch: pytest.MonkeyPatch) -> None:
 
 
 def let_outputs_of_the_next_epoch_into_the_transaction(patch: pytest.MonkeyPatch) -> None:
-    def barrier(self: Any) -> None:
-        for slot, batch in self._open.items():
-            self._put_out(slot, batch)
-        self._open = {}
+    barrier = SubtaskProducer.barrier
 
-    patch.setattr(SubtaskProducer, "barrier", barrier)
+    def leave_the_epoch_open(self: Any) -> None:
+        barrier(self)
+        self._is_closed_epoch = False
+
+    patch.setattr(SubtaskProducer, "barrier", leave_the_epoch_open)
 
 
 def commit_what_was_not_acknowledged(patch: pytest.MonkeyPatch) -> None:
