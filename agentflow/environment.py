@@ -281,9 +281,8 @@ class _KafkaSubtask:
 
     async def keep(self) -> None:
         """Prove that nobody owned the subtask meanwhile, and read on."""
-        if self._producer is not None and self._source is not None and self._source.is_open:
-            await self._producer.prove_ownership()
-            await self._source.resume()
+        if self._source is not None:
+            await self._source.keep()
 
     async def release(self) -> None:
         """Forget the source; its job has closed everything."""

@@ -9,7 +9,7 @@ Values lie at dotted paths. A path holds a value or is an object (has fields), n
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -147,20 +147,20 @@ class MemoryScope(msgspec.Struct, eq=False):
 
     def paths_below(self, prefix: str) -> list[str]:
         """Return every live path that starts with ``prefix``, sorted."""
-        self.fetch(self.owner, prefix)  # completes the cache, unless the prefix itself is an entry
-        found = {
-            p for p in self.entries if p.startswith(prefix) and p not in self.writes and self.stored(p) is not None
-        }
-        found.update(p for p, value in self.writes.items() if value is not _DELETED and p.startswith(prefix))
-        return sorted(found)
+        return sorted(self._live_below(prefix))
 
     def has_below(self, prefix: str) -> bool:
         """Whether a live path starts with ``prefix``."""
-        self.fetch(self.owner, prefix)
+        return next(self._live_below(prefix), None) is not None
+
+    def _live_below(self, prefix: str) -> Iterator[str]:
+        self.fetch(self.owner, prefix)  # completes the cache, unless the prefix itself is an entry
         for path in self.entries:
             if path.startswith(prefix) and path not in self.writes and self.stored(path) is not None:
-                return True
-        return any(path.startswith(prefix) and value is not _DELETED for path, value in self.writes.items())
+                yield path
+        for path, value in self.writes.items():
+            if path.startswith(prefix) and value is not _DELETED:
+                yield path
 
     def check_leaf(self, path: str) -> None:
         """Raise ValueError unless a value may stand at ``path``: it is no object, and nothing above it is a value."""

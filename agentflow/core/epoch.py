@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agentflow.core.delta import SLICE_ENTRIES_MAX, DeltaSlices, StateWrite, Table
-from agentflow.core.keys import ENTRY_BYTES, KeyTable
+from agentflow.core.keys import KeyTable
 from agentflow.core.runs import KeyState, Run
 from agentflow.core.segments import SegmentedQueue
 from agentflow.core.stored_runs import encode_run
@@ -89,12 +89,11 @@ class EpochDelta:
         operator, table, note_written = self._operator, Table.MEMORY, keys.note_written
         writes: list[StateWrite] = []
         for state, changed in self.memory.items():
-            key, size = state.key, 0
+            key = state.key
             for path, value in changed.items():
-                size += ENTRY_BYTES if value is None else ENTRY_BYTES + len(value)
                 # without the constructor, which is a Python function: every changed entry comes by here
                 writes.append(tuple.__new__(StateWrite, (table, operator, key, path, value)))
-            note_written(state, len(changed), size)
+            note_written(state, changed)
             if len(writes) >= SLICE_ENTRIES_MAX:
                 for start in range(0, len(writes), SLICE_ENTRIES_MAX):
                     yield writes[start : start + SLICE_ENTRIES_MAX]

@@ -7,13 +7,13 @@ emptied by the clock algorithm: a key that was used since the hand last passed g
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from agentflow.core.runs import KeyState
 
 _KEY_BYTES = 600  # a KeyState, its dicts, its place in the table and in the sink, measured
-ENTRY_BYTES = 100
-"""Of one memory value, besides itself."""
+_ENTRY_BYTES = 100  # of one memory value, besides itself
 _FEW_PATHS = 16
 _EVICTIONS_PER_CALL_MAX = 4_000  # a few ms
 
@@ -27,23 +27,19 @@ class KeyTable:
         self._bytes = 0  # of all memory values: the sum of `KeyState.size`
         self._seen_in: dict[KeyState, int] = {}
 
-    def note_read(self, state: KeyState, size: int) -> None:
-        """Account values that were read from keyed state."""
+    def grow(self, state: KeyState, values: Iterable[bytes | None]) -> None:
+        """Account values that were not in the cache before."""
+        size = _size(values)
         state.size += size
         self._bytes += size
 
-    def note_written(self, state: KeyState, paths: int, size: int) -> None:
-        """Account written values: ``size`` bytes at ``paths``.
-
-        Of a key with many others, what they replaced stays accounted until the hand passes.
-        """
+    def note_written(self, state: KeyState, changed: Mapping[str, bytes | None]) -> None:
+        """Account written values; of a key with many others, what they replaced stays accounted until the hand passes."""
         held = len(state.memory)
-        if held == paths:
-            size -= state.size
-        elif held <= _FEW_PATHS:
-            size = _size(state) - state.size
-        state.size += size
-        self._bytes += size
+        if held == len(changed) or held <= _FEW_PATHS:
+            self._recount(state)
+        else:
+            self.grow(state, changed.values())
 
     def evict(self, completed_epoch: int) -> None:
         """Drop idle keys while the cache is too large; bounded work.
@@ -56,7 +52,7 @@ class KeyTable:
             return
         passed = list(islice(self.states.items(), _EVICTIONS_PER_CALL_MAX))
         for _, state in passed:
-            self.note_read(state, _size(state) - state.size)
+            self._recount(state)
         for key, state in passed:
             if self._excess() <= 0:
                 break
@@ -73,10 +69,15 @@ class KeyTable:
                 self._seen_in.pop(state, None)
                 self._bytes -= state.size
 
+    def _recount(self, state: KeyState) -> None:
+        self._bytes -= state.size
+        state.size = _size(state.memory.values())
+        self._bytes += state.size
+
     def _excess(self) -> int:
         return len(self.states) * _KEY_BYTES + self._bytes - self._bytes_max
 
 
-def _size(state: KeyState) -> int:
-    """Return the bytes of a key's memory values."""
-    return sum([ENTRY_BYTES if value is None else ENTRY_BYTES + len(value) for value in state.memory.values()])
+def _size(values: Iterable[bytes | None]) -> int:
+    """Return the bytes of memory values."""
+    return sum([_ENTRY_BYTES if value is None else _ENTRY_BYTES + len(value) for value in values])

@@ -7,7 +7,6 @@ from typing import Any
 
 from agentflow.api.encoding import encode_msgpack
 from agentflow.api.memory import MemoryLimits
-from agentflow.core.keys import ENTRY_BYTES
 from agentflow.core.operator import Operator
 from agentflow.core.runs import KeyState
 from agentflow.runtime.ports import KeyedState
@@ -54,7 +53,7 @@ class OperatorServices:
         self.bind_logger: Callable[..., Any] = _bind_logger
         self._get, self._scan = state.get, state.scan
         self._operator = operator.index
-        self._note_read = operator.keys.note_read
+        self._grow = operator.keys.grow
 
     def fetch_memory(self, owner: KeyState, path: str) -> bytes | None:
         """Return a memory value that is not cached, and cache it; a first miss loads the whole key.
@@ -67,12 +66,11 @@ class OperatorServices:
         stored = self._get(self._operator, owner.key, path)
         memory = owner.memory
         if stored is not None:
-            self._note_read(owner, ENTRY_BYTES + len(stored))
+            self._grow(owner, (stored,))
             return memory.setdefault(path, stored)
-        size = 0
-        for below, value in self._scan(self._operator, owner.key, ""):
+        found = self._scan(self._operator, owner.key, "")
+        for below, value in found:
             memory.setdefault(below, value)
-            size += ENTRY_BYTES + len(value)
-        self._note_read(owner, size)
+        self._grow(owner, [value for _, value in found])
         owner.is_loaded = True
         return memory.get(path)

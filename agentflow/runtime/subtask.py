@@ -219,8 +219,7 @@ class Subtask:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # the subtask failed at the same moment, and that is what ends it
+            _retrieve(task)  # the subtask may have failed at the same moment, and that is what ends it
 
     async def _wait_drained(self) -> None:
         drained, stopping = (self._loop.create_task(event.wait()) for event in (self._drained, self._stopping))

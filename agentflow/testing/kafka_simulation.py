@@ -200,9 +200,8 @@ class _Subtask:
 
     async def keep(self) -> None:
         """See `OwnedSubtask`."""
-        if self._producer is not None and self._source is not None and self._source.is_open:
-            await self._producer.prove_ownership()
-            await self._source.resume()
+        if self._source is not None:
+            await self._source.keep()
 
     async def release(self) -> None:
         """See `OwnedSubtask`."""

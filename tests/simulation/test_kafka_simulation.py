@@ -5,9 +5,6 @@ A seed that fails is replayed by `agentflow simulate --kafka --seed N --trace`.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +16,7 @@ from agentflow.runtime.ports import Staged
 from agentflow.state.changelog_records import checkpoint_record, records_of, rows_of
 from agentflow.state.kafka_changelog import ChangelogKeyedState
 from agentflow.testing.kafka_simulation import simulate_kafka
+from tests.traces import trace_under_two_hash_seeds
 
 SEEDS_PER_TEST = 100
 MUTANT_SEEDS = range(300)
@@ -34,24 +32,7 @@ def test_whatever_happens_to_workers_the_result_is_that_of_the_sequential_run(fi
 
 
 def test_a_seed_decides_everything() -> None:
-    program = (
-        "from agentflow.testing.kafka_simulation import simulate_kafka\n"
-        "for seed in range(15):\n"
-        "    report = simulate_kafka(seed)\n"
-        "    print(report, *report.trace, sep='\\n')\n"
-    )
-    traces = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        ).stdout
-        for hash_seed in ("1", "2")
-    }
-    assert len(traces) == 1
-    assert len(traces.pop().splitlines()) > 40
+    assert len(trace_under_two_hash_seeds("kafka_simulation", "simulate_kafka", 15)) > 40
 
 
 # -- the simulator can fail

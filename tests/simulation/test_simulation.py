@@ -5,9 +5,6 @@ A seed that fails is replayed by `agentflow simulate --seed N --trace`.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +18,7 @@ from agentflow.core.operator import Operator
 from agentflow.runtime import checkpoints
 from agentflow.testing.faults import Fault
 from agentflow.testing.simulation import simulate, simulate_every_point
+from tests.traces import trace_under_two_hash_seeds
 
 SEEDS_PER_TEST = 250
 SHORT_SCRIPTS = range(8)
@@ -46,24 +44,7 @@ def test_a_fault_at_every_point_of_a_short_script_changes_nothing(fault: Fault) 
 
 
 def test_a_seed_decides_everything() -> None:
-    program = (
-        "from agentflow.testing.simulation import simulate\n"
-        "for seed in range(30):\n"
-        "    report = simulate(seed)\n"
-        "    print(report, *report.trace, sep='\\n')\n"
-    )
-    traces = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        ).stdout
-        for hash_seed in ("1", "2")
-    }
-    assert len(traces) == 1
-    assert len(traces.pop().splitlines()) > 1_000
+    assert len(trace_under_two_hash_seeds("simulation", "simulate", 30)) > 1_000
 
 
 # -- the simulator can fail

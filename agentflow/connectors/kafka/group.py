@@ -408,9 +408,11 @@ class PartitionSource:
         self.is_open = True
         self._group.wake()
 
-    async def resume(self) -> None:
-        """Go on behind what was taken out, after a rebalance that gave the subtask back."""
+    async def keep(self) -> None:
+        """Prove that nobody owned the subtask meanwhile, after a rebalance that gave it back, and go on behind what was taken out."""
         if self.is_open:
+            await self._producer.prove_ownership()
+        if self.is_open:  # still
             self._buffer.clear()
             await self._group.seek(self._subtask, self._next)
             self.is_placed = True

@@ -58,7 +58,7 @@ class _Topic:
         self._producer.barrier()
 
     async def stage(self, checkpoint: int) -> Staged:  # noqa: ARG002 (the transaction is the staging)
-        """Wait until the broker has every record of the epoch; the commit makes them visible."""
+        """Wait until the broker has every record of the epoch, where that is not part of the commit that shows them."""
         await self._producer.flush()
         return Staged()
 

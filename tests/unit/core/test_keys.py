@@ -14,7 +14,7 @@ def filled(table: KeyTable, keys: range, ended_in: int) -> None:
         state = table.states.setdefault(b"%d" % n, KeyState(b"%d" % n, {}))
         if not state.memory:
             state.memory["path"] = VALUE
-            table.note_read(state, len(VALUE))
+            table.grow(state, [VALUE])
         state.ended_in = ended_in
 
 
@@ -46,7 +46,7 @@ def test_a_value_that_is_written_again_and_again_counts_once(others):
         state.memory |= {f"other{n}": b"" for n in range(others)}
     for _ in range(50):
         for state in table.states.values():
-            table.note_written(state, 1, len(VALUE))
+            table.note_written(state, {"path": VALUE})
         pass_twice(table, completed=1)
     assert len(table.states) == 100
 
