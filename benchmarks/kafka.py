@@ -508,7 +508,7 @@ async def _idle_mib(place: Place, directory: str) -> float:
 def busy_subtasks_ms(factor: float) -> float:
     """Measure the longest checkpoint of 64 subtasks, each of which has records in every epoch: 10,000 records/s in all.
 
-    The first seconds do not count: in them the broker makes the files of 192 new partitions and 64 producers.
+    The first four seconds do not count: in them the brokers make the files of 192 new partitions and 64 producers.
     """
 
     async def scenario(place: Place, directory: str) -> float:
@@ -516,8 +516,8 @@ def busy_subtasks_ms(factor: float) -> float:
         with _process(command, directory, Path(directory) / "log"):
             await _started(Path(directory), place.partitions)
             address = re.findall(r"address=\S+:(\d+)", (Path(directory) / "log").read_text())[0]
-            writing = asyncio.ensure_future(_latency(place, 0.99, seconds=max(16, int(24 * factor)), step=1_000))
-            await asyncio.sleep(12)
+            writing = asyncio.ensure_future(_latency(place, 0.99, seconds=max(8, int(20 * factor)), step=1_000))
+            await asyncio.sleep(4)
             longest = 0.0
             while not writing.done():
                 text = await asyncio.to_thread(_fetch, f"http://127.0.0.1:{address}/metrics")

@@ -52,7 +52,10 @@ class OwnBroker:
         (path / "more.properties").write_text("".join(f"{line}\n" for line in properties))
 
     def script(self, *arguments: str) -> None:
-        environment = os.environ | {"AGENTFLOW_KAFKA_HOME": str(self.path), "AGENTFLOW_KAFKA_PORT": str(self.port)}
+        environment = os.environ | {
+            "AGENTFLOW_TEST_KAFKA_HOME": str(self.path),
+            "AGENTFLOW_TEST_KAFKA_PORT": str(self.port),
+        }
         done = subprocess.run(
             [ROOT / "scripts" / "kafka", *arguments], env=environment, capture_output=True, text=True, check=False
         )
