@@ -64,8 +64,8 @@ class EpochDelta:
             keys: Accounts what was written.
         """
         operator = self._operator
-        writes = [StateWrite(Table.META, operator, b"", name, value) for name, value in self._meta.items()]
-        writes += [StateWrite(Table.RUNS, operator, key, run_id, None) for key, run_id in self._ended]
+        writes: list[StateWrite] = [(Table.META, operator, b"", name, value) for name, value in self._meta.items()]
+        writes += [(Table.RUNS, operator, key, run_id, None) for key, run_id in self._ended]
         writes += [timer_write(operator, slot, timer) for slot, timer in self._timers.items()]
         for start in range(0, len(writes), SLICE_ENTRIES_MAX):
             yield writes[start : start + SLICE_ENTRIES_MAX]
@@ -78,7 +78,7 @@ class EpochDelta:
         for run in list(self._runs):
             if run.is_frozen:
                 self.capture(run)
-            writes.append(StateWrite(Table.RUNS, self._operator, run.key, run.id, self._runs.pop(run)))
+            writes.append((Table.RUNS, self._operator, run.key, run.id, self._runs.pop(run)))
             if len(writes) == _RUN_ENTRIES_MAX:
                 yield writes
                 between()
@@ -88,17 +88,20 @@ class EpochDelta:
     def _memory_slices(self, between: Callable[[], None], keys: KeyTable) -> DeltaSlices:
         operator, table, note_written = self._operator, Table.MEMORY, keys.note_written
         writes: list[StateWrite] = []
-        for state, changed in self.memory.items():
+        written: list[tuple[KeyState, dict[str, bytes | None]]] = []
+        for pair in self.memory.items():
+            written.append(pair)
+            state, changed = pair
             key = state.key
             for path, value in changed.items():
-                # without the constructor, which is a Python function: every changed entry comes by here
-                writes.append(tuple.__new__(StateWrite, (table, operator, key, path, value)))
-            note_written(state, changed)
+                writes.append((table, operator, key, path, value))
             if len(writes) >= SLICE_ENTRIES_MAX:
+                note_written(written)
                 for start in range(0, len(writes), SLICE_ENTRIES_MAX):
                     yield writes[start : start + SLICE_ENTRIES_MAX]
                     between()
-                writes = []
+                written, writes = [], []
+        note_written(written)
         yield writes
 
 

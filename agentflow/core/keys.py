@@ -33,13 +33,19 @@ class KeyTable:
         state.size += size
         self._bytes += size
 
-    def note_written(self, state: KeyState, changed: Mapping[str, bytes | None]) -> None:
+    def note_written(self, written: Iterable[tuple[KeyState, Mapping[str, bytes | None]]]) -> None:
         """Account written values; of a key with many others, what they replaced stays accounted until the hand passes."""
-        held = len(state.memory)
-        if held == len(changed) or held <= _FEW_PATHS:
-            self._recount(state)
-        else:
-            self.grow(state, changed.values())
+        grown = 0
+        for state, changed in written:
+            size = 0
+            held: Mapping[str, bytes | None] = state.memory
+            if len(held) > _FEW_PATHS and len(held) > len(changed):
+                held, size = changed, state.size
+            for value in held.values():  # in place of calls: every changed key comes by here
+                size += _ENTRY_BYTES if value is None else _ENTRY_BYTES + len(value)
+            grown += size - state.size
+            state.size = size
+        self._bytes += grown
 
     def evict(self, completed_epoch: int) -> None:
         """Drop idle keys while the cache is too large; bounded work.

@@ -354,12 +354,12 @@ class Operator:
     # -- restore
     def snapshot(self) -> list[StateWrite]:
         """Return all state as rows, sorted; of memory only what is not yet applied to keyed state."""
-        writes = [StateWrite(Table.META, self.index, b"", META_NAME, operator_meta(self.plan, self._segments))]
+        writes: list[StateWrite] = [(Table.META, self.index, b"", META_NAME, operator_meta(self.plan, self._segments))]
         writes += run_writes(self.index, self._runs)
         writes += [timer_write(self.index, slot, timer) for slot, timer in self._timers.all().items()]
         for unapplied in self._changes.unapplied:
             for state, changed in unapplied.items():
-                writes += [StateWrite(Table.MEMORY, self.index, state.key, p, v) for p, v in changed.items()]
+                writes += [(Table.MEMORY, self.index, state.key, p, v) for p, v in changed.items()]
         return sorted(writes, key=lambda write: write[:4])
 
     def restore(self, rows: dict[Table, list[StoredRow]], now_ms: int) -> None:

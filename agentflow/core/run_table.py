@@ -22,7 +22,7 @@ def oldest_admitted_ms(runs: RunTable, now_ms: int) -> int:
 
 def run_writes(operator: int, runs: RunTable) -> list[StateWrite]:
     """Return the rows of all runs, as they are now."""
-    return [StateWrite(Table.RUNS, operator, run.key, run.id, encode_run(run)) for run in runs]
+    return [(Table.RUNS, operator, run.key, run.id, encode_run(run)) for run in runs]
 
 
 def restore_runs(

@@ -114,4 +114,4 @@ class TimerTable:
 
 def timer_write(operator: int, slot: _Slot, timer: Timer | None) -> StateWrite:
     """Return the row of a timer; None deletes it."""
-    return StateWrite(Table.TIMERS, operator, slot[0], slot[1], None if timer is None else _encode(timer))
+    return (Table.TIMERS, operator, slot[0], slot[1], None if timer is None else _encode(timer))

@@ -527,9 +527,9 @@ class Subtask:
         first: list[StateWrite] = []
         if self._is_first_checkpoint:
             encoded = msgspec.msgpack.encode(self._incarnation)
-            first.append(StateWrite(Table.META, 0, b"", INCARNATION_NAME, encoded))
+            first.append((Table.META, 0, b"", INCARNATION_NAME, encoded))
         for writes in chain([first], *(snapshot.slices for snapshot in snapshots)):
-            self._delta_bytes += sum([len(write.value) for write in writes if write.value is not None])
+            self._delta_bytes += sum([len(value) for _, _, _, _, value in writes if value is not None])
             yield writes
 
 

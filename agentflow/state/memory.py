@@ -188,7 +188,7 @@ class MemoryKeyedState:
             value = self._memory.get((operator, key), {}).get(path)
             stamp = None if value is None else stamp_of(value)
             if stamp is not None and stamp <= unused_since_ms:
-                self._storage.write(StateWrite(Table.MEMORY, operator, key, path, None))
+                self._storage.write((Table.MEMORY, operator, key, path, None))
                 deleted += 1
         return deleted
 

@@ -22,7 +22,7 @@ from agentflow.connectors.kafka.producer import SubtaskProducer
 from agentflow.connectors.kafka.simulated_clients import SimulatedConsumer, SimulatedProducer
 from agentflow.connectors.kafka.simulated_cluster import Link, SimulatedCluster
 from agentflow.connectors.kafka.sinks import REASON_PREFIX, KafkaDeadLetters, KafkaSink
-from agentflow.core.delta import StateWrite, StoredRow, Table
+from agentflow.core.delta import StoredRow, Table
 from agentflow.core.records import Record
 from agentflow.errors import AgentflowError, StateLocked, StateUnavailable
 from agentflow.plan.plan import AgentPlan
@@ -375,7 +375,7 @@ class _KafkaWorld:
             if one.topic == CHANGELOG:
                 records = ((record.key, record.value) for record in self.cluster.committed(one))
                 for table, row, value in ChangelogReplay().rows(records):
-                    storage.write(StateWrite(Table(table), *split_storage_key(row), value))
+                    storage.write((Table(table), *split_storage_key(row), value))
         return storage
 
     def _outcome(self) -> Outcome:

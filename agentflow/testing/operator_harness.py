@@ -202,9 +202,9 @@ class OperatorHarness:
         encoded = encode_key(key)
         rows: dict[str, bytes | None] = dict(self._state.scan(0, encoded, ""))
         rows.update(
-            (write.name, write.value)
-            for write in self._operator.snapshot()
-            if write.table is Table.MEMORY and write.key == encoded
+            (name, value)
+            for table, _, owner, name, value in self._operator.snapshot()
+            if table is Table.MEMORY and owner == encoded
         )
         return {
             path: decode_value(value)

@@ -26,7 +26,7 @@ values = (
     | st.binary(max_size=6)
     | st.integers(524_287, 1_600_000).map(lambda length: b"%d" % length * (length // 6))
 )
-writes = st.builds(StateWrite, st.sampled_from(Table), st.integers(0, 2), keys, names, values)
+writes = st.tuples(st.sampled_from(Table), st.integers(0, 2), keys, names, values)
 slices = st.lists(st.lists(writes, max_size=6), max_size=4)
 
 

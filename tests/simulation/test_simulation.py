@@ -74,7 +74,7 @@ def leave_unfinished_runs_out_of_the_delta(patch: pytest.MonkeyPatch) -> None:
 
     def without_runs(self: EpochDelta, between: Callable[[], None]) -> Iterator[list[StateWrite]]:
         for writes in whole(self, between):
-            yield [write for write in writes if write.table is not Table.RUNS]
+            yield [write for write in writes if write[0] is not Table.RUNS]
 
     patch.setattr(EpochDelta, "_run_slices", without_runs)
 

@@ -29,6 +29,7 @@ from agentflow.runtime.ports import KeyedState, Prepared, Staged
 
 OpenState = Callable[[], KeyedState]
 Rows = dict[tuple[Table, int, bytes, str], bytes]
+Slices = tuple[list[StateWrite], ...]
 
 LARGE_BYTES = 512 * 1024
 """Values above this are large: states may store them in another way."""
@@ -54,7 +55,7 @@ AWKWARD_VALUES = (b"", b"\x00", b"\xc0", b"\xf0", b"\xf0\xf1", b"\xf1", b"\xf1\x
 
 def memory_write(key: bytes, path: str, value: bytes | None, *, operator: int = 0) -> StateWrite:
     """Return one memory row of a delta."""
-    return StateWrite(Table.MEMORY, operator, key, path, value)
+    return Table.MEMORY, operator, key, path, value
 
 
 def read_all(state: KeyedState) -> Rows:
@@ -93,16 +94,16 @@ async def run_for(work: Coroutine[object, object, None], turns: int) -> bool:
     return False
 
 
-OLD = (
+OLD: Slices = (
     [memory_write(b"k", "kept", b"old"), memory_write(b"k", "changed", b"old"), memory_write(b"k", "deleted", b"old")],
     [memory_write(b"k", "large", b"o" * (LARGE_BYTES * 2 + 1)), memory_write(b"k", "shrunk", b"s" * (LARGE_BYTES + 1))],
-    [StateWrite(Table.RUNS, 1, b"k", "topic/0/17", b"\x91"), StateWrite(Table.META, 0, b"", "positions", b"\x80")],
+    [(Table.RUNS, 1, b"k", "topic/0/17", b"\x91"), (Table.META, 0, b"", "positions", b"\x80")],
 )
-NEW = (
+NEW: Slices = (
     [memory_write(b"k", "changed", b"new"), memory_write(b"k", "deleted", None)],
     [memory_write(b"k", "large", b"n" * (LARGE_BYTES * 3)), memory_write(b"k", "shrunk", b"small")],
-    [memory_write(b"k", "grown", b"g" * (LARGE_BYTES + 1)), StateWrite(Table.RUNS, 1, b"k", "topic/0/17", None)],
-    [StateWrite(Table.META, 0, b"", "positions", b"\x81"), StateWrite(Table.TIMERS, 0, b"k", "t", b"\x90")],
+    [memory_write(b"k", "grown", b"g" * (LARGE_BYTES + 1)), (Table.RUNS, 1, b"k", "topic/0/17", None)],
+    [(Table.META, 0, b"", "positions", b"\x81"), (Table.TIMERS, 0, b"k", "t", b"\x90")],
 )
 STAGED = {"sink": Staged(names=("part-1", "part-2")), "dead-letter": Staged(outputs=(b"", b"\xff\x00", b"{}"))}
 TURNS = range(14)  # more than the delta has slices; the later ones fall into the sync
@@ -162,12 +163,12 @@ class KeyedStateConformance:
         assert state.scan(0, b"k", "") == [("a", b"2"), ("b", b"small")]
 
     async def test_deleting_an_absent_row_does_nothing(self, state: KeyedState) -> None:
-        await checkpoint(state, 1, [StateWrite(table, 0, b"k", "p", None) for table in Table])
+        await checkpoint(state, 1, [(table, 0, b"k", "p", None) for table in Table])
         assert read_all(state) == {}
 
     async def test_tables_operators_keys_and_names_are_apart(self, state: KeyedState) -> None:
-        writes = [
-            StateWrite(table, operator, key, name, f"{table}/{operator}/{key!r}/{name!r}".encode())
+        writes: list[StateWrite] = [
+            (table, operator, key, name, f"{table}/{operator}/{key!r}/{name!r}".encode())
             for table in Table
             for operator in (0, 1, 255, 256, 65_535)
             for key in AWKWARD_KEYS
@@ -182,7 +183,7 @@ class KeyedStateConformance:
 
     async def test_rows_are_ordered_by_operator_key_and_name(self, state: KeyedState) -> None:
         slots = itertools.product((256, 0, 1), reversed(AWKWARD_KEYS), reversed(AWKWARD_NAMES))
-        await checkpoint(state, 1, [StateWrite(Table.RUNS, *slot, b"\x90") for slot in slots])
+        await checkpoint(state, 1, [(Table.RUNS, *slot, b"\x90") for slot in slots])
 
         def order(row: StoredRow) -> tuple[int, bytes, bytes]:
             return row.operator, row.key, row.name.encode("utf-8", "surrogatepass")
@@ -203,7 +204,7 @@ class KeyedStateConformance:
     @pytest.mark.parametrize("value", AWKWARD_VALUES)
     async def test_a_value_comes_back_byte_for_byte(self, open_state: OpenState, value: bytes) -> None:
         with contextlib.closing(open_state()) as state:
-            await checkpoint(state, 1, [StateWrite(table, 0, b"k", "p", value) for table in Table])
+            await checkpoint(state, 1, [(table, 0, b"k", "p", value) for table in Table])
         with contextlib.closing(open_state()) as state:
             assert state.get(0, b"k", "p") == value
             assert state.scan(0, b"k", "") == [("p", value)]
@@ -217,7 +218,7 @@ class KeyedStateConformance:
     async def test_a_large_value_comes_back_byte_for_byte(self, open_state: OpenState, length: int) -> None:
         value = (bytes(range(256)) * (length // 256 + 1))[:length]
         with contextlib.closing(open_state()) as state:
-            await checkpoint(state, 1, [memory_write(b"k", "p", value), StateWrite(Table.RUNS, 0, b"k", "r", value)])
+            await checkpoint(state, 1, [memory_write(b"k", "p", value), (Table.RUNS, 0, b"k", "r", value)])
             assert state.get(0, b"k", "p") == value
         with contextlib.closing(open_state()) as state:
             assert state.get(0, b"k", "p") == value
@@ -394,7 +395,7 @@ class KeyedStateConformance:
             memory_write(b"k", "new.large", encode_value(large, 1_001)),
             memory_write(b"k", "plain", encode_value("v", None)),
             memory_write(b"k", "plain.object", encode_object(None)),
-            StateWrite(Table.RUNS, 0, b"k", "old", encode_value("v", 1)),
+            (Table.RUNS, 0, b"k", "old", encode_value("v", 1)),
         ]
         with contextlib.closing(open_state()) as state:
             await checkpoint(state, 1, writes)

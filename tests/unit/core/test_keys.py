@@ -45,8 +45,7 @@ def test_a_value_that_is_written_again_and_again_counts_once(others):
     for state in table.states.values():
         state.memory |= {f"other{n}": b"" for n in range(others)}
     for _ in range(50):
-        for state in table.states.values():
-            table.note_written(state, {"path": VALUE})
+        table.note_written([(state, {"path": VALUE}) for state in table.states.values()])
         pass_twice(table, completed=1)
     assert len(table.states) == 100
 

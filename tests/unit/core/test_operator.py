@@ -117,11 +117,10 @@ class Bench:
 
     def rows(self) -> dict[Table, list[StoredRow]]:
         rows: dict[Table, list[StoredRow]] = {}
-        for write in self.operator.snapshot():
-            assert write.value is not None or write.table is Table.MEMORY
-            if write.value is not None:
-                row = StoredRow(write.operator, write.key, write.name, write.value)
-                rows.setdefault(write.table, []).append(row)
+        for table, operator, key, name, value in self.operator.snapshot():
+            assert value is not None or table is Table.MEMORY
+            if value is not None:
+                rows.setdefault(table, []).append(StoredRow(operator, key, name, value))
         return rows
 
     def restored(self) -> tuple[Bench, list[str]]:
@@ -341,13 +340,13 @@ def test_delta_is_the_state_at_the_barrier_whatever_happens_before_it_is_read() 
     assert bench.apply(BarrierReceived(1, {"t": 1})) == ["snapshot"]
     bench.complete("t/0/0:a/0:b", writes={"n": encode_value(2, None)})
     bench.record("k2", 1)
-    delta = [write for write in bench.delta() if write.name != "positions"]
+    delta = [write for write in bench.delta() if write[3] != "positions"]
     assert sorted(delta, key=lambda write: write[:4]) == before
     bench.apply(CheckpointCompleted(1))
     bench.apply(BarrierReceived(2, {"t": 2}))
     second = bench.delta()
-    assert StateWrite(Table.RUNS, 0, b"\xa1k", "t/0", None) in second
-    assert StateWrite(Table.MEMORY, 0, b"\xa1k", "n", encode_value(2, None)) in second
+    assert (Table.RUNS, 0, b"\xa1k", "t/0", None) in second
+    assert (Table.MEMORY, 0, b"\xa1k", "n", encode_value(2, None)) in second
 
 
 def test_epoch_without_changes_is_empty() -> None:
@@ -386,7 +385,7 @@ def test_restored_operator_has_the_same_state_and_starts_what_was_running(script
     bench = Bench(agent(("a", INPUT, {}), ("p1", "p", parallel), ("p2", "p", parallel)))
     scripts()[script](bench)
     other, lines = bench.restored()
-    expected = [write for write in bench.operator.snapshot() if write.table is not Table.MEMORY]
+    expected = [write for write in bench.operator.snapshot() if write[0] is not Table.MEMORY]
     assert other.operator.snapshot() == expected
     started = {
         "running": ["start t/0/0:a", "start t/2/0:a"],

@@ -9,7 +9,7 @@ import threading
 import pytest
 from rocksdict import Options, Rdict
 
-from agentflow.core.delta import StateWrite, Table
+from agentflow.core.delta import Table
 from agentflow.errors import DiskFull, InternalError, StateCorrupted, StateLocked, StateUnavailable
 from agentflow.state.directory import ROCKSDB_DIRECTORY
 from agentflow.state.rocksdb import RocksDBKeyedState
@@ -70,8 +70,8 @@ async def complete(path):
 
 
 def read_every_row(state):
-    for row in ROWS:
-        assert state.get(0, row.key, "p") == row.value
+    for _, _, key, _, value in ROWS:
+        assert state.get(0, key, "p") == value
 
 
 def test_a_flipped_bit_in_a_table_file_is_corruption_of_that_file(path):
@@ -172,7 +172,7 @@ async def test_large_values_leave_no_parts_behind(path):
     with contextlib.closing(open_state(path)) as state:
         await checkpoint(state, 2, *NEW)
         assert len(state._large) == 2
-        await checkpoint(state, 3, [StateWrite(Table.MEMORY, 0, b"k", name, None) for name in ("large", "grown")])
+        await checkpoint(state, 3, [(Table.MEMORY, 0, b"k", name, None) for name in ("large", "grown")])
         assert len(state._large) == 0
     with raw(path) as families:
         assert list(families["parts"].items()) == []

@@ -13,7 +13,7 @@ from rocksdict import Options, Rdict
 from agentflow.errors import DiskFull, StateCorrupted, StateForbidden, StateLocked, StateMismatch, StateVersionTooNew
 from agentflow.state.directory import FORMAT_FILE, LOCK_FILE, ROCKSDB_DIRECTORY, StateDirectory
 from agentflow.state.rocksdb import RocksDBKeyedState
-from agentflow.testing.conformance.keyed_state import OLD, checkpoint, laid_over, read_all
+from agentflow.testing.conformance.keyed_state import OLD, checkpoint, laid_over, memory_write, read_all
 
 
 def open_state(path, *, job="unit", free_min_bytes=0):
@@ -141,7 +141,7 @@ async def test_too_little_free_space_is_refused_at_prepare_and_nothing_is_writte
             await state.prepare(2, iter([[OLD[0][0]]]), {})
         assert state.prepared is None
         state._directory._free_min_bytes = 0
-        await checkpoint(state, 2, [OLD[0][0]._replace(value=b"later")])
+        await checkpoint(state, 2, [memory_write(b"k", "kept", b"later")])
         assert state.get(0, b"k", "kept") == b"later"
 
 

@@ -15,7 +15,7 @@ import resource
 import signal
 import sys
 
-from agentflow.core.delta import StateWrite, Table
+from agentflow.core.delta import Table
 from agentflow.errors import StateError
 from agentflow.state.rocksdb import RocksDBKeyedState
 from agentflow.testing.conformance.keyed_state import NEW, OLD, STAGED, checkpoint
@@ -45,7 +45,7 @@ async def limit(path, size):
     await checkpoint(state, 1, *OLD)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     noise = random.Random(1)
-    delta = [[StateWrite(Table.MEMORY, 0, b"%d" % number, "p", noise.randbytes(100_000))] for number in range(40)]
+    delta = [[(Table.MEMORY, 0, b"%d" % number, "p", noise.randbytes(100_000))] for number in range(40)]
     try:
         await state.prepare(2, iter(delta), {})
     except StateError as error:
