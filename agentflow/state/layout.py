@@ -92,7 +92,7 @@ def storage_key(operator: int, key: bytes, name: str) -> bytes:
     """Return the storage key of a row."""
     # Spelled out instead of calling `key_prefix`: this is on the path of every memory read.
     try:
-        return operator.to_bytes(2, "big") + key.replace(b"\x00", b"\x00\xff") + b"\x00\x00" + name.encode()
+        return b"".join((operator.to_bytes(2, "big"), key.replace(b"\x00", b"\x00\xff"), b"\x00\x00", name.encode()))
     except UnicodeEncodeError:
         return key_prefix(operator, key) + encode_name(name)
 
