@@ -112,7 +112,9 @@ def _task_entry(task: ActionTask) -> TaskEntry:
         task.attempt,
         task.started_behind,
         task.due_ms,
-        None if outcome is None else OutcomeEntry(outcome.sent, outcome.writes, outcome.sensory, outcome.timers),
+        None
+        if outcome is None
+        else OutcomeEntry(outcome.sent, outcome.writes, outcome.sensory, outcome.timers, outcome.headers),
         task.error,
     )
 
@@ -177,7 +179,7 @@ def _task(run: Run, entry: TaskEntry, plan: AgentPlan) -> ActionTask:
     task.started_behind, task.due_ms, task.error = entry.started_behind, entry.due_ms, entry.error
     if entry.outcome is not None:
         out = entry.outcome
-        task.outcome = ActionCompleted(task, out.sent, out.writes, out.sensory, out.timers)
+        task.outcome = ActionCompleted(task, out.sent, out.writes, out.sensory, out.timers, out.headers)
     return task
 
 

@@ -80,7 +80,8 @@ class Bench:
             case CancelAction(task):
                 return f"cancel {task.id}"
             case EmitRecord(value, task, index):
-                return f"emit {task.id}/{index} {value.decode()}"
+                headers = "".join(f" {name}={text.decode()}" for name, text in effect.headers)
+                return f"emit {task.id}/{index} {value.decode()}{headers}"
             case DeadLetter(record, error):
                 return f"dead {record.run_id} {error.type}"
             case ScheduleRetry(task, _, due_ms):
@@ -374,9 +375,23 @@ def scripts() -> dict[str, Callable[[Bench], None]]:
         bench.complete(
             "t/0/0:a", sent=[("p", b"\x80")], timers=[TimerOrder("n", 9000), TimerOrder("e", 50, is_event_time=True)]
         )
-        bench.complete("t/0/0:a/0:p2", writes={"x": encode_value(1, None)}, sensory={"s": encode_value("s", None)})
+        bench.complete(
+            "t/0/0:a/0:p2",
+            sent=[(None, b"1")],
+            headers={0: (("name", b"value"),)},
+            writes={"x": encode_value(1, None)},
+            sensory={"s": encode_value("s", None)},
+        )
 
     return {"running": running, "waiting": waiting, "group": in_group}
+
+
+def test_what_an_ended_member_of_a_group_sends_survives_a_restore_with_its_headers() -> None:
+    parallel: dict[str, Any] = {"parallel": True}
+    bench = Bench(agent(("a", INPUT, {}), ("p1", "p", parallel), ("p2", "p", parallel)))
+    scripts()["group"](bench)
+    other, _ = bench.restored()
+    assert other.complete("t/0/0:a/0:p1")[0] == "emit t/0/0:a/0:p2/0 1 name=value"
 
 
 @pytest.mark.parametrize("script", scripts())
