@@ -15,9 +15,12 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   ├── ValueTooLarge      `state.value-max`
     │   ├── KeyOverflow        `key.pending-max` with `on-overflow: dead-letter`
     │   ├── RunLimitExceeded   `run.tasks-max`
+    │   ├── Divergence         an action called other steps than those that are recorded of it
+    │   ├── WrongContext       a durable step was called where it cannot work
     │   └── ConditionError     a CEL condition failed for another reason than a missing attribute
     ├── ActionError            an action did not complete (failure policy of the action, with retry)
     │   ├── ActionTimeout      `timeout=` of the action
+    │   ├── StepFailed         a recorded error of a step, whose own class is not known
     │   └── MemoryConflict     two parallel tasks wrote one path
     ├── StateError             keyed state
     │   ├── StateUnavailable   an I/O error; the subtask restarts from the last completed checkpoint
@@ -161,6 +164,14 @@ class ConditionError(RecordError):
     """A CEL condition could not be evaluated (a missing attribute is no error: it does not match)."""
 
 
+class Divergence(RecordError):
+    """An action called another step than the one that is recorded there, or did not call one that is."""
+
+
+class WrongContext(RecordError):
+    """A durable step was called where it cannot work."""
+
+
 class ActionError(AgentflowError):
     """An action did not complete."""
 
@@ -169,6 +180,22 @@ class ActionError(AgentflowError):
 
 class ActionTimeout(ActionError):
     """An action ran longer than its ``timeout=``."""
+
+
+class StepFailed(ActionError):
+    """A recorded error of a step, whose own class is neither Python's nor declared by the agent.
+
+    Attributes:
+        original: Module and qualified name of its class.
+        original_text: Its text.
+        traceback: Its traceback, as text.
+    """
+
+    def __init__(self, what: str, *, original: str, original_text: str, traceback: str) -> None:
+        super().__init__(what, fix="declare its class in Agent(errors=[…]), to catch it as what it is")
+        self.original = original
+        self.original_text = original_text
+        self.traceback = traceback
 
 
 class MemoryConflict(ActionError):

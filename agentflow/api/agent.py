@@ -20,6 +20,9 @@ class Agent:
     from top to bottom, then `add_action` calls.
     """
 
+    errors: Sequence[type[Exception]] = ()
+    """Error classes of steps. A recorded error is raised again as its own class if it is here, or Python's own."""
+
     def __init__(self, name: str | None = None) -> None:
         self._name = name
         self._added: list[tuple[str, ActionDeclaration, Callable[..., Any]]] = []

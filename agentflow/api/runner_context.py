@@ -53,6 +53,7 @@ class ContextServices(Protocol):
     encode_output: Callable[[object], bytes]
     has_tombstones: bool
     bind_logger: Callable[..., Any]
+    steps: Any
 
     def fetch_memory(self, owner: Any, path: str) -> bytes | None:  # noqa: ANN401 (the operator's key state)
         """Return a memory value of a key that is not cached, and cache it."""
@@ -285,6 +286,42 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             if scope is not None:
                 scope.is_open = False
 
+    # -- durable steps
+    def durable_execute(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (a user's value)
+        """Call ``func`` as a step: its outcome is recorded, and once it is, ``func`` is not called again.
+
+        For `def` actions; such an action runs in a thread. Returns the result, as its declared type; an error is raised, as
+        its own class where that is Python's or declared by the agent, else as `StepFailed`.
+
+        Durability: the outcome is in the journal before this returns. A crash between the call's own effect and its record
+        calls again: see `idempotency_key`.
+
+        Raises:
+            TypeError: Arguments or result cannot be recorded.
+            Divergence: Another step is recorded here.
+            WrongContext: This would block the event loop.
+        """
+        return self._step_runner("durable_execute").execute_in_thread(self, func, args, kwargs)
+
+    def durable_execute_async(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """Call ``func``, a function or a coroutine function, as a step of an async action; see `durable_execute`.
+
+        Ordering: a step is named where it is called, not where it is awaited; steps in tasks of their own (`asyncio.gather`,
+        `TaskGroup`) are named by their task's first step.
+        """
+        return self._step_runner("durable_execute_async").execute(self, func, args, kwargs)  # type: ignore[no-any-return]
+
+    @property
+    def idempotency_key(self) -> str:
+        """Key of the step whose function is being called: the same on every attempt, by every owner, for 32 hex digits."""
+        return self._step_runner("idempotency_key").idempotency_key(self)  # type: ignore[no-any-return]
+
+    def _step_runner(self, feature: str) -> Any:  # noqa: ANN401 (the engine's)
+        steps = self._services.steps
+        if steps is None:
+            _not_configured(feature, "no journal is configured, so the outcome could not be recorded")
+        return steps
+
     # -- declared with their final signatures; this job does not have them
     def get_resource(self, name: str, type: ResourceType) -> Any:  # noqa: A002, ANN401 (as in Flink Agents)
         """Return a resource of the agent."""
@@ -305,14 +342,6 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         """Metrics of the action."""
         _not_configured("action_metric_group", "no metrics are configured")
 
-    def durable_execute(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, ARG002
-        """Call ``func`` once and record its outcome."""
-        _not_configured("durable_execute", "no journal is configured, so the outcome could not be recorded")
-
-    def durable_execute_async(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:  # noqa: ANN401, ARG002
-        """Await ``func`` once and record its outcome."""
-        _not_configured("durable_execute_async", "no journal is configured, so the outcome could not be recorded")
-
     def gather(self, *aws: Awaitable[Any]) -> Awaitable[list[Any]]:  # noqa: ARG002
         """Await durable steps together."""
         _not_configured("gather", "no journal is configured")
@@ -328,11 +357,6 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     def wait_for(self, name: str, *, timeout: timedelta | str | None = None, default: Any = None) -> Awaitable[Any]:  # noqa: ANN401, ARG002
         """Park the run until the signal ``name`` comes."""
         _not_configured("wait_for", "no journal is configured, so the wait could not be recorded")
-
-    @property
-    def idempotency_key(self) -> str:
-        """Key of the current step, the same on every attempt."""
-        _not_configured("idempotency_key", "no journal is configured, so there are no steps")
 
 
 _ENGINE_TYPES = frozenset({EventType.InputEvent, EventType.TimerEvent})

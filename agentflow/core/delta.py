@@ -20,6 +20,7 @@ class Table(enum.IntEnum):
     RUNS = 2  # admitted, unfinished runs: name = run id
     TIMERS = 3  # registered timers: name = timer name
     META = 4  # one row per name, key = b"": positions, segmented queue, incarnation
+    STEPS = 7  # live journal records of unfinished runs: name = run id, task path, step path
 
 
 StateWrite = tuple[Table, int, bytes, str, bytes | None]

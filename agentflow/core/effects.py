@@ -14,6 +14,7 @@ from agentflow.core.records import ErrorReport, Headers, Record
 
 if TYPE_CHECKING:
     from agentflow.core.delta import DeltaSlices
+    from agentflow.core.inputs import ActionCompleted
     from agentflow.core.runs import ActionTask
 
 
@@ -30,6 +31,60 @@ class CancelAction(msgspec.Struct):
     """Stop the user code of ``task``; no answer is wanted, a late one is ignored."""
 
     task: ActionTask
+
+
+class ReplayAction(msgspec.Struct):
+    """Answer a task with what the journal has of it, without running user code: apply ``completed``."""
+
+    completed: ActionCompleted
+
+
+class PersistStep(msgspec.Struct, gc=False):
+    """Append a record to the journal, behind all earlier ones of this operator; answer with `JournalAppended`."""
+
+    record: bytes
+
+
+class RunStep(msgspec.Struct, gc=False):
+    """Call the function of a requested step; answer with `StepEnded`.
+
+    Attributes:
+        task: The task.
+        path: The step.
+        is_in_doubt: An earlier call may have happened: its intent is recorded, and no outcome.
+    """
+
+    task: ActionTask
+    path: str
+    is_in_doubt: bool = False
+
+
+class ResolveStep(msgspec.Struct, gc=False):
+    """Give a recorded outcome to the user code that awaits it.
+
+    Attributes:
+        task: The task.
+        path: The step.
+        kind: `RecordKind`: RESULT, ERROR, or CANCELLED: it never ends, as the last time.
+        payload: The encoded result or error.
+    """
+
+    task: ActionTask
+    path: str
+    kind: int
+    payload: bytes
+
+
+class RefuseStep(msgspec.Struct, gc=False):
+    """Raise `Divergence` in user code: this is not the step that is recorded here."""
+
+    task: ActionTask
+    path: str
+    message: str
+
+
+class RequestCheckpoint(msgspec.Struct, gc=False):
+    """Take a checkpoint soon, beside the regular ones."""
 
 
 class EmitRecord(msgspec.Struct, gc=False):  # nothing that it refers to refers to it
@@ -139,6 +194,12 @@ class FailJob(msgspec.Struct):
 Effect = (
     StartAction
     | CancelAction
+    | ReplayAction
+    | PersistStep
+    | RunStep
+    | ResolveStep
+    | RefuseStep
+    | RequestCheckpoint
     | EmitRecord
     | ForwardWatermark
     | DeadLetter

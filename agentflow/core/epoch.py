@@ -15,6 +15,7 @@ from agentflow.core.delta import SLICE_ENTRIES_MAX, DeltaSlices, StateWrite, Tab
 from agentflow.core.keys import KeyTable
 from agentflow.core.runs import KeyState, Run
 from agentflow.core.segments import SegmentedQueue
+from agentflow.core.steps import StepSlot
 from agentflow.core.stored_runs import encode_run
 from agentflow.core.timers import Timer, timer_write
 from agentflow.errors import StateVersionTooNew
@@ -33,12 +34,14 @@ class EpochDelta:
         ended: list[tuple[bytes, str]],
         runs: Iterable[Run],
         timers: dict[tuple[bytes, str], Timer | None],
+        steps: list[tuple[StepSlot, bytes | None]],
         meta: dict[str, bytes],
     ) -> None:
         self.memory = memory
         self._operator = operator
         self._ended = ended
         self._timers = timers
+        self._steps = steps
         self._meta = meta
         self._runs: dict[Run, bytes | None] = {}
         for run in runs:
@@ -49,7 +52,7 @@ class EpochDelta:
     @property
     def is_empty(self) -> bool:
         """Whether nothing but perhaps the meta rows changed."""
-        return not (self.memory or self._ended or self._timers or self._runs)
+        return not (self.memory or self._ended or self._timers or self._steps or self._runs)
 
     def capture(self, run: Run) -> None:
         """Encode a frozen run as it was at the barrier, because it is about to change."""
@@ -67,6 +70,7 @@ class EpochDelta:
         writes: list[StateWrite] = [(Table.META, operator, b"", name, value) for name, value in self._meta.items()]
         writes += [(Table.RUNS, operator, key, run_id, None) for key, run_id in self._ended]
         writes += [timer_write(operator, slot, timer) for slot, timer in self._timers.items()]
+        writes += [(Table.STEPS, operator, *slot, row) for slot, row in self._steps]
         for start in range(0, len(writes), SLICE_ENTRIES_MAX):
             yield writes[start : start + SLICE_ENTRIES_MAX]
             between()
@@ -196,11 +200,15 @@ class EpochChanges:
             self._ended.append((run.state.key, run.id))
 
     def freeze(
-        self, runs: Iterable[Run], timers: dict[tuple[bytes, str], Timer | None], meta: dict[str, bytes]
+        self,
+        runs: Iterable[Run],
+        timers: dict[tuple[bytes, str], Timer | None],
+        steps: list[tuple[StepSlot, bytes | None]],
+        meta: dict[str, bytes],
     ) -> tuple[EpochDelta, bool]:
         """Close the epoch; return its delta, and whether nothing at all changed."""
         assert self._frozen is None, "a barrier before the former checkpoint has completed"
-        self._frozen = delta = EpochDelta(self._operator, self._memory, self._ended, runs, timers, meta)
+        self._frozen = delta = EpochDelta(self._operator, self._memory, self._ended, runs, timers, steps, meta)
         is_empty = delta.is_empty and meta == self.last_meta
         self._memory, self._ended, self.last_meta = {}, [], meta
         self.number += 1

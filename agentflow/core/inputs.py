@@ -75,6 +75,62 @@ class ActionFailed(msgspec.Struct):
     error: ErrorReport
 
 
+class StepCall(msgspec.Struct, frozen=True, gc=False):
+    """Which step it is: where it stands in its task, and what it calls.
+
+    Attributes:
+        path: Path of the step within its task: scopes and counters.
+        function: Id of the function.
+        digest: Of the arguments.
+        where: File and line of the call, for messages.
+    """
+
+    path: str
+    function: str
+    digest: bytes
+    where: str
+
+    def is_same(self, other: StepCall) -> bool:
+        """Whether both call the same function with the same arguments."""
+        return self.digest == other.digest and self.function == other.function
+
+
+class StepRequested(msgspec.Struct):
+    """User code of a task called a step.
+
+    Attributes:
+        task: The task.
+        call: The step.
+        needs_intent: Its policy for a call in doubt needs a record before the call.
+    """
+
+    task: ActionTask
+    call: StepCall
+    needs_intent: bool = False
+
+
+class StepEnded(msgspec.Struct):
+    """A step that was run came to an end.
+
+    Attributes:
+        task: The task.
+        call: The step.
+        kind: `RecordKind`: RESULT, ERROR, or CANCELLED by user code.
+        payload: The encoded result or error.
+    """
+
+    task: ActionTask
+    call: StepCall
+    kind: int
+    payload: bytes
+
+
+class JournalAppended(msgspec.Struct, gc=False):
+    """The operator's next ``count`` records, in the order of their `PersistStep`, are durable."""
+
+    count: int
+
+
 class WatermarkReceived(msgspec.Struct, gc=False):
     """No record with an earlier or equal event time will follow (except late ones)."""
 
@@ -98,9 +154,15 @@ class BarrierReceived(msgspec.Struct):
 
 
 class CheckpointCompleted(msgspec.Struct, gc=False):
-    """Checkpoint N is durable and applied to keyed state."""
+    """Checkpoint N is durable and applied to keyed state.
+
+    Attributes:
+        checkpoint: N.
+        is_skipped: Nothing had changed in any operator: there is no checkpoint N, and the next barrier has its number again.
+    """
 
     checkpoint: int
+    is_skipped: bool = False
 
 
 class DrainRequested(msgspec.Struct, gc=False):
@@ -112,6 +174,9 @@ Input = (
     | RecordRejected
     | ActionCompleted
     | ActionFailed
+    | StepRequested
+    | StepEnded
+    | JournalAppended
     | WatermarkReceived
     | TimeAdvanced
     | BarrierReceived

@@ -28,6 +28,7 @@ from agentflow.api.events import EventType
 from agentflow.core.delta import POSITIONS_NAME, StateWrite, StoredRow, Table
 from agentflow.core.effects import Drained, Effect, ForwardWatermark, TakeSnapshot
 from agentflow.core.epoch import META_NAME, EpochChanges, decode_meta, encode_meta, operator_meta
+from agentflow.core.expected_runs import ExpectedRuns
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import (
     ActionCompleted,
@@ -36,8 +37,11 @@ from agentflow.core.inputs import (
     CheckpointCompleted,
     DrainRequested,
     Input,
+    JournalAppended,
     RecordReceived,
     RecordRejected,
+    StepEnded,
+    StepRequested,
     TimeAdvanced,
     WatermarkReceived,
 )
@@ -49,6 +53,7 @@ from agentflow.core.routing import Router
 from agentflow.core.run_table import RunTable, oldest_admitted_ms, restore_runs, run_writes
 from agentflow.core.runs import COMPLETED, RUNNING, WAITING, KeyState, Run
 from agentflow.core.segments import Segment, SegmentedQueue
+from agentflow.core.steps import Steps
 from agentflow.core.stored_runs import waits_only
 from agentflow.core.tasks import TaskScheduler
 from agentflow.core.timers import TimerTable, timer_write
@@ -82,7 +87,9 @@ class Operator:
         self._segments = SegmentedQueue()
         self._timers = TimerTable()
         self._router = Router(plan, decode_input)
-        self._tasks = TaskScheduler(self.effects, policy, limits.tasks_max)
+        self._steps = Steps(self.effects)
+        self._expected = ExpectedRuns()
+        self._tasks = TaskScheduler(self.effects, policy, limits.tasks_max, self._steps)
         self._changes = EpochChanges(index)
         self._outcomes = Outcomes(
             self.effects, self._changes, self._router, self._tasks, self._timers, limits.timers_max
@@ -95,6 +102,9 @@ class Operator:
             RecordRejected: self._on_rejected,
             ActionCompleted: self._on_completed,
             ActionFailed: self._on_failed,
+            StepRequested: self._steps.on_requested,
+            StepEnded: self._steps.on_ended,
+            JournalAppended: self._steps.on_appended,
             WatermarkReceived: self._on_watermark,
             TimeAdvanced: self._on_time,
             BarrierReceived: self._on_barrier,
@@ -165,7 +175,10 @@ class Operator:
     def _admit(self, state: KeyState, record: Record, event_type: str, segment: Segment, now_ms: int) -> None:
         """Give an input its admission number, and start it when the key is idle."""
         active, number = state.run, state.next_number
-        state.next_number = number + 1
+        if self._expected:
+            number = self._expected.number(state, record.run_id)
+        else:
+            state.next_number = number + 1
         if active is None or not active.is_parked:
             run = Run(state, record, event_type, number, now_ms, segment)
             segment.open_runs += 1
@@ -174,6 +187,12 @@ class Operator:
         self._runs[run] = None
         if active is None:
             state.run = run
+            self._advance(run, now_ms)
+        elif number < active.number:  # recorded, and late: the other one has waited for it
+            state.run = run
+            if state.pending is None:
+                state.pending = deque()
+            state.pending.appendleft(active)
             self._advance(run, now_ms)
         else:
             if state.pending is None:
@@ -193,6 +212,8 @@ class Operator:
         current: Run | None = run
         while current is not None:
             if not current.is_started:
+                if self._expected and self._expected.holds_back(current):
+                    return
                 self._begin(current)
             if not current.queue or not self._tasks.start_next(current, now_ms):
                 current = self._end(current)
@@ -214,6 +235,8 @@ class Operator:
             self._changes.before_change(run)
             self._changes.end(run)
         del self._runs[run]
+        if self._steps.runs:
+            self._steps.end(run)
         segment = run.segment
         if segment is not None:
             segment.open_runs -= 1
@@ -239,6 +262,10 @@ class Operator:
         task = received.task
         if task.status != RUNNING:
             return  # cancelled, or of an attempt that timed out
+        if self._steps.is_tracking:
+            diverged = self._steps.complete(task, received, now_ms)
+            if diverged is not None:
+                return self._on_failed(ActionFailed(task, diverged), now_ms)
         run = task.run
         if run.is_frozen:
             self._changes.before_change(run)
@@ -341,11 +368,13 @@ class Operator:
         meta = {META_NAME: operator_meta(self.plan, self._segments)}
         if received.positions:
             meta[POSITIONS_NAME] = encode_meta(received.positions)
-        delta, is_empty = self._changes.freeze(self._runs, self._timers.take_changes(), meta)
+        steps = self._steps.barrier(received.checkpoint)
+        delta, is_empty = self._changes.freeze(self._runs, self._timers.take_changes(), steps, meta)
         self.effects.append(TakeSnapshot(received.checkpoint, delta.slices(self._evict, self.keys), is_empty))
 
-    def _on_checkpoint_completed(self, received: CheckpointCompleted, now_ms: int) -> None:  # noqa: ARG002
+    def _on_checkpoint_completed(self, received: CheckpointCompleted, now_ms: int) -> None:
         self._changes.complete()
+        self._steps.checkpoint_completed(received.checkpoint, now_ms, is_skipped=received.is_skipped)
         self._evict()
 
     def _evict(self) -> None:
@@ -357,15 +386,22 @@ class Operator:
         writes: list[StateWrite] = [(Table.META, self.index, b"", META_NAME, operator_meta(self.plan, self._segments))]
         writes += run_writes(self.index, self._runs)
         writes += [timer_write(self.index, slot, timer) for slot, timer in self._timers.all().items()]
+        writes += self._steps.rows(self.index)
         for unapplied in self._changes.unapplied:
             for state, changed in unapplied.items():
                 writes += [(Table.MEMORY, self.index, state.key, p, v) for p, v in changed.items()]
         return sorted(writes, key=lambda write: write[:4])
 
-    def restore(self, rows: dict[Table, list[StoredRow]], now_ms: int) -> None:
+    def restore(
+        self, rows: dict[Table, list[StoredRow]], now_ms: int, journal: Iterable[bytes] = (), checkpoint: int = 0
+    ) -> None:
         """Fill a new operator from the rows of its last checkpoint; unfinished runs start again, in admission order.
 
-        Memory rows are not wanted: they are read when an action asks for them.
+        Args:
+            rows: The rows; those of memory are not wanted, they are read when an action asks for them.
+            now_ms: Epoch milliseconds.
+            journal: The operator's records behind the last checkpoint, perhaps with some before it.
+            checkpoint: Number of the last checkpoint.
 
         Raises:
             StateMismatch: An unfinished run waits for an action that the plan no longer has.
@@ -379,6 +415,11 @@ class Operator:
         self._changes.last_meta = {name: stored[name] for name in (META_NAME, POSITIONS_NAME) if name in stored}
         self._timers.restore(rows.get(Table.TIMERS, []))
         self._runs = restore_runs(rows.get(Table.RUNS, []), self._states, self.plan, self._segments)
+        self._steps.restore(rows.get(Table.STEPS, []), journal, checkpoint)
+        admitted = {run.id for run in self._runs}
+        for run_id, recorded in self._steps.runs.items():
+            if run_id not in admitted:
+                self._expected.expect(recorded.key, run_id, recorded.number)
         for run in list(self._runs):
             if run.state.run is run:
                 self._resume(run, now_ms)

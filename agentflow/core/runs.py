@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from agentflow.core.inputs import ActionCompleted
+from agentflow.core.recorded import RecordedTask
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.segments import Segment
 from agentflow.plan.plan import Action
@@ -174,6 +175,7 @@ class ActionTask(msgspec.Struct, eq=False):
         error: Why it is DEAD, or, while QUEUED, why it cannot start (its condition failed).
         due_ms: When a WAITING task starts again.
         stored_path: Its path, when it was restored.
+        recorded: Its records in the journal; None while there are none.
     """
 
     run: Run
@@ -189,6 +191,7 @@ class ActionTask(msgspec.Struct, eq=False):
     error: ErrorReport | None = None
     due_ms: int = 0
     stored_path: str | None = None
+    recorded: RecordedTask | None = None
 
     @property
     def path(self) -> str:

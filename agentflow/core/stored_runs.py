@@ -18,14 +18,23 @@ from agentflow.plan.plan import AgentPlan
 RUN_FORMAT = 1
 
 
-class OutcomeEntry(msgspec.Struct, array_like=True):
-    """What a COMPLETED member of a parallel group has produced."""
+class Completion(msgspec.Struct, array_like=True):
+    """What an attempt did that completed: of a member of a parallel group, and in the journal."""
 
     sent: list[SentEvent] | None
     writes: dict[str, bytes | None] | None
     sensory: dict[str, bytes | None] | None
     timers: list[TimerOrder] | None
     headers: dict[int, Headers] | None = None
+
+    @classmethod
+    def of(cls, done: ActionCompleted) -> Completion:
+        """Return what ``done`` says, without its task."""
+        return cls(done.sent, done.writes, done.sensory, done.timers, done.headers)
+
+    def by(self, task: ActionTask) -> ActionCompleted:
+        """Return it as the answer of ``task``."""
+        return ActionCompleted(task, self.sent, self.writes, self.sensory, self.timers, self.headers)
 
 
 class TaskEntry(msgspec.Struct, array_like=True):
@@ -39,7 +48,7 @@ class TaskEntry(msgspec.Struct, array_like=True):
     attempt: int
     started_behind: int
     due_ms: int
-    outcome: OutcomeEntry | None
+    outcome: Completion | None
     error: ErrorReport | None
 
 
@@ -112,9 +121,7 @@ def _task_entry(task: ActionTask) -> TaskEntry:
         task.attempt,
         task.started_behind,
         task.due_ms,
-        None
-        if outcome is None
-        else OutcomeEntry(outcome.sent, outcome.writes, outcome.sensory, outcome.timers, outcome.headers),
+        None if outcome is None else Completion.of(outcome),
         task.error,
     )
 
@@ -178,8 +185,7 @@ def _task(run: Run, entry: TaskEntry, plan: AgentPlan) -> ActionTask:
     task.stored_path, task.status, task.attempt = entry.path, entry.status, entry.attempt
     task.started_behind, task.due_ms, task.error = entry.started_behind, entry.due_ms, entry.error
     if entry.outcome is not None:
-        out = entry.outcome
-        task.outcome = ActionCompleted(task, out.sent, out.writes, out.sensory, out.timers, out.headers)
+        task.outcome = entry.outcome.by(task)
     return task
 
 

@@ -27,15 +27,17 @@ from agentflow.core.runs import (
     ActionTask,
     Run,
 )
+from agentflow.core.steps import Steps
 
 
 class TaskScheduler:
     """Moves the tasks of runs; appends to the operator's effects."""
 
-    def __init__(self, effects: list[Effect], policy: FailurePolicy, tasks_max: int) -> None:
+    def __init__(self, effects: list[Effect], policy: FailurePolicy, tasks_max: int, steps: Steps) -> None:
         self._effects = effects
         self._policy = policy
         self._tasks_max = tasks_max
+        self._steps = steps
         self._retries: list[tuple[int, int, ActionTask]] = []  # (due, order, task)
         self._retry_order = 0
 
@@ -56,7 +58,7 @@ class TaskScheduler:
             if task.error is None and run.tasks_started < self._tasks_max:
                 run.tasks_started += 1
                 task.status = RUNNING
-                self._effects.append(StartAction(task))
+                self._effects.append(self._steps.start(task) if self._steps.runs else StartAction(task))
                 return True
             self._refuse(task, now_ms)
             if run.current is not None:
@@ -68,7 +70,7 @@ class TaskScheduler:
         if task.error is None and run.tasks_started < self._tasks_max:
             run.tasks_started += 1
             task.status, task.started_behind = RUNNING, run.applied
-            self._effects.append(StartAction(task))
+            self._effects.append(self._steps.start(task))
         else:
             self._refuse(task, now_ms)
 
@@ -145,7 +147,7 @@ class TaskScheduler:
     def retry(self, task: ActionTask) -> None:
         """Start the next attempt of a waiting task."""
         task.status, task.due_ms, task.started_behind = RUNNING, 0, task.run.applied
-        self._effects.append(StartAction(task))
+        self._effects.append(self._steps.start(task))
 
     # -- parallel groups
     def next_to_apply(self, run: Run, now_ms: int) -> ActionTask | None:

@@ -34,6 +34,7 @@ class CompiledAgent(msgspec.Struct, frozen=True):
     conditions: dict[str, tuple[Condition, ...]]
     resources: tuple[PlannedResource, ...]
     config: Configuration
+    errors: tuple[type[Exception], ...] = ()
 
 
 def compile_agent(agent: Agent, config: Configuration | Mapping[str, Any] | None) -> CompiledAgent:
@@ -68,7 +69,7 @@ def compile_agent(agent: Agent, config: Configuration | Mapping[str, Any] | None
     resources = plan_resources(agent.resources, problems)
     configuration = _configuration(config, problems)
     problems.raise_all()
-    return CompiledAgent(name, tuple(actions), conditions, resources, configuration)
+    return CompiledAgent(name, tuple(actions), conditions, resources, configuration, tuple(agent.errors))
 
 
 def _configuration(config: Configuration | Mapping[str, Any] | None, problems: ProblemList) -> Configuration:

@@ -28,6 +28,7 @@ class AgentPlan:
         action_by_name: The same actions by name.
         resources: In the order of `add_resource`.
         config: Options of the job for this agent.
+        errors: Classes that recorded errors of steps come back as, beside Python's own.
         has_conditions: Some action has a CEL condition, so `match` must be asked.
     """
 
@@ -36,6 +37,7 @@ class AgentPlan:
         self.actions: tuple[Action, ...] = parts.actions
         self.resources: tuple[PlannedResource, ...] = parts.resources
         self.config: Configuration = parts.config
+        self.errors: tuple[type[Exception], ...] = parts.errors
         self.action_by_name: dict[str, Action] = {action.name: action for action in self.actions}
         by_event: dict[str, list[Action]] = {}
         for action in self.actions:

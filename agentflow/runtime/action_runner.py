@@ -60,6 +60,7 @@ class ActionRunner:
         leaked_max: int,
     ) -> None:
         self._services = services
+        self._steps = services.steps
         self._deliver = deliver
         self._fail = fail
         self._threads = threads
@@ -111,6 +112,7 @@ class ActionRunner:
 
     def _time_out(self, task: ActionTask, ctx: RunnerContext, running: asyncio.Task[None]) -> None:
         """Cancel a coroutine; one that swallows it is left behind after a while, so that it holds up its own key only."""
+        self._interrupt(task)
         running.cancel("timeout")
         self._timed_out.add(running)
         self._timeouts[task] = self._loop.call_later(_STUBBORN_S, self._leave_coroutine, task, ctx, running)
@@ -206,7 +208,12 @@ class ActionRunner:
         """Stop an attempt whose answer is not wanted any more."""
         running = self._waiting.pop(task, None)
         if running is not None:
+            self._interrupt(task)
             running.cancel()
+
+    def _interrupt(self, task: ActionTask) -> None:
+        if self._steps is not None:
+            self._steps.interrupt(task)
 
     async def close(self) -> None:
         """Cancel what waits and let it unwind; threads are left to themselves, with closed contexts."""
@@ -215,6 +222,8 @@ class ActionRunner:
             timeout.cancel()
         for ctx in self._in_threads.values():
             ctx.close()
+        for task in self._waiting:
+            self._interrupt(task)
         waiting = list(self._waiting.values())
         self._waiting.clear()
         for running in waiting:

@@ -14,6 +14,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -39,7 +40,8 @@ from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
 from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Sink, Source
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
-from agentflow.runtime.subtask import INCARNATION_NAME, Counters, Stage, Subtask
+from agentflow.runtime.step_runner import StepRunner
+from agentflow.runtime.subtask import INCARNATION_NAME, JOURNAL_NAME, Counters, Stage, Subtask
 
 
 class SystemClock:
@@ -244,11 +246,14 @@ class Job:
             checkpoints = EmbeddedCheckpoints(state, sinks)
             self._counters.checkpoint = await checkpoints.recover()
             rows = _rows(state, len(spec.stages))
-            incarnation, positions = _job_meta(rows)
+            incarnation, positions, journal_position = _job_meta(rows)
+            journal = _journal_records(state, len(spec.stages), journal_position)
             await source.open(positions)
             subtask = self._subtask = self._make_subtask(
-                source, sinks, checkpoints, state, threads, rows, positions, incarnation
+                source, sinks, checkpoints, state, threads, rows, journal, positions, incarnation
             )
+            if state.journal is not None:
+                subtask.use_journal(state.journal, journal_position + sum(map(len, journal)))
             self._status.restored_checkpoint = self._counters.checkpoint
             self._status.restored_runs = subtask.runs_in_flight
             self._status.restore_ms = round((time.monotonic() - began) * 1000)
@@ -293,6 +298,7 @@ class Job:
         state: KeyedState,
         threads: BlockingThreads,
         rows: list[dict[Table, list[StoredRow]]],
+        journal: list[list[bytes]],
         positions: Mapping[str, int],
         incarnation: str,
     ) -> Subtask:
@@ -307,17 +313,20 @@ class Job:
             rekeyed_source = spec.rekeyed_source if index == 0 else None
             policy = FailurePolicy(settings.job, stage.plan.name, "dead-letter" in sinks, codec.name)
             operator = Operator(stage.plan, policy, _limits(settings), index=index, decode_input=input_decoder(codec))
-            operator.restore(rows[index], now_ms)
+            operator.restore(rows[index], now_ms, journal[index], self._counters.checkpoint)
             services = OperatorServices(
                 operator, settings, incarnation, state, spec.encode_output if is_last else encode_msgpack
             )
             services.has_tombstones = is_last and spec.has_tombstones
             if is_last and (output_max := sinks["sink"].record_max_bytes) is not None:
                 services.output_max = min(services.record_max, output_max)
+            if state.journal is not None:
+                services.steps = StepRunner(partial(subtask.apply_step, index), incarnation, stage.plan.errors)
             runner = ActionRunner(
                 services, codec, subtask.deliver_to(index), subtask.fail, threads, settings.blocking.leaked_max
             )
-            subtask.add_stage(Stage(operator, runner, KeyReader(stage.key_by, codec, rekeyed_source)))
+            keys = KeyReader(stage.key_by, codec, rekeyed_source)
+            subtask.add_stage(Stage(operator, runner, keys, services.steps))
         return subtask
 
 
@@ -335,7 +344,7 @@ def _limits(settings: JobSettings) -> OperatorLimits:
 def _rows(state: KeyedState, operators: int) -> list[dict[Table, list[StoredRow]]]:
     """Return the rows of each operator; memory is not among them, it is read when asked for."""
     rows: list[dict[Table, list[StoredRow]]] = [{} for _ in range(operators)]
-    for table in (Table.META, Table.RUNS, Table.TIMERS):
+    for table in (Table.META, Table.RUNS, Table.TIMERS, Table.STEPS):
         for row in state.rows(table):
             if row.operator >= operators:
                 raise StateMismatch(
@@ -347,14 +356,24 @@ def _rows(state: KeyedState, operators: int) -> list[dict[Table, list[StoredRow]
     return rows
 
 
-def _job_meta(rows: list[dict[Table, list[StoredRow]]]) -> tuple[str, dict[str, int]]:
-    """Return the incarnation (a new one for new state) and the source positions."""
+def _journal_records(state: KeyedState, operators: int, position: int) -> list[list[bytes]]:
+    """Return the journal's records of each operator, in order, from ``position`` on."""
+    records: list[list[bytes]] = [[] for _ in range(operators)]
+    if state.journal is not None:
+        for operator, record in state.journal.read(position):
+            records[operator].append(record)
+    return records
+
+
+def _job_meta(rows: list[dict[Table, list[StoredRow]]]) -> tuple[str, dict[str, int], int]:
+    """Return the incarnation (a new one for new state), the source positions, and where the journal is to be read."""
     meta = {row.name: row.value for row in rows[0].get(Table.META, ())}
     incarnation = uuid.uuid4().hex
     if INCARNATION_NAME in meta:
         incarnation = msgspec.msgpack.decode(meta[INCARNATION_NAME], type=str)
     positions = decode_positions(meta[POSITIONS_NAME]) if POSITIONS_NAME in meta else {}
-    return incarnation, positions
+    position = msgspec.msgpack.decode(meta[JOURNAL_NAME], type=int) if JOURNAL_NAME in meta else 0
+    return incarnation, positions, position
 
 
 def _as_internal(error: Exception, what: str) -> InternalError:

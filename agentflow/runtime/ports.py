@@ -179,6 +179,28 @@ class Prepared(msgspec.Struct, frozen=True):
     staged: dict[str, Staged]
 
 
+class Journal(Protocol):
+    """The log of the open epoch: records that are durable before a run goes on, whatever becomes of the checkpoint.
+
+    Positions grow by one per record; the first one is 0.
+    """
+
+    async def append(self, records: Sequence[tuple[int, bytes]]) -> int:
+        """Append (operator, record) pairs; return the position behind them. When it returns, they are durable.
+
+        One call at a time. After an error, some of them may be durable: only a new owner can tell.
+        """
+        ...
+
+    def read(self, position: int) -> Iterable[tuple[int, bytes]]:
+        """Return what an earlier owner appended, from ``position`` on; before the first `append`."""
+        ...
+
+    async def release(self, position: int) -> None:
+        """Delete what lies before ``position``, unsynced: it may come back after a crash."""
+        ...
+
+
 class KeyedState(Protocol):
     """Keyed state of one subtask, with the ``prepared/N`` protocol of an embedded job.
 
@@ -229,6 +251,11 @@ class KeyedState(Protocol):
         """
         ...
 
+    @property
+    def journal(self) -> Journal | None:
+        """The journal beside it; None: it has none, and durable steps are refused."""
+        ...
+
     def close(self) -> None:
-        """Release the directory. Idempotent."""
+        """Release the directory, and the journal. Idempotent."""
         ...

@@ -11,6 +11,7 @@ from agentflow.core.operator import Operator
 from agentflow.core.runs import KeyState
 from agentflow.runtime.ports import KeyedState
 from agentflow.runtime.settings import JobSettings
+from agentflow.runtime.step_runner import StepRunner
 
 
 def _bind_logger(**fields: Any) -> Any:  # noqa: ANN401 (structlog's bound loggers have no common type)
@@ -53,6 +54,7 @@ class OperatorServices:
         self.bind_logger: Callable[..., Any] = _bind_logger
         self._get, self._scan = state.get, state.scan
         self._operator = operator.index
+        self.steps: StepRunner | None = None
         self._grow = operator.keys.grow
 
     def fetch_memory(self, owner: KeyState, path: str) -> bytes | None:

@@ -24,7 +24,13 @@ from agentflow.core.effects import (
     FailJob,
     ForwardWatermark,
     PauseSource,
+    PersistStep,
+    RefuseStep,
+    ReplayAction,
+    RequestCheckpoint,
+    ResolveStep,
     ResumeSource,
+    RunStep,
     ScheduleRetry,
     SkipTask,
     StartAction,
@@ -36,8 +42,11 @@ from agentflow.core.inputs import (
     BarrierReceived,
     CheckpointCompleted,
     DrainRequested,
+    JournalAppended,
     RecordReceived,
     RecordRejected,
+    StepEnded,
+    StepRequested,
     TimeAdvanced,
     WatermarkReceived,
 )
@@ -48,8 +57,10 @@ from agentflow.errors import AgentflowError, DecodeError, JobFailed, MissingKey,
 from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyReader, TimestampReader
-from agentflow.runtime.ports import Clock, KeyedState, Repartition, Sink, Source
+from agentflow.runtime.journal_writer import JournalWriter
+from agentflow.runtime.ports import Clock, Journal, KeyedState, Repartition, Sink, Source
 from agentflow.runtime.settings import JobSettings
+from agentflow.runtime.step_runner import StepRunner
 from agentflow.runtime.watermarks import WatermarkGenerator
 
 _TURN_RECORDS_FIRST, _TURN_RECORDS_MAX = 16, 256
@@ -57,6 +68,8 @@ _TURN_MS = 10
 """What a turn should take at most, so that timers, completions and checkpoints stay responsive behind a slow synchronous agent."""
 _IDLE_STEP_MS = 100
 INCARNATION_NAME = "incarnation"
+JOURNAL_NAME = "journal"
+"""Name of the META row that holds the position up to which the journal is in the checkpoint."""
 
 
 class Stage(msgspec.Struct):
@@ -65,6 +78,7 @@ class Stage(msgspec.Struct):
     operator: Operator
     runner: ActionRunner
     keys: KeyReader
+    steps: StepRunner | None = None
 
 
 class Counters(msgspec.Struct):
@@ -128,7 +142,9 @@ class Subtask:
         self._hurry = asyncio.Event()
         self._batches: deque[Sequence[Record]] = deque()
         self._turn_records = _TURN_RECORDS_FIRST
-        self._answers: deque[tuple[int, ActionCompleted | ActionFailed]] = deque()
+        self._answers: deque[tuple[int, ActionCompleted | ActionFailed | JournalAppended]] = deque()
+        self._journal: JournalWriter | None = None
+        self._is_in_effects = False
         self._is_scheduled = False
         self._drain_requested = False
         self._is_restored = False
@@ -152,11 +168,21 @@ class Subtask:
             FailJob: self._fail_job,
             ForwardWatermark: self._pass_watermark,
             PauseSource: lambda *_: self._resumed.clear(),
+            PersistStep: self._persist_step,
+            RefuseStep: self._answer_step,
+            ReplayAction: lambda index, effect, now_ms: self._stages[index].operator.apply(effect.completed, now_ms),
+            RequestCheckpoint: lambda *_: self._take_extra_checkpoint(),
+            ResolveStep: self._answer_step,
             ResumeSource: lambda *_: self._resume_source(),
+            RunStep: self._answer_step,
             ScheduleRetry: lambda *_: None,
             SkipTask: lambda *_: None,
             TakeSnapshot: lambda _, effect, __: self._snapshots.append(effect),
         }
+
+    def use_journal(self, journal: Journal, position: int) -> None:
+        """Record durable steps in ``journal``, which has been read up to ``position``."""
+        self._journal = JournalWriter(journal, self._deliver, self.fail, position)
 
     def add_stage(self, stage: Stage) -> None:
         """Append an operator to the chain, restored, before `run`; its runner delivers to `deliver_to` of its place."""
@@ -193,6 +219,8 @@ class Subtask:
                 self._timer.cancel()
             for stage in self._stages:
                 await stage.runner.close()
+            if self._journal is not None:
+                await self._journal.close()
 
     def stop(self) -> None:
         """Admit nothing more, drain, take a final checkpoint; called again: do not wait for runs in flight."""
@@ -261,7 +289,30 @@ class Subtask:
         self._resumed.set()
 
     # -- turns
-    def _deliver(self, index: int, answer: ActionCompleted | ActionFailed) -> None:
+    def apply_step(self, index: int, received: StepRequested | StepEnded) -> None:
+        """Apply what user code of operator ``index`` did about a step, and carry out what follows, at once."""
+        if self._failure.done():
+            return
+        try:
+            now_ms = self._clock.now_ms()
+            self._stages[index].operator.apply(received, now_ms)
+            if not self._is_in_effects:  # else its effects are read right behind this one
+                self._run_effects(index, now_ms)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
+            self.fail(error)
+
+    def _persist_step(self, index: int, effect: PersistStep, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        assert self._journal is not None
+        self._journal.append(index, effect.record)
+
+    def _answer_step(self, index: int, effect: RefuseStep | ResolveStep | RunStep, now_ms: int) -> None:  # noqa: ARG002
+        steps = self._stages[index].steps
+        assert steps is not None
+        steps.answer(effect)
+
+    def _deliver(self, index: int, answer: ActionCompleted | ActionFailed | JournalAppended) -> None:
         self._answers.append((index, answer))
         self._schedule()
 
@@ -356,6 +407,7 @@ class Subtask:
         write = self._sinks["sink"].write
         is_last = index == self._last
         emitted = 0
+        self._is_in_effects = True
         for effect in effects:  # grows while it is read
             kind = type(effect)
             if kind is StartAction:
@@ -371,6 +423,7 @@ class Subtask:
             else:
                 self._carry_out[kind](index, effect, now_ms)
         effects.clear()
+        self._is_in_effects = False
         if emitted:
             self._counters.records_out += emitted
             self._has_output = True
@@ -470,11 +523,14 @@ class Subtask:
 
     async def checkpoint_now(self) -> None:
         """Take a checkpoint beside the regular ones, as soon as one that is under way has ended. Its error ends `run`."""
-        task = asyncio.ensure_future(self._checkpoint())
+        await asyncio.wait([self._take_extra_checkpoint()])
+
+    def _take_extra_checkpoint(self) -> asyncio.Task[None]:
+        task = self._loop.create_task(self._checkpoint())
         self._extra_checkpoints.add(task)
         task.add_done_callback(_retrieve)
         task.add_done_callback(self._extra_checkpoints.discard)
-        await asyncio.wait([task])
+        return task
 
     async def _checkpoint(self) -> None:
         async with self._one_checkpoint:
@@ -502,11 +558,15 @@ class Subtask:
             self._run_effects(index, now_ms)
         snapshots, self._snapshots = self._snapshots, []
         has_output, self._has_output = self._has_output, False
-        if has_output or not all(snapshot.is_empty for snapshot in snapshots):
+        journal_position = None if self._journal is None else self._journal.position
+        is_skipped = not has_output and all(snapshot.is_empty for snapshot in snapshots)
+        if not is_skipped:
             began, self._delta_bytes = self._loop.time(), 0
             self._checkpoints.barrier(checkpoint)
             async with asyncio.timeout(timeout):
-                await self._checkpoints.complete(checkpoint, self._delta(snapshots))
+                await self._checkpoints.complete(checkpoint, self._delta(snapshots, journal_position))
+                if self._journal is not None and journal_position:
+                    await self._journal.release(journal_position)
             counters = self._counters
             counters.checkpoint, counters.checkpoint_bytes = checkpoint, self._delta_bytes
             counters.checkpoint_ms = round((self._loop.time() - began) * 1000)
@@ -516,18 +576,20 @@ class Subtask:
         now_ms = self._clock.now_ms()
         self._counters.checkpoint_completed_ms = now_ms
         for index, stage in enumerate(self._stages):
-            stage.operator.apply(CheckpointCompleted(checkpoint), now_ms)
+            stage.operator.apply(CheckpointCompleted(checkpoint, is_skipped=is_skipped), now_ms)
             self._run_effects(index, now_ms)
         ttl_ms = self._settings.state.ttl_ms
         if ttl_ms is not None:
             oldest_ms = min(stage.operator.oldest_run_ms(now_ms) for stage in self._stages)
             await self._state.sweep(oldest_ms - ttl_ms)
 
-    def _delta(self, snapshots: Sequence[TakeSnapshot]) -> DeltaSlices:
+    def _delta(self, snapshots: Sequence[TakeSnapshot], journal_position: int | None) -> DeltaSlices:
         first: list[StateWrite] = []
         if self._is_first_checkpoint:
             encoded = msgspec.msgpack.encode(self._incarnation)
             first.append((Table.META, 0, b"", INCARNATION_NAME, encoded))
+        if journal_position:
+            first.append((Table.META, 0, b"", JOURNAL_NAME, msgspec.msgpack.encode(journal_position)))
         for writes in chain([first], *(snapshot.slices for snapshot in snapshots)):
             self._delta_bytes += sum([len(value) for _, _, _, _, value in writes if value is not None])
             yield writes

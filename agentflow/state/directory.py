@@ -98,7 +98,7 @@ class StateDirectory:
     def mark_ready(self) -> None:
         """Note, durably, that RocksDB's files exist and are durable themselves."""
         try:
-            _sync_directory(self.rocksdb_path)
+            sync_directory(self.rocksdb_path)
             self._write_format(is_ready=True)
         except OSError as error:
             raise self._os_error(error, "creating the state") from error
@@ -184,7 +184,7 @@ class StateDirectory:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(self.path / FORMAT_FILE)
-        _sync_directory(self.path)
+        sync_directory(self.path)
 
     def _damaged(self, what: str) -> StateCorrupted:
         return corrupted(what, {"directory": str(self.path), "file": FORMAT_FILE})
@@ -221,11 +221,11 @@ def _make_directory(path: Path) -> None:
     for directory in reversed(missing[:-1]):
         with contextlib.suppress(FileExistsError):  # another subtask makes the common parent at the same moment
             directory.mkdir()
-        _sync_directory(directory)
-        _sync_directory(directory.parent)
+        sync_directory(directory)
+        sync_directory(directory.parent)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -25,7 +25,7 @@ from aiokafka.errors import KafkaError
 
 from agentflow.core.delta import POSITIONS_NAME, DeltaSlices, StoredRow, Table, decode_positions
 from agentflow.errors import StateCorrupted, StateMismatch, StateUnavailable
-from agentflow.runtime.ports import ChangelogTransaction, Prepared, Staged
+from agentflow.runtime.ports import ChangelogTransaction, Journal, Prepared, Staged
 from agentflow.state.changelog_records import ChangelogReplay, Row, checkpoint_record, records_of, rows_of
 
 _FETCH_BYTES = 8 * 2**20
@@ -86,6 +86,7 @@ class ChangelogKeyedState:
     """`KeyedState` of one Kafka subtask. Open one with `open_changelog_state`."""
 
     prepared: Prepared | None = None
+    journal: Journal | None = None
 
     def __init__(self, copy: ChangelogCopy, transaction: ChangelogTransaction) -> None:
         self._copy = copy

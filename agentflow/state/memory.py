@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from agentflow.api.memory_codec import stamp_of
@@ -31,6 +31,8 @@ class MemoryStorage:
         prepared: The decision row, as written; None when there is none.
         chunks: The delta of ``prepared``.
         is_open: Whether a state owns the storage.
+        journal: The records of the journal that are not released.
+        journal_begins: Position of the first of them.
     """
 
     def __init__(self) -> None:
@@ -38,6 +40,8 @@ class MemoryStorage:
         self.prepared: Prepared | None = None
         self.chunks: list[list[StateWrite]] = []
         self.is_open = False
+        self.journal: list[tuple[int, bytes]] = []
+        self.journal_begins = 0
         self._tables: dict[Table, dict[tuple[int, bytes], _KeyRows]] = {table: {} for table in Table}
         self._undo: list[Callable[[], None]] = []  # one per unsynced write, oldest first
 
@@ -86,6 +90,37 @@ class MemoryStorage:
         self.checkpoint, self.prepared, self.chunks = checkpoint, prepared, chunks
 
 
+class MemoryJournal:
+    """`Journal` in memory, beside a `MemoryKeyedState`."""
+
+    def __init__(self, storage: MemoryStorage) -> None:
+        self._storage = storage
+        self.is_closed = False
+
+    def read(self, position: int) -> list[tuple[int, bytes]]:
+        """See `Journal`."""
+        return self._storage.journal[max(0, position - self._storage.journal_begins) :]
+
+    async def append(self, records: Sequence[tuple[int, bytes]]) -> int:
+        """See `Journal`."""
+        await self._yield("writing the journal")
+        self._storage.journal += records
+        position = self._storage.journal_begins + len(self._storage.journal)
+        await self._yield("writing the journal")
+        return position
+
+    async def release(self, position: int) -> None:
+        """See `Journal`."""
+        await self._yield("cutting the journal")
+        del self._storage.journal[: max(0, position - self._storage.journal_begins)]
+        self._storage.journal_begins = max(position, self._storage.journal_begins)
+
+    async def _yield(self, doing: str) -> None:
+        await asyncio.sleep(0)
+        if self.is_closed:
+            raise _closed(doing)
+
+
 class MemoryKeyedState:
     """`KeyedState` in memory. Durability: that of its storage, which is lost with the process.
 
@@ -108,6 +143,7 @@ class MemoryKeyedState:
         self._storage.sync()  # a decision that is found is acted upon: it must not be lost any more
         self._storage.is_open = True
         self._is_closed = False
+        self.journal = MemoryJournal(self._storage)
         self._memory = self._storage.table(Table.MEMORY)
         self._sweep_round: Iterator[tuple[int, bytes, str]] = iter(())
 
@@ -195,7 +231,7 @@ class MemoryKeyedState:
     def close(self) -> None:
         """Release the storage. Idempotent."""
         if not self._is_closed:
-            self._is_closed = True
+            self._is_closed = self.journal.is_closed = True
             self._storage.is_open = False
 
     def _all_rows(self) -> Iterator[tuple[int, bytes, str]]:

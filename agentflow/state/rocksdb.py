@@ -46,6 +46,7 @@ from agentflow.state.layout import (
     unseal,
 )
 from agentflow.state.rocksdb_errors import corrupted
+from agentflow.state.rocksdb_journal import RocksDBJournal
 from agentflow.state.rocksdb_large import LargeValues
 from agentflow.state.rocksdb_prepared import DECISION_KEY, Chunk, PreparedCheckpoint
 from agentflow.state.rocksdb_store import (
@@ -75,9 +76,10 @@ class RocksDBKeyedState:
     is decided.
     """
 
-    def __init__(self, directory: StateDirectory, store: RocksDBStore) -> None:
+    def __init__(self, directory: StateDirectory, store: RocksDBStore, resources: RocksDBResources) -> None:
         self._directory = directory
         self._store = store
+        self.journal = RocksDBJournal(directory.path, resources)
         self._read_memory = store.reader(MEMORY)
         self._sweep_from = b""
         self._checkpoint = self._load_checkpoint()
@@ -110,17 +112,18 @@ class RocksDBKeyedState:
         with contextlib.ExitStack() as opened:
             directory = StateDirectory(Path(path), job=job, free_min_bytes=free_min_bytes)
             opened.callback(directory.close)
+            resources = resources or shared_resources()
             store = RocksDBStore(
                 directory.rocksdb_path,
                 directory=directory.path,
-                resources=resources or shared_resources(),
+                resources=resources,
                 create=directory.is_new,
             )
             opened.callback(store.close)
             # RocksDB has put what it replayed from its log into synced table files, so what is found here is durable.
             if directory.is_new:
                 directory.mark_ready()
-            state = cls(directory, store)
+            state = cls(directory, store, resources)
             if state.prepared is None:
                 state._prepared.discard_undecided(state.checkpoint + 1)
             opened.pop_all()
@@ -254,6 +257,7 @@ class RocksDBKeyedState:
 
     def close(self) -> None:
         """Release the directory, so that it can be opened again. Idempotent."""
+        self.journal.close()
         self._store.close()
         self._directory.close()
 

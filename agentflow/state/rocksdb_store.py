@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -40,8 +40,9 @@ MEMORY, RUNS, TIMERS, META = 1, 2, 3, 4  # the numbers of `Table`
 PARTS: Final = 5
 PREPARED: Final = 6
 
-COLUMN_FAMILIES: Final = ("default", "memory", "runs", "timers", "meta", "parts", "prepared")
-"""Names by number. ``default`` holds the checkpoint number and the decision row. Part of the stored format."""
+COLUMN_FAMILIES: Final = ("default", "memory", "runs", "timers", "meta", "parts", "prepared", "steps")
+"""Names by number, which are those of `Table` too. ``default`` holds the checkpoint number and the decision row. Part of the
+stored format: append, never renumber."""
 
 _MEMTABLE_BYTES = 16 * 2**20
 _WAL_BYTES_MAX = 48 * 2**20  # what an open replays at most
@@ -66,7 +67,7 @@ class RocksDBResources:
         """Return the options of a database."""
         options = Options(raw_mode=True)
         options.create_if_missing(create)
-        options.create_missing_column_families(create)
+        options.create_missing_column_families(True)  # noqa: FBT003 (those of later versions)
         options.set_write_buffer_manager(self.write_buffers)
         options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
         options.set_max_total_wal_size(_WAL_BYTES_MAX)
@@ -118,7 +119,15 @@ class RocksDBStore:
         handles: Column family handles by number, for batches; emptied at `close`. Take the list, not an element.
     """
 
-    def __init__(self, path: Path, *, directory: Path, resources: RocksDBResources, create: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        directory: Path,
+        resources: RocksDBResources,
+        create: bool,
+        families: Sequence[str] = COLUMN_FAMILIES,
+    ) -> None:
         """Open the database. Opening holds the GIL throughout (a thread would not help) and replays at most 48 MiB of log.
 
         Raises:
@@ -135,12 +144,12 @@ class RocksDBStore:
             self._db = Rdict(
                 str(path),
                 resources.database_options(create=create),
-                {name: resources.family_options() for name in COLUMN_FAMILIES},
+                {name: resources.family_options() for name in families},
             )
         except Exception as error:  # the binding raises bare Exception
             raise self.error(error, "opening the state") from error
-        self._families = [self._db.get_column_family(name) for name in COLUMN_FAMILIES]
-        self.handles.extend(self._db.get_column_family_handle(name) for name in COLUMN_FAMILIES)
+        self._families = [self._db.get_column_family(name) for name in families]
+        self.handles.extend(self._db.get_column_family_handle(name) for name in families)
 
     def error(self, error: Exception, doing: str) -> StateError:
         """Return the typed error for what the binding raised."""

@@ -1,0 +1,90 @@
+"""Records of the journal: what is durable before a run goes on.
+
+The journal is the log of the open epoch. One format serves the log and the rows of keyed state into which a checkpoint takes
+what is still needed. A record is in checkpoint N exactly if its ``epoch`` is at most N: recovery from N reads over it.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from agentflow.core.stored_runs import Completion
+from agentflow.errors import StateVersionTooNew
+
+JOURNAL_FORMAT = 1
+
+
+class RecordKind(enum.IntEnum):
+    """Kinds of records. The numbers are part of the stored format: append, never renumber."""
+
+    INTENT = 1  # the step is about to be called
+    RESULT = 2  # it returned
+    ERROR = 3  # it raised
+    CANCELLED = 4  # user code cancelled it, whatever was recorded before
+    COMPLETION = 5  # the action's attempt completed
+
+
+INTENT, RESULT, ERROR, CANCELLED, COMPLETION = (int(kind) for kind in RecordKind)
+
+
+class JournalRecord(msgspec.Struct, array_like=True):
+    """One record. New fields go to the end, with a default.
+
+    Attributes:
+        format: Version of this struct.
+        epoch: The epoch in which it happened.
+        kind: A `RecordKind`.
+        key: Canonical encoding of the key.
+        run: Id of the run.
+        number: The run's admission number within the key.
+        task: Path of the action task.
+        attempt: Attempt of the action.
+        step: Path of the step within the task; empty for a completion.
+        function: Id of the function that the step calls.
+        digest: Of the step's arguments.
+        where: File and line of the call.
+        at_ms: When it was recorded.
+        payload: The encoded result, error or completion.
+    """
+
+    format: int
+    epoch: int
+    kind: int
+    key: bytes
+    run: str
+    number: int
+    task: str
+    attempt: int
+    step: str = ""
+    function: str = ""
+    digest: bytes = b""
+    where: str = ""
+    at_ms: int = 0
+    payload: bytes = b""
+
+    @property
+    def name(self) -> str:
+        """Name of its row of keyed state, under its key: a later record of the same step replaces it."""
+        place = str(self.attempt) if self.kind == COMPLETION else self.step
+        return f"{self.run}\0{self.task}\0{place}"
+
+
+encode_record = msgspec.msgpack.Encoder().encode
+_decode_record = msgspec.msgpack.Decoder(JournalRecord).decode
+decode_completion = msgspec.msgpack.Decoder(Completion).decode
+
+
+def decode_record(value: bytes) -> JournalRecord:
+    """Read a record.
+
+    Raises:
+        StateVersionTooNew: It was written by a newer version.
+    """
+    record = _decode_record(value)
+    if record.format > JOURNAL_FORMAT:
+        raise StateVersionTooNew(
+            f"the journal has format {record.format}", expected=f"at most {JOURNAL_FORMAT}", fix="upgrade agentflow"
+        )
+    return record

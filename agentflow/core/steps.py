@@ -1,0 +1,326 @@
+"""Durable steps: what is recorded of tasks, what a step is answered with, and which records a checkpoint takes.
+
+A task that calls a step is answered from its records; where there is none, the step is run, and its outcome is recorded before
+user code sees it. What user code has seen must not change afterwards, so a record follows, in the journal, the completions of
+all earlier tasks of its key that are not in a completed checkpoint: a task without steps need not be deterministic.
+
+    requested ── recorded, same step ─────────────────────────────► ResolveStep
+              ── recorded, another step, same attempt ────────────► RefuseStep, and the task fails when it ends
+              ── intent recorded, no outcome ─────────────────────► RunStep (in doubt)
+              ── nothing ── policy needs it: PersistStep (intent) ─► RunStep ── ended ── PersistStep ─► ResolveStep
+
+An outcome answers its own attempt of the action and later ones, an error only its own: the next attempt is there to try again.
+A task with steps that completes is a record too, and is answered whole (`ReplayAction`); its steps are forgotten with it.
+
+Records are live until their task completes. The live ones are rows of keyed state at the next checkpoint, so the journal holds
+one epoch, and recovery reads over every record whose epoch is in the checkpoint.
+
+Rejected: counting steps by one counter per run (interleaved branches break it); waiting for a completion's record (outputs wait
+for the checkpoint anyway; the order in the journal is enough).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from agentflow.core.delta import StateWrite, StoredRow, Table
+from agentflow.core.effects import (
+    Effect,
+    PersistStep,
+    RefuseStep,
+    ReplayAction,
+    RequestCheckpoint,
+    ResolveStep,
+    RunStep,
+    StartAction,
+)
+from agentflow.core.inputs import ActionCompleted, JournalAppended, StepCall, StepEnded, StepRequested
+from agentflow.core.journal_records import (
+    CANCELLED,
+    COMPLETION,
+    ERROR,
+    INTENT,
+    JOURNAL_FORMAT,
+    JournalRecord,
+    decode_completion,
+    decode_record,
+    encode_record,
+)
+from agentflow.core.recorded import RecordedRun, RecordedStep, RecordedTask
+from agentflow.core.records import ErrorReport
+from agentflow.core.runs import RUNNING, ActionTask, KeyState, Run
+from agentflow.core.stored_runs import Completion
+
+StepSlot = tuple[bytes, str]  # (key, row name)
+_Completions = dict[
+    KeyState, list[tuple[ActionTask, int, ActionCompleted, int, int]]
+]  # task, attempt, what, epoch, time
+
+
+class Steps:
+    """The records of one operator's runs; appends to the operator's effects."""
+
+    def __init__(self, effects: list[Effect]) -> None:
+        self.runs: dict[str, RecordedRun] = {}
+        self.is_tracking = False
+        self._effects = effects
+        self._epoch = 1
+        self._unacknowledged: deque[tuple[RecordedStep | None, RunStep | ResolveStep | None, int]] = deque()
+        self._changed: dict[StepSlot, bytes | None] = {}
+        self._saved: set[StepSlot] = set()
+        self._completions: _Completions = {}  # of tasks without records, in the open epoch
+        self._frozen_completions: _Completions = {}  # in the epoch that is being written
+        self._held: list[StepRequested] = []
+        self._held_until = 0
+
+    # -- inputs
+    def on_requested(self, received: StepRequested, now_ms: int) -> None:
+        """Answer a step, or let it run."""
+        task, call = received.task, received.call
+        if task.status != RUNNING:
+            return
+        if not self.is_tracking:  # completions before this one are not known: let a checkpoint have them
+            self.is_tracking, self._held_until = True, self._epoch
+            self._effects.append(RequestCheckpoint())
+        if self._held_until:
+            self._held.append(received)
+            return
+        recorded = self._recorded(task)
+        step = recorded.steps.get(call.path)
+        is_same = step is not None and step.call.is_same(call)
+        if step is None or (step.attempt < task.attempt and (not is_same or step.kind in (ERROR, CANCELLED))):
+            if received.needs_intent:
+                self._record(task, call, INTENT, b"", RunStep(task, call.path), now_ms)
+            else:
+                self._effects.append(RunStep(task, call.path))
+        elif not is_same:
+            recorded.divergence = _another_step(step.call, call)
+            self._effects.append(RefuseStep(task, call.path, recorded.divergence))
+        else:
+            step.is_asked = True
+            if step.kind == INTENT:
+                self._effects.append(RunStep(task, call.path, is_in_doubt=True))
+            elif step.is_durable:
+                self._effects.append(ResolveStep(task, call.path, step.kind, decode_record(step.row).payload))
+            else:  # an earlier attempt let it be recorded a moment ago; the second record says the same
+                payload = decode_record(step.row).payload
+                self._append(step.row, step, ResolveStep(task, call.path, step.kind, payload), task.attempt)
+
+    def on_ended(self, received: StepEnded, now_ms: int) -> None:
+        """Record the outcome of a step that was run."""
+        task, call, kind = received.task, received.call, received.kind
+        if task.status != RUNNING:
+            return
+        resolve = None if kind == CANCELLED else ResolveStep(task, call.path, kind, received.payload)
+        self._record(task, call, kind, received.payload, resolve, now_ms)
+
+    def on_appended(self, received: JournalAppended, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        """Answer what waited for its record."""
+        for _ in range(received.count):
+            step, effect, attempt = self._unacknowledged.popleft()
+            if step is not None:
+                step.is_durable = True
+            if effect is not None and effect.task.status == RUNNING and effect.task.attempt == attempt:
+                self._effects.append(effect)
+
+    # -- tasks
+    def start(self, task: ActionTask) -> StartAction | ReplayAction:
+        """Return how an attempt starts: from its recorded completion, or by running it with its recorded steps."""
+        run = self.runs.get(task.run.id)
+        recorded = None if run is None else run.tasks.get(task.path)
+        if recorded is None:
+            return StartAction(task)
+        task.recorded = recorded
+        last = max((step.attempt for step in recorded.steps.values()), default=task.attempt)
+        last = max(last, *recorded.completions, task.attempt)
+        while task.attempt not in recorded.completions and task.attempt < last:
+            task.attempt += 1  # that attempt failed before the records of a later one were written
+        done = recorded.completions.get(task.attempt)
+        if done is not None:
+            return ReplayAction(decode_completion(decode_record(done).payload).by(task))
+        recorded.divergence = None
+        for step in recorded.steps.values():
+            step.is_asked = False
+        return StartAction(task)
+
+    def complete(self, task: ActionTask, done: ActionCompleted, now_ms: int) -> ErrorReport | None:
+        """Record the completion of a task, and forget its steps; return an error when it diverged from its records."""
+        recorded = task.recorded
+        if recorded is None:
+            if self.is_tracking:
+                self._completions.setdefault(task.run.state, []).append((task, task.attempt, done, self._epoch, now_ms))
+            return None
+        if task.attempt in recorded.completions:
+            self._forget(task.run.id, task.run.key, task.path)
+            return None
+        message = recorded.divergence or _unasked(task, recorded)
+        if message is not None:
+            return ErrorReport("Divergence", message, is_retryable=False)
+        self._forget(task.run.id, task.run.key, task.path)
+        self._append_completions(task.run.state)
+        self._append(_completion(task, task.attempt, done, self._epoch, now_ms), None, None, 0)
+        return None
+
+    def end(self, run: Run) -> None:
+        """Forget everything of a run that is over."""
+        recorded = self.runs.get(run.id)
+        if recorded is not None:
+            for path in list(recorded.tasks):
+                self._forget(run.id, recorded.key, path)
+            del self.runs[run.id]
+
+    # -- checkpoints
+    def barrier(self, checkpoint: int) -> list[tuple[StepSlot, bytes | None]]:
+        """Close the epoch; return the rows that changed in it."""
+        assert not self._frozen_completions, "a barrier before the former checkpoint has completed"
+        self._epoch = checkpoint + 1
+        changed, self._changed = self._changed, {}
+        for slot, value in changed.items():
+            if value is None:
+                self._saved.discard(slot)
+            else:
+                self._saved.add(slot)
+        self._frozen_completions, self._completions = self._completions, {}
+        return list(changed.items())
+
+    def checkpoint_completed(self, checkpoint: int, now_ms: int, *, is_skipped: bool) -> None:
+        """Forget what the checkpoint has; let the first steps go on, which waited for it."""
+        if is_skipped:
+            self._epoch = checkpoint
+        self._frozen_completions = {}
+        if self._held_until and (checkpoint >= self._held_until or is_skipped):
+            held, self._held, self._held_until = self._held, [], 0
+            for received in held:
+                self.on_requested(received, now_ms)
+
+    def rows(self, operator: int) -> list[StateWrite]:
+        """Return all live records as rows."""
+        return [
+            (Table.STEPS, operator, run.key, decode_record(row).name, row)
+            for run in self.runs.values()
+            for task in run.tasks.values()
+            for row in (*(step.row for step in task.steps.values()), *task.completions.values())
+        ]
+
+    def restore(self, rows: Iterable[StoredRow], journal: Iterable[bytes], checkpoint: int) -> None:
+        """Take the records of the last checkpoint, and those behind it."""
+        self._epoch = checkpoint + 1
+        for row in rows:
+            self._take(decode_record(row.value), row.value)
+            self._saved.add((row.key, row.name))
+        for value in journal:
+            record = decode_record(value)
+            if record.epoch > checkpoint:
+                self._take(record, value)
+                self._changed[record.key, record.name] = value
+        self.is_tracking = bool(self.runs)
+
+    def _take(self, record: JournalRecord, row: bytes) -> None:
+        run = self.runs.get(record.run)
+        if run is None:
+            run = self.runs[record.run] = RecordedRun(record.key, record.number, {})
+        task = run.tasks.get(record.task)
+        if task is None:
+            task = run.tasks[record.task] = RecordedTask({}, {})
+        if record.kind == COMPLETION:
+            task.completions[record.attempt] = row
+        else:
+            call = StepCall(record.step, record.function, record.digest, record.where)
+            task.steps[record.step] = RecordedStep(
+                call, record.kind, record.attempt, row, is_durable=True, is_asked=False
+            )
+
+    # -- records
+    def _recorded(self, task: ActionTask) -> RecordedTask:
+        if task.recorded is None:
+            run = self.runs.get(task.run.id)
+            if run is None:
+                run = self.runs[task.run.id] = RecordedRun(task.run.key, task.run.number, {})
+            task.recorded = run.tasks.setdefault(task.path, RecordedTask({}, {}))
+        return task.recorded
+
+    def _record(
+        self,
+        task: ActionTask,
+        call: StepCall,
+        kind: int,
+        payload: bytes,
+        then: RunStep | ResolveStep | None,
+        now_ms: int,
+    ) -> None:
+        """Let a record of a step be appended, behind the completions that it may depend on."""
+        run, state = task.run, task.run.state
+        self._append_completions(state)
+        record = JournalRecord(
+            JOURNAL_FORMAT,
+            self._epoch,
+            kind,
+            state.key,
+            run.id,
+            run.number,
+            task.path,
+            task.attempt,
+            call.path,
+            call.function,
+            call.digest,
+            call.where,
+            now_ms,
+            payload,
+        )
+        row = encode_record(record)
+        step = RecordedStep(call, kind, task.attempt, row, is_durable=False, is_asked=True)
+        self._recorded(task).steps[call.path] = step
+        self._changed[state.key, record.name] = row
+        self._append(row, step, then, task.attempt)
+
+    def _append(self, row: bytes, step: RecordedStep | None, then: RunStep | ResolveStep | None, attempt: int) -> None:
+        self._unacknowledged.append((step, then, attempt))
+        self._effects.append(PersistStep(row))
+
+    def _append_completions(self, state: KeyState) -> None:
+        for completions in (self._frozen_completions, self._completions):
+            for completed in completions.pop(state, ()):
+                self._append(_completion(*completed), None, None, 0)
+
+    def _forget(self, run_id: str, key: bytes, path: str) -> None:
+        """Forget a task; its rows go with the next checkpoint."""
+        run = self.runs[run_id]
+        task = run.tasks.pop(path)
+        for place in (*task.steps, *map(str, task.completions)):
+            slot = (key, f"{run_id}\0{path}\0{place}")
+            if slot in self._saved:
+                self._changed[slot] = None
+            else:
+                self._changed.pop(slot, None)
+
+
+def _completion(task: ActionTask, attempt: int, done: ActionCompleted, epoch: int, at_ms: int) -> bytes:
+    run = task.run
+    payload = encode_record(Completion.of(done))
+    return encode_record(
+        JournalRecord(
+            JOURNAL_FORMAT,
+            epoch,
+            COMPLETION,
+            run.state.key,
+            run.id,
+            run.number,
+            task.path,
+            attempt,
+            at_ms=at_ms,
+            payload=payload,
+        )
+    )
+
+
+def _another_step(recorded: StepCall, called: StepCall) -> str:
+    what = "with other arguments" if recorded.function == called.function else f"as {recorded.function}"
+    return f"step {called.path} calls {called.function} at {called.where}, and is recorded {what}, called at {recorded.where}"
+
+
+def _unasked(task: ActionTask, recorded: RecordedTask) -> str | None:
+    for step in recorded.steps.values():
+        if step.attempt == task.attempt and not step.is_asked:
+            return f"step {step.call.path} is recorded ({step.call.function}, called at {step.call.where}) and was not called again"
+    return None

@@ -1,0 +1,306 @@
+"""Durable steps of one operator as user code meets them: it calls, and gets the recorded outcome.
+
+A step is named where it is called, not where it is awaited: by the scope it is called in and a counter of that scope. The
+action's own coroutine is one scope. Every other asyncio task in which steps are called (`asyncio.gather`, `TaskGroup`,
+`create_task`) is a branch with a scope of its own, named by its first step and counted among branches that begin the same, so
+the order in which branches go on renumbers nothing.
+
+    path = scope "." counter        scope = "" | scope "/" function ":" digest "#" count
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextvars
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentflow.api.runner_context import RunnerContext
+from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
+from agentflow.core.inputs import StepCall, StepEnded, StepRequested
+from agentflow.core.journal_records import CANCELLED, ERROR, RESULT
+from agentflow.core.runs import ActionTask
+from agentflow.errors import ContextClosed, Divergence, WrongContext
+from agentflow.runtime.step_values import (
+    decode_error,
+    decode_result,
+    digest,
+    encode_error,
+    encode_result,
+    function_id,
+    innermost,
+)
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+Answer = RunStep | ResolveStep | RefuseStep
+
+_current: contextvars.ContextVar[str | None] = contextvars.ContextVar("agentflow_step", default=None)
+"""Id of the step whose function is being called."""
+
+
+class _Scope(msgspec.Struct, eq=False):
+    name: str
+    steps: int = 0
+    branches: dict[str, int] = {}
+
+    def branch(self, first: str) -> _Scope:
+        """Return the scope of a new branch, by what it calls first."""
+        count = self.branches.get(first, 0)
+        self.branches[first] = count + 1
+        return _Scope(f"{self.name}/{first}#{count}")
+
+
+_scope = contextvars.ContextVar("agentflow_scope", default=None)
+
+
+class TaskSteps:
+    """The steps of one attempt of a task: scopes, and who waits for which step.
+
+    Args:
+        task: The task.
+        root: The asyncio task of an async action; None in a thread.
+    """
+
+    def __init__(self, task: ActionTask, root: asyncio.Task[Any] | None) -> None:
+        self.task = task
+        self.attempt = task.attempt
+        self.is_interrupted = False
+        self.waiting: dict[str, asyncio.Future[Answer]] = {}
+        self._root = root
+        self._root_scope = _Scope("")
+        self._scopes: dict[asyncio.Task[Any], _Scope] = {}
+
+    def next_path(self, function: str, arguments: bytes, current: asyncio.Task[Any] | None) -> str:
+        """Return the path of the step that is called now."""
+        if current is self._root or current is None:
+            scope = self._root_scope
+        else:
+            known = self._scopes.get(current)
+            if known is None:
+                outer = _scope.get() or self._root_scope
+                known = self._scopes[current] = outer.branch(f"{function}:{arguments.hex()[:8]}")
+            scope = known
+        _scope.set(scope)
+        path = f"{scope.name}.{scope.steps}"
+        scope.steps += 1
+        return path
+
+
+class StepRunner:
+    """Runs and answers the steps of one operator.
+
+    Args:
+        apply: Takes an input of the operator: at once, on the loop.
+        incarnation: Of the job's state; part of idempotency keys.
+        errors: Classes that recorded errors may come back as, beside Python's own.
+    """
+
+    def __init__(
+        self, apply: Callable[[StepRequested | StepEnded], None], incarnation: str, errors: tuple[type[Exception], ...]
+    ) -> None:
+        self._apply = apply
+        self._incarnation = incarnation
+        self._loop = asyncio.get_running_loop()
+        self._errors = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*_PYTHONS_ERRORS, *errors)}
+        self._tasks: dict[ActionTask, TaskSteps] = {}
+
+    # -- effects
+    def answer(self, effect: Answer) -> None:
+        """Carry out an effect of the operator: tell the one who waits for the step."""
+        steps = self._tasks.get(effect.task)
+        future = None if steps is None else steps.waiting.pop(effect.path, None)
+        if future is not None and not future.done():
+            future.set_result(effect)
+
+    def forget(self, task: ActionTask) -> None:
+        """Forget an attempt that has ended."""
+        if self._tasks:
+            self._tasks.pop(task, None)
+
+    def interrupt(self, task: ActionTask) -> None:
+        """Note that the engine cancels an attempt: a step in the middle of its call stays in doubt."""
+        steps = self._tasks.get(task)
+        if steps is not None:
+            steps.is_interrupted = True
+
+    # -- steps in coroutines
+    def execute(
+        self, ctx: RunnerContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """Name a step, and return the coroutine that runs it or returns what is recorded.
+
+        Raises:
+            TypeError: The arguments cannot be recorded.
+            ContextClosed: The action has ended.
+        """
+        try:
+            current = asyncio.current_task()
+        except RuntimeError:
+            current = None
+        if current is None:
+            raise WrongContext(
+                "durable_execute_async was called outside a coroutine",
+                where={"task": ctx.task_id},
+                fix="call durable_execute in a def action, or make the action async",
+            )
+        steps = self._steps(ctx, current)
+        return self._execute(ctx, steps, self._call(steps, function, args, kwargs, current), function, args, kwargs)
+
+    def _steps(self, ctx: RunnerContext, current: asyncio.Task[Any] | None) -> TaskSteps:
+        if not ctx._is_open:  # noqa: SLF001 (the context's engine side)
+            raise ContextClosed("a step was called after the action had ended", fix="await all steps in the action")
+        task: ActionTask = ctx._task  # type: ignore[assignment]  # noqa: SLF001
+        steps = self._tasks.get(task)
+        if steps is None or steps.attempt != task.attempt:
+            steps = self._tasks[task] = TaskSteps(task, current)
+        return steps
+
+    def _call(
+        self,
+        steps: TaskSteps,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        current: asyncio.Task[Any] | None,
+    ) -> StepCall:
+        name, arguments = function_id(function), digest(function, args, kwargs)
+        return StepCall(steps.next_path(name, arguments, current), name, arguments, _where(sys._getframe(3)))  # noqa: SLF001
+
+    async def _execute(
+        self,
+        ctx: RunnerContext,
+        steps: TaskSteps,
+        call: StepCall,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:  # noqa: ANN401 (a user's value)
+        task = steps.task
+        try:
+            answer = await self._ask(steps, call, StepRequested(task, call))
+            if type(answer) is RunStep:
+                kind, payload = await self._run(task, call, function, args, kwargs)
+                answer = await self._ask(steps, call, StepEnded(task, call, kind, payload))
+        except asyncio.CancelledError:
+            if not steps.is_interrupted:  # by user code
+                self._apply(StepEnded(task, call, CANCELLED, b""))
+            raise
+        if type(answer) is RefuseStep:
+            raise Divergence(answer.message, where={"task": task.id}, fix=_DIVERGENCE_FIX)
+        assert type(answer) is ResolveStep
+        if answer.kind == RESULT:
+            return decode_result(function, answer.payload)
+        if answer.kind == ERROR:
+            raise decode_error(answer.payload, self._errors)
+        return await self._loop.create_future()  # it was cancelled the last time, and is cancelled again
+
+    async def _ask(self, steps: TaskSteps, call: StepCall, received: StepRequested | StepEnded) -> Answer:
+        future = steps.waiting[call.path] = self._loop.create_future()
+        self._apply(received)
+        return await future
+
+    async def _run(
+        self,
+        task: ActionTask,
+        call: StepCall,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[int, bytes]:
+        token = _current.set(f"{task.id}{call.path}")
+        try:
+            if inspect.iscoroutinefunction(innermost(function)):
+                result = await function(*args, **kwargs)
+            else:
+                result = await asyncio.to_thread(function, *args, **kwargs)
+                if inspect.isawaitable(result):
+                    result = await result
+        except Exception as error:  # noqa: BLE001 (an error is an outcome too)
+            return ERROR, encode_error(error)
+        finally:
+            _current.reset(token)
+        return RESULT, encode_result(function, result)[0]
+
+    # -- steps in threads
+    def execute_in_thread(
+        self, ctx: RunnerContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:  # noqa: ANN401 (a user's value)
+        """Run a step, or return what is recorded; blocks the thread, never the loop.
+
+        Raises:
+            WrongContext: This is the thread of the loop, or ``function`` is a coroutine function.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise WrongContext(
+                "durable_execute would block the event loop here",
+                where={"task": ctx.task_id},
+                fix="await ctx.durable_execute_async(…) in an async action; a def action that calls durable_execute in a helper "
+                "needs @action(…, blocking=True)",
+            )
+        steps = self._steps(ctx, None)
+        call = self._call(steps, function, args, kwargs, None)
+        task = steps.task
+        answer = self._ask_from_thread(steps, call, StepRequested(task, call))
+        if type(answer) is RunStep:
+            token = _current.set(f"{task.id}{call.path}")
+            try:
+                result = function(*args, **kwargs)
+                if inspect.iscoroutine(result):
+                    result.close()
+                    raise WrongContext(
+                        f"durable_execute was given the coroutine function {call.function}",
+                        where={"task": task.id},
+                        fix="await ctx.durable_execute_async(…) in an async action",
+                    )
+            except WrongContext:
+                raise
+            except Exception as error:  # noqa: BLE001 (an error is an outcome too)
+                kind, payload = ERROR, encode_error(error)
+            else:
+                kind, payload = RESULT, encode_result(function, result)[0]
+            finally:
+                _current.reset(token)
+            answer = self._ask_from_thread(steps, call, StepEnded(task, call, kind, payload))
+        if type(answer) is RefuseStep:
+            raise Divergence(answer.message, where={"task": task.id}, fix=_DIVERGENCE_FIX)
+        assert type(answer) is ResolveStep
+        if answer.kind == RESULT:
+            return decode_result(function, answer.payload)
+        raise decode_error(answer.payload, self._errors)
+
+    def _ask_from_thread(self, steps: TaskSteps, call: StepCall, received: StepRequested | StepEnded) -> Answer:
+        return asyncio.run_coroutine_threadsafe(self._ask(steps, call, received), self._loop).result()
+
+    # -- idempotency
+    def idempotency_key(self, ctx: RunnerContext) -> str:
+        """Return the key of the step whose function is being called."""
+        step = _current.get()
+        if step is None:
+            raise WrongContext(
+                "ctx.idempotency_key outside a step",
+                where={"task": ctx.task_id},
+                fix="read it in the function that durable_execute calls",
+            )
+        return hashlib.blake2b(f"{self._incarnation}/{step}".encode(), digest_size=16).hexdigest()
+
+
+_DIVERGENCE_FIX = "an action calls the same steps with the same arguments every time; what varies belongs into a step"
+_PYTHONS_ERRORS = tuple(
+    kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception)
+)
+
+
+def _where(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,0 +1,96 @@
+"""The journal of an embedded job: a database of its own beside the keyed state, made when the first record comes.
+
+A database of its own has a log of its own, so a group commit syncs records and not the delta that a checkpoint writes at the
+same time; and a failed write of one says nothing about the other.
+
+    position (8 bytes, big-endian) → operator (2 bytes), record
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from agentflow.state.directory import sync_directory
+from agentflow.state.rocksdb_store import DEFAULT, RocksDBResources, RocksDBStore
+
+JOURNAL_DIRECTORY: Final = "journal"
+_FAMILIES: Final = ("default",)
+_PAGE_ROWS, _PAGE_BYTES = 5_000, 8 * 2**20
+
+
+class RocksDBJournal:
+    """See `agentflow.runtime.ports.Journal`.
+
+    Args:
+        directory: The state directory.
+        resources: Cache and write buffers.
+    """
+
+    def __init__(self, directory: Path, resources: RocksDBResources) -> None:
+        self._directory = directory
+        self._resources = resources
+        self._path = directory / JOURNAL_DIRECTORY
+        self._store: RocksDBStore | None = None
+        self._next = 0
+        self._released = 0
+        self._one_at_a_time = asyncio.Lock()
+
+    def read(self, position: int) -> Iterator[tuple[int, bytes]]:
+        """See `Journal`."""
+        self._next = max(self._next, position)
+        if not self._path.exists():
+            return
+        store = self._open()
+        start = _key(position)
+        while page := store.page(DEFAULT, start, None, rows_max=_PAGE_ROWS, bytes_max=_PAGE_BYTES):
+            for key, row in page:
+                self._next = int.from_bytes(key, "big") + 1
+                yield int.from_bytes(row[:2], "big"), row[2:]
+            start = _key(self._next)
+
+    async def append(self, records: Sequence[tuple[int, bytes]]) -> int:
+        """See `Journal`."""
+        async with self._one_at_a_time:
+            store = self._open()
+            batch = store.batch()
+            position = self._next
+            for operator, record in records:
+                batch.put(_key(position), operator.to_bytes(2, "big") + record)
+                position += 1
+            store.write(batch, "writing the journal")
+            self._next = position
+            await store.sync("writing the journal")
+            return position
+
+    async def release(self, position: int) -> None:
+        """See `Journal`."""
+        if self._store is None or position <= self._released:
+            return
+        async with self._one_at_a_time:
+            batch = self._store.batch()
+            batch.delete_range(_key(self._released), _key(position))
+            self._store.write(batch, "cutting the journal")
+            self._released = position
+
+    def close(self) -> None:
+        """Close the database, if there is one. Idempotent."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _open(self) -> RocksDBStore:
+        if self._store is None:
+            is_new = not self._path.exists()
+            self._store = RocksDBStore(
+                self._path, directory=self._directory, resources=self._resources, create=True, families=_FAMILIES
+            )
+            if is_new:
+                sync_directory(self._directory)
+        return self._store
+
+
+def _key(position: int) -> bytes:
+    return position.to_bytes(8, "big")
