@@ -303,7 +303,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         """
         return self._step_runner("durable_execute").execute_in_thread(self, func, args, kwargs)
 
-    def durable_execute_async(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    def durable_execute_async(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:  # noqa: ANN401
         """Call ``func``, a function or a coroutine function, as a step of an async action; see `durable_execute`.
 
         Ordering: a step is named where it is called, not where it is awaited; steps in tasks of their own (`asyncio.gather`,

@@ -18,7 +18,6 @@ An exception inside `apply` poisons the operator: its state is unknown, so it re
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,7 +27,6 @@ from agentflow.api.events import EventType
 from agentflow.core.delta import POSITIONS_NAME, StateWrite, StoredRow, Table
 from agentflow.core.effects import Drained, Effect, ForwardWatermark, TakeSnapshot
 from agentflow.core.epoch import META_NAME, EpochChanges, decode_meta, encode_meta, operator_meta
-from agentflow.core.expected_runs import ExpectedRuns
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import (
     ActionCompleted,
@@ -45,13 +43,14 @@ from agentflow.core.inputs import (
     TimeAdvanced,
     WatermarkReceived,
 )
+from agentflow.core.key_order import ExpectedRuns, wait_behind
 from agentflow.core.keys import KeyTable
 from agentflow.core.limits import Backpressure, OperatorLimits
 from agentflow.core.outcomes import Outcomes
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.routing import Router
 from agentflow.core.run_table import RunTable, oldest_admitted_ms, restore_runs, run_writes
-from agentflow.core.runs import COMPLETED, RUNNING, WAITING, KeyState, Run
+from agentflow.core.runs import COMPLETED, RUNNING, KeyState, Run
 from agentflow.core.segments import Segment, SegmentedQueue
 from agentflow.core.steps import Steps
 from agentflow.core.stored_runs import waits_only
@@ -96,7 +95,6 @@ class Operator:
         )
         self._pressure = Backpressure(self.effects, limits)
         self._is_draining = False
-        self._is_watermark_ready = False
         self._handlers: dict[type, Callable[[Any, int], None]] = {
             RecordReceived: self._on_record,
             RecordRejected: self._on_rejected,
@@ -169,13 +167,13 @@ class Operator:
             self.effects.append(self._policy.dead_letter(received.record, error))
             return
         self._admit(state, received.record, _INPUT, self._segments.last, now_ms)
-        if self._is_watermark_ready:
+        if self._segments.is_ready:
             self._forward_watermarks(now_ms)
 
     def _admit(self, state: KeyState, record: Record, event_type: str, segment: Segment, now_ms: int) -> None:
         """Give an input its admission number, and start it when the key is idle."""
         active, number = state.run, state.next_number
-        if self._expected:
+        if self._expected.by_key:
             number = self._expected.number(state, record.run_id)
         else:
             state.next_number = number + 1
@@ -188,19 +186,12 @@ class Operator:
         if active is None:
             state.run = run
             self._advance(run, now_ms)
-        elif number < active.number:  # recorded, and late: the other one has waited for it
-            state.run = run
-            if state.pending is None:
-                state.pending = deque()
-            state.pending.appendleft(active)
-            self._advance(run, now_ms)
         else:
-            if state.pending is None:
-                state.pending = deque()
-            state.pending.append(run)
-            if len(state.pending) >= self._limits.key_pending_max:
+            if wait_behind(active, run):
+                self._advance(run, now_ms)
+            if len(state.pending or ()) >= self._limits.key_pending_max and not self._expected.by_key:
                 self._pressure.overflow(state)
-        if len(self._runs) >= self._limits.in_flight_max:
+        if len(self._runs) >= self._limits.in_flight_max and not self._expected.by_key:  # what is expected must be read
             self._pressure.pause("run.in-flight-max")
 
     def _on_rejected(self, received: RecordRejected, now_ms: int) -> None:  # noqa: ARG002 (one signature)
@@ -212,7 +203,7 @@ class Operator:
         current: Run | None = run
         while current is not None:
             if not current.is_started:
-                if self._expected and self._expected.holds_back(current):
+                if self._expected.by_key and self._expected.holds_back(current):
                     return
                 self._begin(current)
             if not current.queue or not self._tasks.start_next(current, now_ms):
@@ -225,8 +216,7 @@ class Operator:
             self._changes.before_change(run)
         run.is_started = True
         if run.segment is None:  # it waited behind a parked run
-            run.segment = self._segments.last
-            run.segment.open_runs += 1
+            self._segments.join(run)
         self._router.route(run, None, 0, run.event_type, run.record.value)
 
     def _end(self, run: Run) -> Run | None:
@@ -238,10 +228,10 @@ class Operator:
         if self._steps.runs:
             self._steps.end(run)
         segment = run.segment
-        if segment is not None:
+        if segment is not None:  # as `SegmentedQueue.leave` does
             segment.open_runs -= 1
             if not segment.open_runs and segment.watermark_ms is not None:
-                self._is_watermark_ready = True
+                self._segments.is_ready = True
         state = run.state
         state.ended_in = self._changes.number
         pending = state.pending
@@ -262,10 +252,9 @@ class Operator:
         task = received.task
         if task.status != RUNNING:
             return  # cancelled, or of an attempt that timed out
-        if self._steps.is_tracking:
-            diverged = self._steps.complete(task, received, now_ms)
-            if diverged is not None:
-                return self._on_failed(ActionFailed(task, diverged), now_ms)
+        if self._steps.is_tracking and (error := self._steps.complete(task, received, now_ms)) is not None:
+            self._on_failed(ActionFailed(task, error), now_ms)
+            return
         run = task.run
         if run.is_frozen:
             self._changes.before_change(run)
@@ -275,7 +264,7 @@ class Operator:
             run.current = None
             self._outcomes.apply(task, received)
             self._advance(run, now_ms)
-            if self._is_watermark_ready:
+            if self._segments.is_ready:
                 self._forward_watermarks(now_ms)
         else:
             self._outcomes.take(task, received, now_ms)
@@ -295,7 +284,7 @@ class Operator:
             self._advance(run, now_ms)
         elif waits_only(run):
             self._park(run)
-        if self._is_watermark_ready:
+        if self._segments.is_ready:
             self._forward_watermarks(now_ms)
 
     # -- parking
@@ -304,22 +293,14 @@ class Operator:
         if run.is_parked:
             return
         run.is_parked = True
-        self._leave_segment(run)
+        self._segments.leave(run)
         for pending in reversed(run.state.pending or ()):
             if pending.segment is None:
                 break  # and so are all before it: they came while the key was parked
             if pending.is_frozen:
                 self._changes.before_change(pending)
             pending.is_changed = True
-            self._leave_segment(pending)
-
-    def _leave_segment(self, run: Run) -> None:
-        segment = run.segment
-        if segment is not None:
-            run.segment = None
-            segment.open_runs -= 1
-            if not segment.open_runs and segment.watermark_ms is not None:
-                self._is_watermark_ready = True
+            self._segments.leave(pending)
 
     # -- time
     def _on_time(self, received: TimeAdvanced, now_ms: int) -> None:  # noqa: ARG002 (one signature)
@@ -328,11 +309,10 @@ class Operator:
             self._changes.before_change(run)
             if run.is_parked:
                 run.is_parked = False
-                run.segment = self._segments.last
-                run.segment.open_runs += 1
+                self._segments.join(run)
             self._tasks.retry(task)
         self._fire(self._timers.pop_due(now_ms, is_event_time=False), self._segments.last, now_ms)
-        if self._is_watermark_ready:
+        if self._segments.is_ready:
             self._forward_watermarks(now_ms)
 
     def _on_watermark(self, received: WatermarkReceived, now_ms: int) -> None:
@@ -341,7 +321,7 @@ class Operator:
 
     def _forward_watermarks(self, now_ms: int) -> None:
         """Forward every watermark that nothing holds; fire the event-time timers that it makes due first."""
-        self._is_watermark_ready = False
+        self._segments.is_ready = False
         while (watermark_ms := self._segments.ready_ms()) is not None:
             due = self._timers.pop_due(watermark_ms, is_event_time=True)
             if due:
@@ -416,24 +396,8 @@ class Operator:
         self._timers.restore(rows.get(Table.TIMERS, []))
         self._runs = restore_runs(rows.get(Table.RUNS, []), self._states, self.plan, self._segments)
         self._steps.restore(rows.get(Table.STEPS, []), journal, checkpoint)
-        admitted = {run.id for run in self._runs}
-        for run_id, recorded in self._steps.runs.items():
-            if run_id not in admitted:
-                self._expected.expect(recorded.key, run_id, recorded.number)
+        self._expected.expect(self._steps.runs, self._runs)
         for run in list(self._runs):
-            if run.state.run is run:
-                self._resume(run, now_ms)
+            if run.state.run is run and not self._tasks.resume(run):
+                self._advance(run, now_ms)
         self._forward_watermarks(now_ms)
-
-    def _resume(self, run: Run, now_ms: int) -> None:
-        """Start again what was running, wait again for what was waiting."""
-        is_going = False
-        for task in run.tasks:
-            if task.status == RUNNING:
-                self._tasks.retry(task)
-                is_going = True
-            elif task.status == WAITING:
-                self._tasks.wait(task, task.due_ms)
-                is_going = True
-        if not is_going:
-            self._advance(run, now_ms)

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from agentflow.core.runs import Run
 
 END_OF_TIME_MS = 2**63 - 1
 """The watermark behind the last record of an input that ends."""
@@ -32,12 +36,19 @@ class Segment(msgspec.Struct, eq=False):
 
 
 class SegmentedQueue:
-    """Segments in order; the last one is open. Never longer than the number of unfinished runs plus two."""
+    """Segments in order; the last one is open. Never longer than the number of unfinished runs plus two.
+
+    Attributes:
+        last: The open segment.
+        is_ready: A closed segment has become empty: perhaps a watermark can leave.
+        forwarded_ms: The last watermark that left.
+    """
 
     def __init__(
         self, closed: Iterable[tuple[int, int]] = (), open_number: int = 0, forwarded_ms: int | None = None
     ) -> None:
         self._segments = deque(Segment(number, 0, watermark_ms) for number, watermark_ms in closed)
+        self.is_ready = False
         self.last = Segment(open_number)
         self._segments.append(self.last)
         # A watermark at the end of time says that an input has ended; when the job runs again, it may have grown.
@@ -75,6 +86,20 @@ class SegmentedQueue:
             self.last = Segment(self.last.number + 1)
             segments.append(self.last)
         return True
+
+    def join(self, run: Run) -> None:
+        """Let a run without a segment join the open one."""
+        run.segment = self.last
+        self.last.open_runs += 1
+
+    def leave(self, run: Run) -> None:
+        """Let a run hold no watermark any more."""
+        segment = run.segment
+        if segment is not None:
+            run.segment = None
+            segment.open_runs -= 1
+            if not segment.open_runs and segment.watermark_ms is not None:
+                self.is_ready = True
 
     def ready_ms(self) -> int | None:
         """Return the watermark that no run holds any more; None when there is none."""

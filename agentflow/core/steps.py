@@ -151,15 +151,16 @@ class Steps:
             if self.is_tracking:
                 self._completions.setdefault(task.run.state, []).append((task, task.attempt, done, self._epoch, now_ms))
             return None
-        if task.attempt in recorded.completions:
-            self._forget(task.run.id, task.run.key, task.path)
-            return None
-        message = recorded.divergence or _unasked(task, recorded)
-        if message is not None:
-            return ErrorReport("Divergence", message, is_retryable=False)
-        self._forget(task.run.id, task.run.key, task.path)
-        self._append_completions(task.run.state)
-        self._append(_completion(task, task.attempt, done, self._epoch, now_ms), None, None, 0)
+        run = task.run
+        if task.attempt not in recorded.completions:
+            message = recorded.divergence or _unasked(task, recorded)
+            if message is not None:
+                return ErrorReport("Divergence", message, is_retryable=False)
+            self._append_completions(run.state)
+            self._append(_completion(task, task.attempt, done, self._epoch, now_ms), None, None, 0)
+        if run.group is None:  # else it may conflict, and its next attempt is answered by its steps
+            task.recorded = None
+            self._forget(run.id, run.key, task.path)
         return None
 
     def end(self, run: Run) -> None:

@@ -149,6 +149,18 @@ class TaskScheduler:
         task.status, task.due_ms, task.started_behind = RUNNING, 0, task.run.applied
         self._effects.append(self._steps.start(task))
 
+    def resume(self, run: Run) -> bool:
+        """Start again what was running before a restore, wait again for what was waiting; False: there is neither."""
+        is_going = False
+        for task in run.tasks:
+            if task.status == RUNNING:
+                self.retry(task)
+                is_going = True
+            elif task.status == WAITING:
+                self.wait(task, task.due_ms)
+                is_going = True
+        return is_going
+
     # -- parallel groups
     def next_to_apply(self, run: Run, now_ms: int) -> ActionTask | None:
         """Return the next member of a group to apply, once all members have ended.

@@ -58,7 +58,10 @@ class _Scope(msgspec.Struct, eq=False):
         return _Scope(f"{self.name}/{first}#{count}")
 
 
-_scope = contextvars.ContextVar("agentflow_scope", default=None)
+_scope: contextvars.ContextVar[tuple[TaskSteps | None, _Scope | None]] = contextvars.ContextVar(
+    "agentflow_scope", default=(None, None)
+)
+"""The scope from which an asyncio task was started, as far as it had called a step by then."""
 
 
 class TaskSteps:
@@ -85,10 +88,11 @@ class TaskSteps:
         else:
             known = self._scopes.get(current)
             if known is None:
-                outer = _scope.get() or self._root_scope
+                owner, outer = _scope.get()
+                outer = outer if owner is self and outer is not None else self._root_scope
                 known = self._scopes[current] = outer.branch(f"{function}:{arguments.hex()[:8]}")
             scope = known
-        _scope.set(scope)
+        _scope.set((self, scope))
         path = f"{scope.name}.{scope.steps}"
         scope.steps += 1
         return path
@@ -152,7 +156,7 @@ class StepRunner:
                 fix="call durable_execute in a def action, or make the action async",
             )
         steps = self._steps(ctx, current)
-        return self._execute(ctx, steps, self._call(steps, function, args, kwargs, current), function, args, kwargs)
+        return self._execute(steps, self._call(steps, function, args, kwargs, current), function, args, kwargs)
 
     def _steps(self, ctx: RunnerContext, current: asyncio.Task[Any] | None) -> TaskSteps:
         if not ctx._is_open:  # noqa: SLF001 (the context's engine side)
@@ -176,7 +180,6 @@ class StepRunner:
 
     async def _execute(
         self,
-        ctx: RunnerContext,
         steps: TaskSteps,
         call: StepCall,
         function: Callable[..., Any],
@@ -215,7 +218,7 @@ class StepRunner:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[int, bytes]:
-        token = _current.set(f"{task.id}{call.path}")
+        token = _current.set(f"{task.id}{call.path}/{call.function}:{call.digest.hex()}")
         try:
             if inspect.iscoroutinefunction(innermost(function)):
                 result = await function(*args, **kwargs)
@@ -254,7 +257,7 @@ class StepRunner:
         task = steps.task
         answer = self._ask_from_thread(steps, call, StepRequested(task, call))
         if type(answer) is RunStep:
-            token = _current.set(f"{task.id}{call.path}")
+            token = _current.set(f"{task.id}{call.path}/{call.function}:{call.digest.hex()}")
             try:
                 result = function(*args, **kwargs)
                 if inspect.iscoroutine(result):
@@ -281,7 +284,8 @@ class StepRunner:
         raise decode_error(answer.payload, self._errors)
 
     def _ask_from_thread(self, steps: TaskSteps, call: StepCall, received: StepRequested | StepEnded) -> Answer:
-        return asyncio.run_coroutine_threadsafe(self._ask(steps, call, received), self._loop).result()
+        answer: Answer = asyncio.run_coroutine_threadsafe(self._ask(steps, call, received), self._loop).result()
+        return answer
 
     # -- idempotency
     def idempotency_key(self, ctx: RunnerContext) -> str:
@@ -303,4 +307,5 @@ _PYTHONS_ERRORS = tuple(
 
 
 def _where(frame: FrameType) -> str:
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    """Return file and line, the file with its directory: it is in every record."""
+    return f"{'/'.join(frame.f_code.co_filename.split('/')[-2:])}:{frame.f_lineno}"

@@ -89,7 +89,7 @@ def function_id(function: Callable[..., Any]) -> str:
     try:
         return _id_of(innermost(function))
     except TypeError:  # not hashable
-        return _id_of(type(function))
+        return _id_of(type(function))  # type: ignore[arg-type]
 
 
 def digest(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

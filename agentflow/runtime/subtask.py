@@ -8,6 +8,7 @@ a coroutine action (`start_eagerly`) is never inside another task.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import chain
@@ -146,6 +147,7 @@ class Subtask:
         self._journal: JournalWriter | None = None
         self._is_in_effects = False
         self._is_scheduled = False
+        self._context = contextvars.copy_context()  # of every turn: else it would be that of the action that caused it
         self._drain_requested = False
         self._is_restored = False
         self._one_checkpoint = asyncio.Lock()
@@ -171,7 +173,7 @@ class Subtask:
             PersistStep: self._persist_step,
             RefuseStep: self._answer_step,
             ReplayAction: lambda index, effect, now_ms: self._stages[index].operator.apply(effect.completed, now_ms),
-            RequestCheckpoint: lambda *_: self._take_extra_checkpoint(),
+            RequestCheckpoint: self._request_checkpoint,
             ResolveStep: self._answer_step,
             ResumeSource: lambda *_: self._resume_source(),
             RunStep: self._answer_step,
@@ -323,7 +325,7 @@ class Subtask:
     def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._turn, context=self._context)
 
     def _turn(self) -> None:
         self._is_scheduled = False
@@ -524,6 +526,9 @@ class Subtask:
     async def checkpoint_now(self) -> None:
         """Take a checkpoint beside the regular ones, as soon as one that is under way has ended. Its error ends `run`."""
         await asyncio.wait([self._take_extra_checkpoint()])
+
+    def _request_checkpoint(self, index: int, effect: RequestCheckpoint, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        self._take_extra_checkpoint()
 
     def _take_extra_checkpoint(self) -> asyncio.Task[None]:
         task = self._loop.create_task(self._checkpoint())

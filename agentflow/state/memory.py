@@ -42,6 +42,7 @@ class MemoryStorage:
         self.is_open = False
         self.journal: list[tuple[int, bytes]] = []
         self.journal_begins = 0
+        self._journal_unsynced = 0
         self._tables: dict[Table, dict[tuple[int, bytes], _KeyRows]] = {table: {} for table in Table}
         self._undo: list[Callable[[], None]] = []  # one per unsynced write, oldest first
 
@@ -70,11 +71,23 @@ class MemoryStorage:
         """Make everything written so far durable."""
         self._undo.clear()
 
+    def append_journal(self, records: Sequence[tuple[int, bytes]]) -> None:
+        """Write records of the journal, unsynced."""
+        self.journal += records
+        self._journal_unsynced += len(records)
+
+    def sync_journal(self) -> None:
+        """Make every record durable."""
+        self._journal_unsynced = 0
+
     def lose_unsynced(self, *, kept: int = 0) -> None:
         """Lose power: all but the first ``kept`` unsynced writes are gone, and the state that was open with them."""
         while len(self._undo) > kept:
             self._undo.pop()()
         self._undo.clear()
+        lost = max(0, self._journal_unsynced - kept)
+        del self.journal[len(self.journal) - lost :]
+        self._journal_unsynced = 0
         self.is_open = False
 
     def _set(self, table: Table, slot: tuple[int, bytes], name: str, value: bytes | None) -> None:
@@ -103,11 +116,10 @@ class MemoryJournal:
 
     async def append(self, records: Sequence[tuple[int, bytes]]) -> int:
         """See `Journal`."""
+        self._storage.append_journal(records)
         await self._yield("writing the journal")
-        self._storage.journal += records
-        position = self._storage.journal_begins + len(self._storage.journal)
-        await self._yield("writing the journal")
-        return position
+        self._storage.sync_journal()
+        return self._storage.journal_begins + len(self._storage.journal)
 
     async def release(self, position: int) -> None:
         """See `Journal`."""
@@ -141,6 +153,7 @@ class MemoryKeyedState:
                 fix="close the other state first",
             )
         self._storage.sync()  # a decision that is found is acted upon: it must not be lost any more
+        self._storage.sync_journal()  # and so are records
         self._storage.is_open = True
         self._is_closed = False
         self.journal = MemoryJournal(self._storage)

@@ -67,7 +67,7 @@ class RocksDBResources:
         """Return the options of a database."""
         options = Options(raw_mode=True)
         options.create_if_missing(create)
-        options.create_missing_column_families(True)  # noqa: FBT003 (those of later versions)
+        options.create_missing_column_families(True)
         options.set_write_buffer_manager(self.write_buffers)
         options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
         options.set_max_total_wal_size(_WAL_BYTES_MAX)

@@ -121,6 +121,18 @@ class FaultyStorage(MemoryStorage):
         super().sync()
         self._fuse.reach("disk.sync done", _state_error)
 
+    def append_journal(self, records: Sequence[tuple[int, bytes]]) -> None:
+        """Write records."""
+        self._fuse.reach("disk.append_journal", _state_error)
+        super().append_journal(records)
+        self._fuse.reach("disk.append_journal done", _state_error)
+
+    def sync_journal(self) -> None:
+        """Make the records durable."""
+        self._fuse.reach("disk.sync_journal", _state_error)
+        super().sync_journal()
+        self._fuse.reach("disk.sync_journal done", _state_error)
+
 
 class SinkDirectory:
     """The disk of one sink: staged and published files by name, each with what of it is synced.

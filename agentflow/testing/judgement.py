@@ -12,6 +12,7 @@ from agentflow.api.memory_codec import decode_value
 from agentflow.core.delta import Table
 from agentflow.state.memory import MemoryStorage
 from agentflow.testing.oracle import Expected
+from agentflow.testing.paid_service import LUCK_PATH
 from agentflow.testing.program import FIRED, Op
 
 
@@ -93,17 +94,23 @@ def _judge_memory(storage: MemoryStorage, fired: list[str], expected: Expected) 
         if name in fired:
             values = wanted.setdefault((last, key), {})
             values[FIRED] = values.get(FIRED, 0) + 1
-    wanted = {slot: values for slot, values in wanted.items() if values}
+    wanted = {slot: _known(values) for slot, values in wanted.items()}
     found = {
-        slot: {path: decode_value(value) for path, value in rows.items()}
+        slot: _known({path: decode_value(value) for path, value in rows.items()})
         for slot, rows in storage.table(Table.MEMORY).items()
     }
+    found, wanted = ({slot: values for slot, values in every.items() if values} for every in (found, wanted))
     return [
         f"memory of key {msgspec.msgpack.decode(slot[1])!r} of operator {slot[0]}: {found.get(slot)} "
         f"instead of {wanted.get(slot)}"
         for slot in sorted(found | wanted)
         if found.get(slot) != wanted.get(slot)
     ]
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what was drawn."""
+    return {path: value for path, value in values.items() if path != LUCK_PATH}
 
 
 def _judge_dead_letters(letters: list[bytes], expected: Expected) -> list[str]:
@@ -117,6 +124,8 @@ def _judge_rest(storage: MemoryStorage) -> list[str]:
     violations = []
     if runs := [name for rows in storage.table(Table.RUNS).values() for name in rows]:
         violations.append(f"unfinished runs: {runs}")
+    if steps := [name for rows in storage.table(Table.STEPS).values() for name in rows]:
+        violations.append(f"records of steps of ended runs: {steps}")
     if storage.prepared is not None:
         violations.append(f"checkpoint {storage.prepared.checkpoint} is decided and not completed")
     return violations

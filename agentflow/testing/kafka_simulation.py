@@ -248,7 +248,7 @@ class _KafkaWorld:
 
     def __init__(self, seed: int, records_max: int) -> None:
         luck = self._luck = random.Random(f"{seed}/kafka")  # noqa: S311 (the seed of a simulation)
-        self.scenario = scenario = Scenario(seed, records_max, may_have_timers=False)
+        self.scenario = scenario = Scenario(seed, records_max, may_have_timers=False, may_have_steps=False)
         self.partitions = 2
         self.fault_rate = luck.choice([0.0, 0.0, 0.01, 0.05])
         self.delay_s_max = luck.choice([0.003, 0.03])

@@ -15,6 +15,7 @@ import msgspec
 from agentflow.api.events import EventType
 from agentflow.api.failure import OnError
 from agentflow.core.records import Record
+from agentflow.testing.paid_service import branches_price, price
 from agentflow.testing.program import NOTED, PATHS, TIMER_AFTER_MS, ActionSpec, Op, Program
 
 Memory = dict[str, Any]
@@ -193,6 +194,12 @@ class _Sequence:
                 did.sent.append((None, output | {"ts": self._arrival.timestamp_ms}))
             elif op is Op.SEND:
                 did.sent.append((name, None))
+            elif op is Op.LUCK:
+                did.writes[name] = None  # nobody knows
+            elif op is Op.PAY:
+                did.writes[name] = price(self._arrival.n)
+            elif op is Op.PAY_IN_BRANCHES:
+                did.writes[name] = branches_price(self._arrival.n)
             else:
                 did.timers.append((op, f"{op.value} {task_id}"))
         return did

@@ -19,6 +19,7 @@ from agentflow.api.events import Event, EventType, InputEvent, OutputEvent, Time
 from agentflow.api.failure import OnError, Retry
 from agentflow.api.runner_context import RunnerContext
 from agentflow.core.records import Record
+from agentflow.testing.paid_service import LUCK_PATH, PaidService
 
 PATHS = ("a", "b", "o.x", "o.y")
 FIRED = "fired"
@@ -38,6 +39,9 @@ class Op(enum.Enum):
     SEND = "send"
     EVENT_TIMER = "event timer"
     CLOCK_TIMER = "clock timer"
+    PAY = "pay"
+    PAY_IN_BRANCHES = "pay in branches"
+    LUCK = "luck"
 
 
 class ActionSpec(msgspec.Struct, frozen=True):
@@ -88,7 +92,7 @@ class Program(msgspec.Struct, frozen=True):
     actions: tuple[ActionSpec, ...]
     has_timers: bool
 
-    def agent(self, name: str) -> Agent:
+    def agent(self, name: str, service: PaidService | None = None) -> Agent:
         """Return the agent that the engine runs."""
         agent = Agent(name)
         if self.has_timers:
@@ -99,7 +103,7 @@ class Program(msgspec.Struct, frozen=True):
             agent.add_action(
                 spec.name,
                 [spec.trigger],
-                _async_function(self.seed, spec) if spec.is_async else _function(self.seed, spec),
+                _async_function(self.seed, spec, service) if spec.is_async else _function(self.seed, spec, service),
                 parallel=spec.is_parallel,
                 retry=retry,
                 on_error=spec.on_error,
@@ -120,22 +124,26 @@ def on_timer(event: Event, ctx: RunnerContext) -> None:
     ctx.send_event(OutputEvent({"k": ctx.key, "timer": timer.name, "before": before}))
 
 
-def _function(seed: int, spec: ActionSpec) -> Any:  # noqa: ANN401 (an action)
+def _function(seed: int, spec: ActionSpec, service: PaidService | None) -> Any:  # noqa: ANN401 (an action)
     def act(event: Event, ctx: RunnerContext) -> None:
-        _perform(spec.ops, event, ctx)
+        _perform(spec.ops, event, ctx, service)
         _fail(seed, spec, ctx)
 
     return act
 
 
-def _async_function(seed: int, spec: ActionSpec) -> Any:  # noqa: ANN401 (an action)
+def _async_function(seed: int, spec: ActionSpec, service: PaidService | None) -> Any:  # noqa: ANN401 (an action)
     async def act(event: Event, ctx: RunnerContext) -> None:
         middle = len(spec.ops) // 2
-        _perform(spec.ops[:middle], event, ctx)
-        wait_ms = spec.wait_ms(seed, ctx.task_id, ctx.attempt)
-        if wait_ms:
-            await asyncio.sleep(wait_ms / 1000)
-        _perform(spec.ops[middle:], event, ctx)
+        for place, (op, name) in enumerate(spec.ops):
+            if place == middle and (wait_ms := spec.wait_ms(seed, ctx.task_id, ctx.attempt)):
+                await asyncio.sleep(wait_ms / 1000)
+            if op in (Op.PAY, Op.PAY_IN_BRANCHES):
+                assert service is not None
+                pay = service.step if op is Op.PAY else service.branches
+                ctx.short_term_memory.set(name, await pay(ctx, str(place), _number(event)))
+            else:
+                _perform(((op, name),), event, ctx, service)
         _fail(seed, spec, ctx)
 
     return act
@@ -148,8 +156,12 @@ def _fail(seed: int, spec: ActionSpec, ctx: RunnerContext) -> None:
         raise ValueError(msg)
 
 
-def _perform(ops: tuple[tuple[Op, str], ...], event: Event, ctx: RunnerContext) -> None:
-    n = event.input["n"] if isinstance(event, InputEvent) else event.attributes["n"]
+def _number(event: Event) -> Any:  # noqa: ANN401 (a value of a script)
+    return event.input["n"] if isinstance(event, InputEvent) else event.attributes["n"]
+
+
+def _perform(ops: tuple[tuple[Op, str], ...], event: Event, ctx: RunnerContext, service: PaidService | None) -> None:
+    n = _number(event)
     memory = ctx.short_term_memory
     for op, name in ops:
         if op is Op.COUNT:
@@ -167,11 +179,14 @@ def _perform(ops: tuple[tuple[Op, str], ...], event: Event, ctx: RunnerContext) 
             ctx.send_event(OutputEvent(output))
         elif op is Op.SEND:
             ctx.send_event(Event(name, {"n": n}))
+        elif op is Op.LUCK:
+            assert service is not None
+            memory.set(LUCK_PATH, service.draw())
         else:
             ctx.set_timer(f"{op.value} {ctx.task_id}", after=f"{TIMER_AFTER_MS}ms", is_event_time=op is Op.EVENT_TIMER)
 
 
-def random_program(luck: random.Random, *, has_timers: bool) -> Program:
+def random_program(luck: random.Random, *, has_timers: bool, has_steps: bool = False) -> Program:
     """Draw an agent of one to four actions: events go from lower to higher levels, so every run ends."""
     actions = []
     levels = luck.randint(1, 3)
@@ -180,12 +195,19 @@ def random_program(luck: random.Random, *, has_timers: bool) -> Program:
         ops = [_random_op(luck, level, levels, has_timers=has_timers) for _ in range(luck.randint(1, 4))]
         if number == 0 or luck.random() < 0.5:
             ops.append((Op.EMIT, ""))
+        is_async = luck.random() < 0.6
+        if has_steps and is_async and luck.random() < 0.7:
+            for _ in range(luck.randint(1, 3)):
+                op = luck.choice([Op.PAY, Op.PAY_IN_BRANCHES])
+                ops.insert(luck.randint(0, len(ops)), (op, luck.choice(PATHS)))
+        elif has_steps:
+            ops.append((Op.LUCK, LUCK_PATH))
         actions.append(
             ActionSpec(
                 name=f"act{number}",
                 trigger=EventType.InputEvent if level == 0 else f"level{level}",
                 ops=tuple(ops),
-                is_async=luck.random() < 0.6,
+                is_async=is_async,
                 is_parallel=luck.random() < 0.4,
                 attempts=luck.randint(1, 3),
                 on_error=luck.choice([None, OnError.SKIP, OnError.DEAD_LETTER]),

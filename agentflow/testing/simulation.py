@@ -32,6 +32,7 @@ from agentflow.runtime.settings import (
 from agentflow.testing.faults import Fault, FaultySink, FaultySource, FaultyState, Machine, SimulatedCrash
 from agentflow.testing.judgement import Outcome, judge
 from agentflow.testing.oracle import Expected, run_sequentially
+from agentflow.testing.paid_service import PaidService
 from agentflow.testing.program import Program, random_program, random_script
 from agentflow.testing.virtual_time import VirtualClock, VirtualTimeLoop, VirtualTimeStopped
 
@@ -77,15 +78,20 @@ class Scenario:
         seed: The seed.
         records_max: Longest script.
         may_have_timers: Whether event time is part of it.
+        may_have_steps: Whether durable steps are.
     """
 
-    def __init__(self, seed: int, records_max: int = 30, *, may_have_timers: bool = True) -> None:
+    def __init__(
+        self, seed: int, records_max: int = 30, *, may_have_timers: bool = True, may_have_steps: bool = True
+    ) -> None:
         self.seed = seed
         luck = random.Random(seed)  # noqa: S311 (the seed of a simulation)
         self.has_timers = luck.random() < 0.4 and may_have_timers
+        has_steps = luck.random() < 0.6 and may_have_steps
         count = 1 if luck.random() < 0.6 else 2
         self.programs = [
-            random_program(luck, has_timers=self.has_timers and index == count - 1) for index in range(count)
+            random_program(luck, has_timers=self.has_timers and index == count - 1, has_steps=has_steps)
+            for index in range(count)
         ]
         self.records: list[Record] = random_script(luck, records_max, is_dirty=luck.random() < 0.3)
         self.wait_ms_max = luck.choice([0, 1, 5])
@@ -112,7 +118,8 @@ class _World:
         self.machine = Machine(ROLES)
         self.lives = 0
         self._scenario = scenario
-        self._plans = [_plan(program, index) for index, program in enumerate(scenario.programs)]
+        self._service = PaidService(f"{scenario.seed}/service", self.machine.fuse)
+        self._plans = [_plan(program, index, self._service) for index, program in enumerate(scenario.programs)]
         self._now_s = 0.0
         self.complaints: list[str] = []
 
@@ -185,7 +192,7 @@ class _World:
     def report(self) -> SimulationReport:
         """Judge what survived."""
         outcome = Outcome(self.machine.storage, {role: disk.outputs for role, disk in self.machine.sinks.items()})
-        violations = (*self.complaints, *judge(outcome, self._scenario.expected))
+        violations = (*self.complaints, *self._service.violations, *judge(outcome, self._scenario.expected))
         fuse = self.machine.fuse
         visible = len(outcome.outputs["sink"])
         return SimulationReport(self._scenario.seed, violations, self.lives, fuse.points, visible, tuple(fuse.trace))
@@ -195,8 +202,8 @@ def _stop_loop(main: asyncio.Task[None]) -> None:
     main.get_loop().stop()
 
 
-def _plan(program: Program, index: int) -> AgentPlan:
-    return AgentPlan.from_agent(program.agent(f"agent{index}"))
+def _plan(program: Program, index: int, service: PaidService) -> AgentPlan:
+    return AgentPlan.from_agent(program.agent(f"agent{index}", service))
 
 
 def end_tasks(loop: VirtualTimeLoop) -> None:

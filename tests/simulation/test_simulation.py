@@ -11,18 +11,21 @@ from typing import Any
 import pytest
 
 from agentflow.core.delta import DeltaSlices, StateWrite, Table
-from agentflow.core.effects import ForwardWatermark
+from agentflow.core.effects import ForwardWatermark, ResolveStep
 from agentflow.core.epoch import EpochDelta
-from agentflow.core.inputs import WatermarkReceived
+from agentflow.core.inputs import StepEnded, WatermarkReceived
+from agentflow.core.key_order import ExpectedRuns
 from agentflow.core.operator import Operator
+from agentflow.core.steps import Steps
 from agentflow.runtime import checkpoints
+from agentflow.state.memory import MemoryJournal
 from agentflow.testing.faults import Fault
 from agentflow.testing.simulation import simulate, simulate_every_point
 from tests.traces import trace_under_two_hash_seeds
 
 SEEDS_PER_TEST = 250
 SHORT_SCRIPTS = range(8)
-MUTANT_SEEDS = range(400)
+MUTANT_SEEDS = range(600)
 
 
 @pytest.mark.parametrize("first", range(0, 2_500, SEEDS_PER_TEST), ids=lambda first: f"{first}..{first + 249}")
@@ -89,6 +92,53 @@ def forward_watermarks_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Operator, "_on_watermark", at_once)
 
 
+def answer_a_step_before_its_record_is_durable(patch: pytest.MonkeyPatch) -> None:
+    in_time = Steps.on_ended
+
+    def at_once(self: Steps, received: StepEnded, now_ms: int) -> None:
+        in_time(self, received, now_ms)
+        self._effects.append(ResolveStep(received.task, received.call.path, received.kind, received.payload))
+
+    patch.setattr(Steps, "on_ended", at_once)
+
+
+def leave_completions_out_of_the_journal(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Steps, "_append_completions", lambda self, state: None)
+
+
+def forget_the_turns_of_recorded_runs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ExpectedRuns, "expect", lambda self, recorded, admitted: None)
+
+
+def cut_records_that_no_checkpoint_has(patch: pytest.MonkeyPatch) -> None:
+    at_the_position = MemoryJournal.release
+
+    async def at_the_end(self: MemoryJournal, position: int) -> None:
+        await at_the_position(self, self._storage.journal_begins + len(self._storage.journal))
+
+    patch.setattr(MemoryJournal, "release", at_the_end)
+
+
+def leave_records_out_of_the_delta(patch: pytest.MonkeyPatch) -> None:
+    whole = Steps.barrier
+
+    def without(self: Steps, checkpoint: int) -> list[Any]:
+        whole(self, checkpoint)
+        return []
+
+    patch.setattr(Steps, "barrier", without)
+
+
+def read_records_that_the_checkpoint_has(patch: pytest.MonkeyPatch) -> None:
+    behind = Steps.restore
+
+    def all_of_them(self: Steps, rows: Any, journal: Any, checkpoint: int) -> None:
+        behind(self, rows, journal, 0)
+        self._epoch = checkpoint + 1
+
+    patch.setattr(Steps, "restore", all_of_them)
+
+
 @pytest.mark.parametrize(
     ("break_protocol", "complaint"),
     [
@@ -96,6 +146,12 @@ def forward_watermarks_at_once(patch: pytest.MonkeyPatch) -> None:
         (delete_staging_of_a_decided_checkpoint, "outputs of key"),
         (leave_unfinished_runs_out_of_the_delta, "outputs of key"),
         (forward_watermarks_at_once, "watermark too early"),
+        (answer_a_step_before_its_record_is_durable, "is called again, and its outcome was seen"),
+        (leave_completions_out_of_the_journal, "dead letters"),
+        (forget_the_turns_of_recorded_runs, "outputs of key"),
+        (cut_records_that_no_checkpoint_has, "is called again, and its outcome was seen"),
+        (leave_records_out_of_the_delta, "is called again, and its outcome was seen"),
+        (read_records_that_the_checkpoint_has, "the job did not end"),
     ],
     ids=lambda part: getattr(part, "__name__", ""),
 )

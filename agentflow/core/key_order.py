@@ -1,0 +1,79 @@
+"""The order of a key's runs: by admission number, also after a recovery from the journal.
+
+What a recorded step has seen includes what earlier runs of its key did. So after a recovery the runs of a key take the same turns
+again, although two sources interleave differently: a recorded run gets its number back, any other the lowest free one, and a run
+starts when all recorded lower ones have ended.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from agentflow.core.recorded import RecordedRun
+from agentflow.core.runs import KeyState, Run
+
+
+def wait_behind(active: Run, run: Run) -> bool:
+    """Put a new run behind the key's active one and those that wait; True: it comes first, and ``active`` waits for it."""
+    state = run.state
+    if state.pending is None:
+        state.pending = deque()
+    if run.number < active.number:  # it is recorded, and the other one has not begun
+        state.run = run
+        state.pending.appendleft(active)
+        return True
+    state.pending.append(run)
+    if len(state.pending) > 1 and run.number < state.pending[-2].number:
+        state.pending = deque(sorted(state.pending, key=lambda waiting: waiting.number))
+    return False
+
+
+class _Places(msgspec.Struct, eq=False):
+    missing: dict[str, int]  # run id → number
+    taken: set[int]  # numbers of recorded runs, admitted or not
+
+
+class ExpectedRuns:
+    """Runs that the journal knows and the source has not given again.
+
+    Attributes:
+        by_key: Where they stand; empty nearly always.
+    """
+
+    def __init__(self) -> None:
+        self.by_key: dict[bytes, _Places] = {}
+
+    def expect(self, recorded: Mapping[str, RecordedRun], admitted: Iterable[Run]) -> None:
+        """Keep a place for every recorded run that is not among the ``admitted`` ones."""
+        ids = {run.id for run in admitted}
+        for run_id, run in recorded.items():
+            if run_id not in ids:
+                places = self.by_key.setdefault(run.key, _Places({}, set()))
+                places.missing[run_id] = run.number
+                places.taken.add(run.number)
+
+    def number(self, state: KeyState, run_id: str) -> int:
+        """Return the number of a run that is admitted now."""
+        places = self.by_key.get(state.key)
+        if places is None:
+            number = state.next_number
+            state.next_number += 1
+            return number
+        number = places.missing.pop(run_id, -1)
+        while state.next_number in places.taken:
+            state.next_number += 1
+        if number < 0:
+            number = state.next_number
+            state.next_number += 1
+        if not places.missing:
+            state.next_number = max(state.next_number, *(taken + 1 for taken in places.taken))
+            del self.by_key[state.key]
+        return number
+
+    def holds_back(self, run: Run) -> bool:
+        """Whether a run with a lower number is missing."""
+        places = self.by_key.get(run.key)
+        return places is not None and any(number < run.number for number in places.missing.values())

@@ -1,0 +1,89 @@
+"""A service outside the simulated machine whose calls cost money: it knows which outcomes user code has seen.
+
+Laws: a call whose outcome was seen is never made again; every later sight of it is the same; the idempotency key of a step is the
+same on every attempt. Its answers are random, so a call that is repeated silently shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import zlib
+from typing import TYPE_CHECKING
+
+from agentflow.errors import SinkError
+
+if TYPE_CHECKING:
+    from agentflow.api.runner_context import RunnerContext
+    from agentflow.testing.faults import Fuse
+
+LUCK_PATH = "luck"
+"""Memory path of what an action without steps drew: nothing but its recorded completion can bring it back."""
+
+_Step = tuple[str, str, str, str]  # task id, place in the action, arguments
+
+
+def price(*what: object) -> int:
+    """Return what a call answers: the same for the same arguments."""
+    return zlib.crc32(repr(what).encode()) % 1_000
+
+
+class PaidService:
+    """See the module's docstring. It survives every crash.
+
+    Args:
+        seed: Decides its answers and how long they take.
+        fuse: Of the machine that calls it.
+    """
+
+    def __init__(self, seed: str, fuse: Fuse) -> None:
+        self.violations: list[str] = []
+        self.calls = 0
+        self._luck = random.Random(seed)  # noqa: S311 (the seed of a simulation)
+        self._fuse = fuse
+        self._keys: dict[_Step, str] = {}
+        self._seen: dict[_Step, int] = {}
+
+    def draw(self) -> int:
+        """Return a number that no second attempt draws again."""
+        return self._luck.getrandbits(40)
+
+    async def step(self, ctx: RunnerContext, place: str, n: object) -> int:
+        """Let an action pay: a durable step; return its price."""
+        luck = ctx.short_term_memory.get(LUCK_PATH)
+        step = (ctx.task_id, place, repr(n), repr(luck))
+
+        async def pay(n: object, luck: object) -> list[int]:  # noqa: ARG001 (it is in the digest)
+            self._reach("service.call")
+            if self._keys.setdefault(step, ctx.idempotency_key) != ctx.idempotency_key:
+                self.violations.append(f"step {step} has another idempotency key")
+            if step in self._seen:
+                self.violations.append(f"step {step} is called again, and its outcome was seen")
+            self.calls += 1
+            await asyncio.sleep(self._luck.choice([0, 0, 0.001, 0.01]))
+            self._reach("service.call done")
+            return [price(n), self._luck.getrandbits(40)]
+
+        paid, token = await ctx.durable_execute_async(pay, n, luck)
+        if self._seen.setdefault(step, token) != token:
+            self.violations.append(f"step {step} shows another outcome than before")
+        return int(paid)
+
+    def _reach(self, point: str) -> None:
+        with contextlib.suppress(SinkError):  # an error of the service itself would be an outcome
+            self._fuse.reach(point, SinkError)
+
+    async def branches(self, ctx: RunnerContext, place: str, n: object) -> int:
+        """Let an action pay in two branches at the same time, two steps each; return the sum."""
+
+        async def branch(number: int) -> int:
+            first = await self.step(ctx, f"{place}/{number}/0", [n, number])
+            return await self.step(ctx, f"{place}/{number}/1", [first, number])
+
+        return sum(await asyncio.gather(branch(0), branch(1)))
+
+
+def branches_price(n: object) -> int:
+    """Return what `PaidService.branches` comes to."""
+    return sum(price([price([n, number]), number]) for number in (0, 1))

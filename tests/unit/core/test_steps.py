@@ -1,0 +1,386 @@
+"""Laws of durable steps in the operator: what is recorded, what answers, and in which order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from agentflow import Agent
+from agentflow.api.memory_codec import encode_value
+from agentflow.core.delta import StoredRow, Table
+from agentflow.core.effects import (
+    DeadLetter,
+    EmitRecord,
+    PersistStep,
+    RefuseStep,
+    ReplayAction,
+    RequestCheckpoint,
+    ResolveStep,
+    RunStep,
+    ScheduleRetry,
+    StartAction,
+    TakeSnapshot,
+)
+from agentflow.core.failures import FailurePolicy
+from agentflow.core.inputs import (
+    ActionCompleted,
+    ActionFailed,
+    BarrierReceived,
+    CheckpointCompleted,
+    JournalAppended,
+    RecordReceived,
+    StepCall,
+    StepEnded,
+    StepRequested,
+    TimeAdvanced,
+)
+from agentflow.core.journal_records import CANCELLED, ERROR, RESULT, RecordKind, decode_record
+from agentflow.core.limits import OperatorLimits
+from agentflow.core.operator import Operator
+from agentflow.core.records import ErrorReport, Record
+from agentflow.core.runs import ActionTask
+from agentflow.plan.plan import AgentPlan
+
+INPUT = "_input_event"
+
+
+def nothing(event: object, ctx: object) -> None:
+    """User code is never run by the core."""
+
+
+def two_actions() -> Agent:
+    agent = Agent("A")
+    agent.add_action("a", [INPUT], nothing)
+    return agent.add_action("b", ["x"], nothing)
+
+
+def call(path: str, function: str = "f", digest: bytes = b"d") -> StepCall:
+    return StepCall(path, function, digest, "agent.py:1")
+
+
+class World:
+    """An operator, its journal and its keyed state; `crash` makes the next owner of both."""
+
+    def __init__(self, agent: Agent | None = None, *, tracking: bool = True) -> None:
+        self.plan = AgentPlan.from_agent(agent or two_actions())
+        self.journal: list[bytes] = []
+        self.rows: dict[tuple[Table, bytes, str], bytes] = {}
+        self.checkpoint = 0
+        self.now_ms = 1000
+        self._open()
+        if tracking:
+            self.record("warm", -1)
+            self.request("t/-1/0:a", call(".0"))
+            self.take_checkpoint()
+            self.end_step("t/-1/0:a", call(".0"))
+            self.complete("t/-1/0:a")
+            self.take_checkpoint()
+            self.journal.clear()
+
+    def _open(self) -> None:
+        policy = FailurePolicy("job", self.plan.name, has_dead_letters=True)
+        self.operator = Operator(self.plan, policy, OperatorLimits())
+        self.tasks: dict[str, ActionTask] = {}
+        self.snapshot: TakeSnapshot | None = None
+        self.unappended: list[bytes] = []
+
+    def crash(self) -> list[str]:
+        """Lose what is not in journal or state; return what the next owner does first."""
+        self._open()
+        rows: dict[Table, list[StoredRow]] = {}
+        for (table, key, name), value in sorted(self.rows.items()):
+            rows.setdefault(table, []).append(StoredRow(0, key, name, value))
+        self.operator.restore(rows, self.now_ms, self.journal, self.checkpoint)
+        return self._lines()
+
+    def _lines(self) -> list[str]:
+        lines: list[str] = []
+        effects = self.operator.effects
+        for effect in effects:
+            lines.append(self._line(effect))
+            if type(effect) is ReplayAction:
+                self.operator.apply(effect.completed, self.now_ms)
+        effects.clear()
+        return lines
+
+    def _line(self, effect: Any) -> str:
+        match effect:
+            case StartAction(task):
+                self.tasks[task.id] = task
+                return f"start {task.id} attempt {task.attempt}"
+            case ReplayAction(completed):
+                return f"replay {completed.task.id}"
+            case PersistStep(record):
+                self.unappended.append(record)
+                one = decode_record(record)
+                return f"persist {RecordKind(one.kind).name.lower()} {one.run}/{one.task}{one.step}"
+            case RunStep(task, path, is_in_doubt):
+                return f"run {task.id}{path}{' in doubt' if is_in_doubt else ''}"
+            case ResolveStep(task, path, kind, payload):
+                return f"resolve {task.id}{path} {RecordKind(kind).name.lower()} {payload.decode()}"
+            case RefuseStep(task, path, _):
+                return f"refuse {task.id}{path}"
+            case EmitRecord(value, task, index):
+                return f"emit {task.id}/{index} {value.decode()}"
+            case DeadLetter(record, error):
+                return f"dead {record.run_id} {error.type}"
+            case ScheduleRetry(task):
+                return f"retry {task.id}"
+            case TakeSnapshot():
+                self.snapshot = effect
+                return "snapshot"
+            case RequestCheckpoint():
+                return "want checkpoint"
+        raise AssertionError(effect)
+
+    def apply(self, received: Any) -> list[str]:
+        self.operator.apply(received, self.now_ms)
+        return self._lines()
+
+    def record(self, key: str, offset: int, source: str = "t") -> list[str]:
+        record = Record(source, offset, offset + 1, b"{}")
+        return self.apply(RecordReceived(record, msgspec.msgpack.encode(key)))
+
+    def request(self, task: str, step: StepCall, *, needs_intent: bool = False) -> list[str]:
+        return self.apply(StepRequested(self.tasks[task], step, needs_intent))
+
+    def end_step(self, task: str, step: StepCall, result: bytes = b"r", kind: int = RESULT) -> list[str]:
+        return self.apply(StepEnded(self.tasks[task], step, kind, result))
+
+    def append(self) -> list[str]:
+        """Let the journal have everything that was given to it."""
+        count = len(self.unappended)
+        self.journal += self.unappended
+        self.unappended = []
+        return self.apply(JournalAppended(count))
+
+    def step(self, task: str, step: StepCall, result: bytes = b"r") -> None:
+        """Let a step run and be recorded."""
+        assert self.request(task, step) == [f"run {task}{step.path}"]
+        self.end_step(task, step, result)
+        assert self.append() == [f"resolve {task}{step.path} result {result.decode()}"]
+
+    def complete(self, task: str, **did: Any) -> list[str]:
+        return self.apply(ActionCompleted(self.tasks[task], **did))
+
+    def barrier(self) -> None:
+        self.apply(BarrierReceived(self.checkpoint + 1, {"t": 1}))
+
+    def complete_checkpoint(self) -> list[str]:
+        assert self.snapshot is not None
+        for writes in self.snapshot.slices:
+            for table, _, key, name, value in writes:
+                if value is None:
+                    del self.rows[table, key, name]  # what is not there was never to be deleted
+                else:
+                    self.rows[table, key, name] = value
+        self.checkpoint += 1
+        return self.apply(CheckpointCompleted(self.checkpoint))
+
+    def take_checkpoint(self) -> list[str]:
+        self.barrier()
+        return self.complete_checkpoint()
+
+
+def test_an_outcome_answers_only_when_the_journal_has_it() -> None:
+    world = World()
+    assert world.record("k", 0) == ["start t/0/0:a attempt 1"]
+    assert world.request("t/0/0:a", call(".0")) == ["run t/0/0:a.0"]
+    assert world.end_step("t/0/0:a", call(".0")) == ["persist result t/0/0:a.0"]
+    assert world.append() == ["resolve t/0/0:a.0 result r"]
+    assert world.complete("t/0/0:a", sent=[(None, b"1")]) == ["persist completion t/0/0:a", "emit t/0/0:a/0 1"]
+
+
+def test_a_recorded_step_is_answered_after_a_crash_and_an_unrecorded_one_runs_again() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"), b"paid")
+    world.request("t/0/0:a", call(".1"))
+    world.end_step("t/0/0:a", call(".1"), b"lost")
+    assert world.crash() == []
+    assert world.record("k", 0) == ["start t/0/0:a attempt 1"]
+    assert world.request("t/0/0:a", call(".0")) == ["resolve t/0/0:a.0 result paid"]
+    assert world.request("t/0/0:a", call(".1")) == ["run t/0/0:a.1"]
+
+
+def test_a_checkpoint_takes_live_records_and_the_journal_before_it_is_read_over() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"), b"paid")
+    world.take_checkpoint()
+    assert [name for table, _, name in world.rows if table is Table.STEPS] == ["t/0\x000:a\x00.0"]
+    journal, world.journal = world.journal, []
+    assert world.crash() == ["start t/0/0:a attempt 1"]
+    assert world.request("t/0/0:a", call(".0")) == ["resolve t/0/0:a.0 result paid"]
+    world.complete("t/0/0:a")
+    world.take_checkpoint()
+    assert [table for table, _, _ in world.rows if table in (Table.STEPS, Table.RUNS)] == []
+    world.journal = journal  # it was not cut
+    assert world.crash() == []
+    assert world.record("k", 1) == ["start t/1/0:a attempt 1"], "records of ended runs hold nobody back"
+
+
+def test_a_task_with_steps_that_completed_is_answered_whole() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    write = {"n": encode_value(1, None)}
+    assert (
+        world.complete("t/0/0:a", sent=[("x", b"\x80"), (None, b"1")], writes=write)[-1]
+        == "start t/0/0:a/0:b attempt 1"
+    )
+    world.append()
+    world.crash()
+    assert world.record("k", 0) == ["replay t/0/0:a", "emit t/0/0:a/1 1", "start t/0/0:a/0:b attempt 1"]
+    assert world.complete("t/0/0:a/0:b") == []
+
+
+def test_a_record_follows_the_completions_that_its_key_saw_since_the_last_completed_checkpoint() -> None:
+    world = World()
+    world.record("k", 0)
+    world.complete("t/0/0:a", writes={"n": encode_value(1, None)})
+    world.record("other", 1)
+    world.complete("t/1/0:a")
+    world.barrier()  # not completed yet
+    world.record("k", 2)
+    world.request("t/2/0:a", call(".0"))
+    assert world.end_step("t/2/0:a", call(".0")) == ["persist completion t/0/0:a", "persist result t/2/0:a.0"]
+    world.request("t/2/0:a", call(".1"))
+    assert world.end_step("t/2/0:a", call(".1")) == ["persist result t/2/0:a.1"], "each once"
+    world.append()
+    world.crash()
+    assert world.record("k", 0) == ["replay t/0/0:a"]
+    assert world.record("k", 2) == ["start t/2/0:a attempt 1"]
+
+
+def test_completions_of_a_completed_checkpoint_hold_nobody_back() -> None:
+    world = World()
+    world.record("k", 0)
+    world.complete("t/0/0:a")
+    world.barrier()
+    world.record("k", 1)
+    world.request("t/1/0:a", call(".0"))
+    assert world.end_step("t/1/0:a", call(".0")) == ["persist completion t/0/0:a", "persist result t/1/0:a.0"]
+    world.append()
+    world.complete_checkpoint()
+    world.crash()
+    assert world.record("k", 1) == ["start t/1/0:a attempt 1"]
+    assert world.request("t/1/0:a", call(".0")) == ["resolve t/1/0:a.0 result r"]
+
+
+def test_runs_of_a_key_take_their_recorded_turns_again_when_two_sources_interleave_differently() -> None:
+    world = World()
+    world.record("k", 0, "t")
+    world.step("t/0/0:a", call(".0"))
+    world.complete("t/0/0:a")
+    world.record("k", 0, "u")
+    world.step("u/0/0:a", call(".0"))
+    world.crash()
+    assert world.record("k", 0, "u") == [], "it saw what t/0 did"
+    assert world.record("k", 1, "u") == []
+    assert world.record("k", 0, "t") == ["replay t/0/0:a", "start u/0/0:a attempt 1"]
+    assert world.request("u/0/0:a", call(".0")) == ["resolve u/0/0:a.0 result r"]
+    assert world.complete("u/0/0:a")[-1] == "start u/1/0:a attempt 1"
+
+
+def test_an_intent_is_durable_before_the_call_and_without_outcome_in_doubt() -> None:
+    world = World()
+    world.record("k", 0)
+    assert world.request("t/0/0:a", call(".0"), needs_intent=True) == ["persist intent t/0/0:a.0"]
+    assert world.append() == ["run t/0/0:a.0"]
+    world.crash()
+    world.record("k", 0)
+    assert world.request("t/0/0:a", call(".0"), needs_intent=True) == ["run t/0/0:a.0 in doubt"]
+
+
+def test_another_step_than_the_recorded_one_is_refused_and_ends_the_run_by_policy() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    world.crash()
+    world.record("k", 0)
+    assert world.request("t/0/0:a", call(".0", "g")) == ["refuse t/0/0:a.0"]
+    assert world.complete("t/0/0:a") == ["dead t/0 Divergence"], "also when user code swallows the error"
+
+
+def test_a_recorded_step_that_is_not_called_again_is_a_divergence() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    world.crash()
+    world.record("k", 0)
+    assert world.complete("t/0/0:a") == ["dead t/0 Divergence"]
+
+
+def fail(world: World, task: str) -> None:
+    """Let an attempt fail, and the next one begin."""
+    assert world.apply(ActionFailed(world.tasks[task], ErrorReport("KeyError", "'x'"))) == [f"retry {task}"]
+    world.now_ms += 60_000
+    assert world.apply(TimeAdvanced()) == [f"start {task} attempt 2"]
+
+
+def test_a_result_answers_later_attempts_and_an_error_only_its_own() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    world.request("t/0/0:a", call(".1"))
+    world.end_step("t/0/0:a", call(".1"), b"boom", ERROR)
+    assert world.append() == ["resolve t/0/0:a.1 error boom"]
+    fail(world, "t/0/0:a")
+    assert world.request("t/0/0:a", call(".0")) == ["resolve t/0/0:a.0 result r"]
+    assert world.request("t/0/0:a", call(".1")) == ["run t/0/0:a.1"]
+
+
+def test_other_arguments_in_a_later_attempt_are_a_new_step() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    fail(world, "t/0/0:a")
+    assert world.request("t/0/0:a", call(".0", digest=b"other")) == ["run t/0/0:a.0"]
+
+
+def test_after_a_crash_a_task_goes_on_with_the_attempt_that_recorded_last() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    fail(world, "t/0/0:a")
+    world.request("t/0/0:a", call(".0"))
+    world.step("t/0/0:a", call(".1"))
+    world.crash()
+    assert world.record("k", 0) == ["start t/0/0:a attempt 2"]
+
+
+def test_a_step_that_user_code_cancelled_never_ends_again() -> None:
+    world = World()
+    world.record("k", 0)
+    world.request("t/0/0:a", call(".0"))
+    assert world.end_step("t/0/0:a", call(".0"), b"", CANCELLED) == ["persist cancelled t/0/0:a.0"]
+    world.append()
+    world.crash()
+    world.record("k", 0)
+    assert world.request("t/0/0:a", call(".0")) == ["resolve t/0/0:a.0 cancelled "]
+
+
+def test_the_first_step_of_an_operator_waits_until_a_checkpoint_has_what_happened_before() -> None:
+    world = World(tracking=False)
+    world.record("k", 0)
+    world.complete("t/0/0:a", writes={"n": encode_value(1, None)})
+    world.barrier()
+    world.record("k", 1)
+    assert world.request("t/1/0:a", call(".0")) == ["want checkpoint"]
+    assert world.complete_checkpoint() == [], "its barrier was before the request"
+    assert world.take_checkpoint() == ["run t/1/0:a.0"]
+
+
+def test_a_snapshot_of_the_restored_operator_is_the_same() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    world.request("t/0/0:a", call(".1"), needs_intent=True)
+    world.append()
+    world.take_checkpoint()
+    before = [write for write in world.operator.snapshot() if write[0] is Table.STEPS]
+    assert len(before) == 2
+    world.crash()
+    assert [write for write in world.operator.snapshot() if write[0] is Table.STEPS] == before
