@@ -14,7 +14,7 @@ from agentflow.core.records import ErrorReport, Headers, Record
 
 if TYPE_CHECKING:
     from agentflow.core.delta import DeltaSlices
-    from agentflow.core.inputs import ActionCompleted
+    from agentflow.core.inputs import ActionCompleted, ActionFailed
     from agentflow.core.runs import ActionTask
 
 
@@ -34,9 +34,9 @@ class CancelAction(msgspec.Struct):
 
 
 class ReplayAction(msgspec.Struct):
-    """Answer a task with what the journal has of it, without running user code: apply ``completed``."""
+    """Answer a task with what the journal has of it, without running user code: apply ``ending``."""
 
-    completed: ActionCompleted
+    ending: ActionCompleted | ActionFailed
 
 
 class PersistStep(msgspec.Struct, gc=False):

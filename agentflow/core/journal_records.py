@@ -10,6 +10,9 @@ import enum
 
 import msgspec
 
+from agentflow.core.inputs import ActionCompleted, ActionFailed
+from agentflow.core.records import ErrorReport
+from agentflow.core.runs import ActionTask
 from agentflow.core.stored_runs import Completion
 from agentflow.errors import StateVersionTooNew
 
@@ -24,9 +27,10 @@ class RecordKind(enum.IntEnum):
     ERROR = 3  # it raised
     CANCELLED = 4  # user code cancelled it, whatever was recorded before
     COMPLETION = 5  # the action's attempt completed
+    FAILURE = 6  # the action's last attempt failed
 
 
-INTENT, RESULT, ERROR, CANCELLED, COMPLETION = (int(kind) for kind in RecordKind)
+INTENT, RESULT, ERROR, CANCELLED, COMPLETION, FAILURE = (int(kind) for kind in RecordKind)
 
 
 class JournalRecord(msgspec.Struct, array_like=True):
@@ -41,12 +45,13 @@ class JournalRecord(msgspec.Struct, array_like=True):
         number: The run's admission number within the key.
         task: Path of the action task.
         attempt: Attempt of the action.
-        step: Path of the step within the task; empty for a completion.
+        step: Path of the step within the task; empty for a completion or failure.
         function: Id of the function that the step calls.
         digest: Of the step's arguments.
         where: File and line of the call.
+        is_timer: A timer started the run.
         at_ms: When it was recorded.
-        payload: The encoded result, error or completion.
+        payload: The encoded result, error, completion or failure.
     """
 
     format: int
@@ -61,19 +66,21 @@ class JournalRecord(msgspec.Struct, array_like=True):
     function: str = ""
     digest: bytes = b""
     where: str = ""
+    is_timer: bool = False
     at_ms: int = 0
     payload: bytes = b""
 
     @property
     def name(self) -> str:
         """Name of its row of keyed state, under its key: a later record of the same step replaces it."""
-        place = str(self.attempt) if self.kind == COMPLETION else self.step
+        place = self.step or str(self.attempt)
         return f"{self.run}\0{self.task}\0{place}"
 
 
 encode_record = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(JournalRecord).decode
-decode_completion = msgspec.msgpack.Decoder(Completion).decode
+_decode_completion = msgspec.msgpack.Decoder(Completion).decode
+_decode_failure = msgspec.msgpack.Decoder(ErrorReport).decode
 
 
 def decode_record(value: bytes) -> JournalRecord:
@@ -88,3 +95,17 @@ def decode_record(value: bytes) -> JournalRecord:
             f"the journal has format {record.format}", expected=f"at most {JOURNAL_FORMAT}", fix="upgrade agentflow"
         )
     return record
+
+
+def encode_ending(ending: ActionCompleted | ActionFailed) -> tuple[int, bytes]:
+    """Return kind and payload of how a task ended."""
+    if isinstance(ending, ActionCompleted):
+        return COMPLETION, encode_record(Completion.of(ending))
+    return FAILURE, encode_record(ending.error)
+
+
+def decode_ending(task: ActionTask, record: JournalRecord) -> ActionCompleted | ActionFailed:
+    """Return how a task ended, as its record says."""
+    if record.kind == COMPLETION:
+        return _decode_completion(record.payload).by(task)
+    return ActionFailed(task, _decode_failure(record.payload))

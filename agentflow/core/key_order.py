@@ -1,8 +1,8 @@
 """The order of a key's runs: by admission number, also after a recovery from the journal.
 
 What a recorded step has seen includes what earlier runs of its key did. So after a recovery the runs of a key take the same turns
-again, although two sources interleave differently: a recorded run gets its number back, any other the lowest free one, and a run
-starts when all recorded lower ones have ended.
+again, although two sources interleave differently: a recorded run gets its number back, any other the lowest free one above those
+that have begun, and a run starts when all recorded lower ones have ended.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 
 from agentflow.core.recorded import RecordedRun
 from agentflow.core.runs import KeyState, Run
+from agentflow.core.segments import SegmentedQueue
 
 
 def wait_behind(active: Run, run: Run) -> bool:
@@ -33,6 +34,7 @@ def wait_behind(active: Run, run: Run) -> bool:
 
 class _Places(msgspec.Struct, eq=False):
     missing: dict[str, int]  # run id → number
+    timers: set[str]  # those of them that a timer starts
     taken: set[int]  # numbers of recorded runs, admitted or not
 
 
@@ -46,14 +48,19 @@ class ExpectedRuns:
     def __init__(self) -> None:
         self.by_key: dict[bytes, _Places] = {}
 
-    def expect(self, recorded: Mapping[str, RecordedRun], admitted: Iterable[Run]) -> None:
+    def expect(self, recorded: Mapping[str, RecordedRun], admitted: Iterable[Run], segments: SegmentedQueue) -> None:
         """Keep a place for every recorded run that is not among the ``admitted`` ones."""
         ids = {run.id for run in admitted}
         for run_id, run in recorded.items():
             if run_id not in ids:
-                places = self.by_key.setdefault(run.key, _Places({}, set()))
+                places = self.by_key.setdefault(run.key, _Places({}, set(), set()))
                 places.missing[run_id] = run.number
                 places.taken.add(run.number)
+                if run.is_timer:
+                    places.timers.add(run_id)
+        for waiting in admitted:
+            if not waiting.is_started:
+                self.free_watermark(waiting, segments)
 
     def number(self, state: KeyState, run_id: str) -> int:
         """Return the number of a run that is admitted now."""
@@ -63,6 +70,7 @@ class ExpectedRuns:
             state.next_number += 1
             return number
         number = places.missing.pop(run_id, -1)
+        places.timers.discard(run_id)
         while state.next_number in places.taken:
             state.next_number += 1
         if number < 0:
@@ -73,7 +81,18 @@ class ExpectedRuns:
             del self.by_key[state.key]
         return number
 
-    def holds_back(self, run: Run) -> bool:
-        """Whether a run with a lower number is missing."""
+    def free_watermark(self, run: Run, segments: SegmentedQueue) -> None:
+        """Let a run that waits for the run of a timer hold no watermark: the timer may wait for it."""
         places = self.by_key.get(run.key)
-        return places is not None and any(number < run.number for number in places.missing.values())
+        if places is not None and any(places.missing[run_id] < run.number for run_id in places.timers):
+            segments.leave(run)
+
+    def lets_begin(self, run: Run) -> bool:
+        """Whether no run with a lower number is missing; if so, no later one gets a number below."""
+        places = self.by_key.get(run.key)
+        if places is None:
+            return True
+        if any(number < run.number for number in places.missing.values()):
+            return False
+        run.state.next_number = max(run.state.next_number, run.number + 1)
+        return True

@@ -35,11 +35,8 @@ from agentflow.core.inputs import (
     CheckpointCompleted,
     DrainRequested,
     Input,
-    JournalAppended,
     RecordReceived,
     RecordRejected,
-    StepEnded,
-    StepRequested,
     TimeAdvanced,
     WatermarkReceived,
 )
@@ -50,7 +47,7 @@ from agentflow.core.outcomes import Outcomes
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.routing import Router
 from agentflow.core.run_table import RunTable, oldest_admitted_ms, restore_runs, run_writes
-from agentflow.core.runs import COMPLETED, RUNNING, KeyState, Run
+from agentflow.core.runs import COMPLETED, RUNNING, WAITING, KeyState, Run
 from agentflow.core.segments import Segment, SegmentedQueue
 from agentflow.core.steps import Steps
 from agentflow.core.stored_runs import waits_only
@@ -100,9 +97,7 @@ class Operator:
             RecordRejected: self._on_rejected,
             ActionCompleted: self._on_completed,
             ActionFailed: self._on_failed,
-            StepRequested: self._steps.on_requested,
-            StepEnded: self._steps.on_ended,
-            JournalAppended: self._steps.on_appended,
+            **self._steps.handlers,
             WatermarkReceived: self._on_watermark,
             TimeAdvanced: self._on_time,
             BarrierReceived: self._on_barrier,
@@ -134,8 +129,7 @@ class Operator:
 
     def take_effects(self) -> list[Effect]:
         """Return and clear the effects."""
-        taken = list(self.effects)
-        self.effects.clear()
+        taken, self.effects[:] = list(self.effects), ()
         return taken
 
     @property
@@ -183,6 +177,8 @@ class Operator:
         else:
             run = Run(state, record, event_type, number, now_ms, None)
         self._runs[run] = None
+        if self._expected.by_key:
+            self._expected.free_watermark(run, self._segments)
         if active is None:
             state.run = run
             self._advance(run, now_ms)
@@ -203,7 +199,7 @@ class Operator:
         current: Run | None = run
         while current is not None:
             if not current.is_started:
-                if self._expected.by_key and self._expected.holds_back(current):
+                if self._expected.by_key and not self._expected.lets_begin(current):
                     return
                 self._begin(current)
             if not current.queue or not self._tasks.start_next(current, now_ms):
@@ -252,9 +248,12 @@ class Operator:
         task = received.task
         if task.status != RUNNING:
             return  # cancelled, or of an attempt that timed out
-        if self._steps.is_tracking and (error := self._steps.complete(task, received, now_ms)) is not None:
-            self._on_failed(ActionFailed(task, error), now_ms)
-            return
+        if self._steps.is_tracking:
+            error = self._steps.divergence(task)
+            if error is not None:
+                self._on_failed(ActionFailed(task, error), now_ms)
+                return
+            self._steps.ended(task, received, now_ms)
         run = task.run
         if run.is_frozen:
             self._changes.before_change(run)
@@ -276,6 +275,8 @@ class Operator:
             return
         self._changes.before_change(task.run)
         self._tasks.fail(task, received.error, now_ms)
+        if self._steps.is_tracking and task.status != WAITING:
+            self._steps.ended(task, received, now_ms)
         self._go_on(task.run, now_ms)
 
     def _go_on(self, run: Run, now_ms: int) -> None:
@@ -375,13 +376,9 @@ class Operator:
     def restore(
         self, rows: dict[Table, list[StoredRow]], now_ms: int, journal: Iterable[bytes] = (), checkpoint: int = 0
     ) -> None:
-        """Fill a new operator from the rows of its last checkpoint; unfinished runs start again, in admission order.
+        """Fill a new operator from the rows of its last checkpoint and its journal; unfinished runs start again, in order.
 
-        Args:
-            rows: The rows; those of memory are not wanted, they are read when an action asks for them.
-            now_ms: Epoch milliseconds.
-            journal: The operator's records behind the last checkpoint, perhaps with some before it.
-            checkpoint: Number of the last checkpoint.
+        Rows of memory are not wanted: they are read when an action asks for them. The journal may begin too early.
 
         Raises:
             StateMismatch: An unfinished run waits for an action that the plan no longer has.
@@ -396,7 +393,7 @@ class Operator:
         self._timers.restore(rows.get(Table.TIMERS, []))
         self._runs = restore_runs(rows.get(Table.RUNS, []), self._states, self.plan, self._segments)
         self._steps.restore(rows.get(Table.STEPS, []), journal, checkpoint)
-        self._expected.expect(self._steps.runs, self._runs)
+        self._expected.expect(self._steps.runs, self._runs, self._segments)
         for run in list(self._runs):
             if run.state.run is run and not self._tasks.resume(run):
                 self._advance(run, now_ms)

@@ -32,18 +32,26 @@ class RecordedTask(msgspec.Struct, eq=False):
 
     Attributes:
         steps: Path of the step → its last record.
-        completions: Attempt → encoded record of its completion.
+        endings: Attempt → encoded record of its completion, or of the failure of the last attempt.
         divergence: The attempt that runs has called another step than the recorded one.
     """
 
     steps: dict[str, RecordedStep]
-    completions: dict[int, bytes]
+    endings: dict[int, bytes]
     divergence: str | None = None
 
 
 class RecordedRun(msgspec.Struct, eq=False):
-    """What is recorded of one run: path of the task → records."""
+    """What is recorded of one run.
+
+    Attributes:
+        key: Canonical encoding of the key.
+        number: Admission number.
+        is_timer: A timer started it.
+        tasks: Path of the task → records.
+    """
 
     key: bytes
     number: int
+    is_timer: bool
     tasks: dict[str, RecordedTask]

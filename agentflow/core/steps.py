@@ -22,8 +22,10 @@ for the checkpoint anyway; the order in the journal is enough).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+from agentflow.api.events import EventType
 from agentflow.core.delta import StateWrite, StoredRow, Table
 from agentflow.core.effects import (
     Effect,
@@ -35,27 +37,28 @@ from agentflow.core.effects import (
     RunStep,
     StartAction,
 )
-from agentflow.core.inputs import ActionCompleted, JournalAppended, StepCall, StepEnded, StepRequested
+from agentflow.core.inputs import ActionCompleted, ActionFailed, JournalAppended, StepCall, StepEnded, StepRequested
 from agentflow.core.journal_records import (
     CANCELLED,
     COMPLETION,
     ERROR,
+    FAILURE,
     INTENT,
     JOURNAL_FORMAT,
     JournalRecord,
-    decode_completion,
+    decode_ending,
     decode_record,
+    encode_ending,
     encode_record,
 )
 from agentflow.core.recorded import RecordedRun, RecordedStep, RecordedTask
 from agentflow.core.records import ErrorReport
 from agentflow.core.runs import RUNNING, ActionTask, KeyState, Run
-from agentflow.core.stored_runs import Completion
 
+_TIMER = EventType.TimerEvent
 StepSlot = tuple[bytes, str]  # (key, row name)
-_Completions = dict[
-    KeyState, list[tuple[ActionTask, int, ActionCompleted, int, int]]
-]  # task, attempt, what, epoch, time
+_Endings = dict[KeyState, list[tuple[ActionTask, int, ActionCompleted | ActionFailed, int, int]]]
+"""Task, attempt, how it ended, epoch, time."""
 
 
 class Steps:
@@ -69,12 +72,17 @@ class Steps:
         self._unacknowledged: deque[tuple[RecordedStep | None, RunStep | ResolveStep | None, int]] = deque()
         self._changed: dict[StepSlot, bytes | None] = {}
         self._saved: set[StepSlot] = set()
-        self._completions: _Completions = {}  # of tasks without records, in the open epoch
-        self._frozen_completions: _Completions = {}  # in the epoch that is being written
+        self._endings: _Endings = {}  # of tasks without records, in the open epoch
+        self._frozen_endings: _Endings = {}  # in the epoch that is being written
         self._held: list[StepRequested] = []
         self._held_until = 0
 
     # -- inputs
+    @property
+    def handlers(self) -> dict[type, Callable[[Any, int], None]]:
+        """What the operator does about inputs of steps, by type."""
+        return {StepRequested: self.on_requested, StepEnded: self.on_ended, JournalAppended: self.on_appended}
+
     def on_requested(self, received: StepRequested, now_ms: int) -> None:
         """Answer a step, or let it run."""
         task, call = received.task, received.call
@@ -133,35 +141,37 @@ class Steps:
             return StartAction(task)
         task.recorded = recorded
         last = max((step.attempt for step in recorded.steps.values()), default=task.attempt)
-        last = max(last, *recorded.completions, task.attempt)
-        while task.attempt not in recorded.completions and task.attempt < last:
+        last = max(last, *recorded.endings, task.attempt)
+        while task.attempt not in recorded.endings and task.attempt < last:
             task.attempt += 1  # that attempt failed before the records of a later one were written
-        done = recorded.completions.get(task.attempt)
-        if done is not None:
-            return ReplayAction(decode_completion(decode_record(done).payload).by(task))
+        ending = recorded.endings.get(task.attempt)
+        if ending is not None:
+            return ReplayAction(decode_ending(task, decode_record(ending)))
         recorded.divergence = None
         for step in recorded.steps.values():
             step.is_asked = False
         return StartAction(task)
 
-    def complete(self, task: ActionTask, done: ActionCompleted, now_ms: int) -> ErrorReport | None:
-        """Record the completion of a task, and forget its steps; return an error when it diverged from its records."""
+    def divergence(self, task: ActionTask) -> ErrorReport | None:
+        """Return an error when a task that completed did not do what is recorded of it."""
         recorded = task.recorded
-        if recorded is None:
-            if self.is_tracking:
-                self._completions.setdefault(task.run.state, []).append((task, task.attempt, done, self._epoch, now_ms))
+        if recorded is None or task.attempt in recorded.endings:
             return None
-        run = task.run
-        if task.attempt not in recorded.completions:
-            message = recorded.divergence or _unasked(task, recorded)
-            if message is not None:
-                return ErrorReport("Divergence", message, is_retryable=False)
-            self._append_completions(run.state)
-            self._append(_completion(task, task.attempt, done, self._epoch, now_ms), None, None, 0)
+        message = recorded.divergence or _unasked(task, recorded)
+        return None if message is None else ErrorReport("Divergence", message, is_retryable=False)
+
+    def ended(self, task: ActionTask, ending: ActionCompleted | ActionFailed, now_ms: int) -> None:
+        """Record how a task ended, and forget its steps; of a task without records only when its key needs a record."""
+        recorded, run = task.recorded, task.run
+        if recorded is None:
+            self._endings.setdefault(run.state, []).append((task, task.attempt, ending, self._epoch, now_ms))
+            return
+        if task.attempt not in recorded.endings:
+            self._append_endings(run.state)
+            self._append(_ending(task, task.attempt, ending, self._epoch, now_ms), None, None, 0)
         if run.group is None:  # else it may conflict, and its next attempt is answered by its steps
             task.recorded = None
             self._forget(run.id, run.key, task.path)
-        return None
 
     def end(self, run: Run) -> None:
         """Forget everything of a run that is over."""
@@ -174,7 +184,7 @@ class Steps:
     # -- checkpoints
     def barrier(self, checkpoint: int) -> list[tuple[StepSlot, bytes | None]]:
         """Close the epoch; return the rows that changed in it."""
-        assert not self._frozen_completions, "a barrier before the former checkpoint has completed"
+        assert not self._frozen_endings, "a barrier before the former checkpoint has completed"
         self._epoch = checkpoint + 1
         changed, self._changed = self._changed, {}
         for slot, value in changed.items():
@@ -182,14 +192,14 @@ class Steps:
                 self._saved.discard(slot)
             else:
                 self._saved.add(slot)
-        self._frozen_completions, self._completions = self._completions, {}
+        self._frozen_endings, self._endings = self._endings, {}
         return list(changed.items())
 
     def checkpoint_completed(self, checkpoint: int, now_ms: int, *, is_skipped: bool) -> None:
         """Forget what the checkpoint has; let the first steps go on, which waited for it."""
         if is_skipped:
             self._epoch = checkpoint
-        self._frozen_completions = {}
+        self._frozen_endings = {}
         if self._held_until and (checkpoint >= self._held_until or is_skipped):
             held, self._held, self._held_until = self._held, [], 0
             for received in held:
@@ -201,7 +211,7 @@ class Steps:
             (Table.STEPS, operator, run.key, decode_record(row).name, row)
             for run in self.runs.values()
             for task in run.tasks.values()
-            for row in (*(step.row for step in task.steps.values()), *task.completions.values())
+            for row in (*(step.row for step in task.steps.values()), *task.endings.values())
         ]
 
     def restore(self, rows: Iterable[StoredRow], journal: Iterable[bytes], checkpoint: int) -> None:
@@ -220,12 +230,12 @@ class Steps:
     def _take(self, record: JournalRecord, row: bytes) -> None:
         run = self.runs.get(record.run)
         if run is None:
-            run = self.runs[record.run] = RecordedRun(record.key, record.number, {})
+            run = self.runs[record.run] = RecordedRun(record.key, record.number, record.is_timer, {})
         task = run.tasks.get(record.task)
         if task is None:
             task = run.tasks[record.task] = RecordedTask({}, {})
-        if record.kind == COMPLETION:
-            task.completions[record.attempt] = row
+        if record.kind in (COMPLETION, FAILURE):
+            task.endings[record.attempt] = row
         else:
             call = StepCall(record.step, record.function, record.digest, record.where)
             task.steps[record.step] = RecordedStep(
@@ -237,7 +247,9 @@ class Steps:
         if task.recorded is None:
             run = self.runs.get(task.run.id)
             if run is None:
-                run = self.runs[task.run.id] = RecordedRun(task.run.key, task.run.number, {})
+                run = self.runs[task.run.id] = RecordedRun(
+                    task.run.key, task.run.number, task.run.event_type == _TIMER, {}
+                )
             task.recorded = run.tasks.setdefault(task.path, RecordedTask({}, {}))
         return task.recorded
 
@@ -252,7 +264,7 @@ class Steps:
     ) -> None:
         """Let a record of a step be appended, behind the completions that it may depend on."""
         run, state = task.run, task.run.state
-        self._append_completions(state)
+        self._append_endings(state)
         record = JournalRecord(
             JOURNAL_FORMAT,
             self._epoch,
@@ -266,6 +278,7 @@ class Steps:
             call.function,
             call.digest,
             call.where,
+            run.event_type == _TIMER,
             now_ms,
             payload,
         )
@@ -279,16 +292,16 @@ class Steps:
         self._unacknowledged.append((step, then, attempt))
         self._effects.append(PersistStep(row))
 
-    def _append_completions(self, state: KeyState) -> None:
-        for completions in (self._frozen_completions, self._completions):
-            for completed in completions.pop(state, ()):
-                self._append(_completion(*completed), None, None, 0)
+    def _append_endings(self, state: KeyState) -> None:
+        for endings in (self._frozen_endings, self._endings):
+            for ended in endings.pop(state, ()):
+                self._append(_ending(*ended), None, None, 0)
 
     def _forget(self, run_id: str, key: bytes, path: str) -> None:
         """Forget a task; its rows go with the next checkpoint."""
         run = self.runs[run_id]
         task = run.tasks.pop(path)
-        for place in (*task.steps, *map(str, task.completions)):
+        for place in (*task.steps, *map(str, task.endings)):
             slot = (key, f"{run_id}\0{path}\0{place}")
             if slot in self._saved:
                 self._changed[slot] = None
@@ -296,19 +309,20 @@ class Steps:
                 self._changed.pop(slot, None)
 
 
-def _completion(task: ActionTask, attempt: int, done: ActionCompleted, epoch: int, at_ms: int) -> bytes:
+def _ending(task: ActionTask, attempt: int, ending: ActionCompleted | ActionFailed, epoch: int, at_ms: int) -> bytes:
     run = task.run
-    payload = encode_record(Completion.of(done))
+    kind, payload = encode_ending(ending)
     return encode_record(
         JournalRecord(
             JOURNAL_FORMAT,
             epoch,
-            COMPLETION,
+            kind,
             run.state.key,
             run.id,
             run.number,
             task.path,
             attempt,
+            is_timer=run.event_type == _TIMER,
             at_ms=at_ms,
             payload=payload,
         )

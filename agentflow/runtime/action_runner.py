@@ -68,6 +68,8 @@ class ActionRunner:
         self._loop = asyncio.get_running_loop()
         self._decoders = {action: input_decoder(codec, action.input_type) for action in services.plan.actions}
         self._waiting: dict[ActionTask, asyncio.Task[None]] = {}
+        if self._steps is not None:
+            self._steps.coroutine_of = self._waiting.get
         self._in_threads: dict[ActionTask, RunnerContext] = {}
         self._timeouts: dict[ActionTask, asyncio.TimerHandle] = {}
         self._timed_out: set[asyncio.Task[None]] = set()

@@ -101,6 +101,9 @@ class TaskSteps:
 class StepRunner:
     """Runs and answers the steps of one operator.
 
+    Attributes:
+        coroutine_of: Returns the asyncio task of an action that waits; the action runner sets it.
+
     Args:
         apply: Takes an input of the operator: at once, on the loop.
         incarnation: Of the job's state; part of idempotency keys.
@@ -115,6 +118,7 @@ class StepRunner:
         self._loop = asyncio.get_running_loop()
         self._errors = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*_PYTHONS_ERRORS, *errors)}
         self._tasks: dict[ActionTask, TaskSteps] = {}
+        self.coroutine_of: Callable[[ActionTask], asyncio.Task[Any] | None] = _unknown
 
     # -- effects
     def answer(self, effect: Answer) -> None:
@@ -164,7 +168,8 @@ class StepRunner:
         task: ActionTask = ctx._task  # type: ignore[assignment]  # noqa: SLF001
         steps = self._tasks.get(task)
         if steps is None or steps.attempt != task.attempt:
-            steps = self._tasks[task] = TaskSteps(task, current)
+            # In its first step an action's coroutine is not known yet, and no branch of it can be running.
+            steps = self._tasks[task] = TaskSteps(task, self.coroutine_of(task) or current)
         return steps
 
     def _call(
@@ -206,7 +211,8 @@ class StepRunner:
         return await self._loop.create_future()  # it was cancelled the last time, and is cancelled again
 
     async def _ask(self, steps: TaskSteps, call: StepCall, received: StepRequested | StepEnded) -> Answer:
-        future = steps.waiting[call.path] = self._loop.create_future()
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        steps.waiting[call.path] = future
         self._apply(received)
         return await future
 
@@ -304,6 +310,10 @@ _DIVERGENCE_FIX = "an action calls the same steps with the same arguments every 
 _PYTHONS_ERRORS = tuple(
     kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
+
+
+def _unknown(task: ActionTask) -> None:  # noqa: ARG001 (the signature)
+    return None
 
 
 def _where(frame: FrameType) -> str:

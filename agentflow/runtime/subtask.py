@@ -172,7 +172,7 @@ class Subtask:
             PauseSource: lambda *_: self._resumed.clear(),
             PersistStep: self._persist_step,
             RefuseStep: self._answer_step,
-            ReplayAction: lambda index, effect, now_ms: self._stages[index].operator.apply(effect.completed, now_ms),
+            ReplayAction: lambda index, effect, now_ms: self._stages[index].operator.apply(effect.ending, now_ms),
             RequestCheckpoint: self._request_checkpoint,
             ResolveStep: self._answer_step,
             ResumeSource: lambda *_: self._resume_source(),

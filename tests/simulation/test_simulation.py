@@ -103,11 +103,11 @@ def answer_a_step_before_its_record_is_durable(patch: pytest.MonkeyPatch) -> Non
 
 
 def leave_completions_out_of_the_journal(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Steps, "_append_completions", lambda self, state: None)
+    patch.setattr(Steps, "_append_endings", lambda self, state: None)
 
 
 def forget_the_turns_of_recorded_runs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ExpectedRuns, "expect", lambda self, recorded, admitted: None)
+    patch.setattr(ExpectedRuns, "expect", lambda self, recorded, admitted, segments: None)
 
 
 def cut_records_that_no_checkpoint_has(patch: pytest.MonkeyPatch) -> None:

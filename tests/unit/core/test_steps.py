@@ -19,6 +19,7 @@ from agentflow.core.effects import (
     ResolveStep,
     RunStep,
     ScheduleRetry,
+    SkipTask,
     StartAction,
     TakeSnapshot,
 )
@@ -100,7 +101,7 @@ class World:
         for effect in effects:
             lines.append(self._line(effect))
             if type(effect) is ReplayAction:
-                self.operator.apply(effect.completed, self.now_ms)
+                self.operator.apply(effect.ending, self.now_ms)
         effects.clear()
         return lines
 
@@ -109,8 +110,8 @@ class World:
             case StartAction(task):
                 self.tasks[task.id] = task
                 return f"start {task.id} attempt {task.attempt}"
-            case ReplayAction(completed):
-                return f"replay {completed.task.id}"
+            case ReplayAction(ending):
+                return f"replay {ending.task.id}"
             case PersistStep(record):
                 self.unappended.append(record)
                 one = decode_record(record)
@@ -127,6 +128,8 @@ class World:
                 return f"dead {record.run_id} {error.type}"
             case ScheduleRetry(task):
                 return f"retry {task.id}"
+            case SkipTask(task):
+                return f"skip {task.id}"
             case TakeSnapshot():
                 self.snapshot = effect
                 return "snapshot"
@@ -301,7 +304,8 @@ def test_another_step_than_the_recorded_one_is_refused_and_ends_the_run_by_polic
     world.crash()
     world.record("k", 0)
     assert world.request("t/0/0:a", call(".0", "g")) == ["refuse t/0/0:a.0"]
-    assert world.complete("t/0/0:a") == ["dead t/0 Divergence"], "also when user code swallows the error"
+    ended = ["dead t/0 Divergence", "persist failure t/0/0:a"]
+    assert world.complete("t/0/0:a") == ended, "also when user code swallows the error"
 
 
 def test_a_recorded_step_that_is_not_called_again_is_a_divergence() -> None:
@@ -310,7 +314,20 @@ def test_a_recorded_step_that_is_not_called_again_is_a_divergence() -> None:
     world.step("t/0/0:a", call(".0"))
     world.crash()
     world.record("k", 0)
-    assert world.complete("t/0/0:a") == ["dead t/0 Divergence"]
+    assert world.complete("t/0/0:a")[0] == "dead t/0 Divergence"
+
+
+def test_how_a_failed_task_ended_is_recorded_too_for_what_sees_that_it_did_nothing() -> None:
+    agent = Agent("A").add_action("a", [INPUT], nothing, on_error="skip")
+    world = World(agent)
+    world.record("k", 0)
+    world.apply(ActionFailed(world.tasks["t/0/0:a"], ErrorReport("KeyError", "'x'", is_retryable=False)))
+    world.record("k", 1)
+    world.request("t/1/0:a", call(".0"))
+    assert world.end_step("t/1/0:a", call(".0")) == ["persist failure t/0/0:a", "persist result t/1/0:a.0"]
+    world.append()
+    world.crash()
+    assert world.record("k", 0) == ["replay t/0/0:a", "skip t/0/0:a"]
 
 
 def fail(world: World, task: str) -> None:
