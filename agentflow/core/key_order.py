@@ -87,12 +87,13 @@ class ExpectedRuns:
         if places is not None and any(places.missing[run_id] < run.number for run_id in places.timers):
             segments.leave(run)
 
-    def lets_begin(self, run: Run) -> bool:
+    def lets_begin(self, run: Run, segments: SegmentedQueue) -> bool:
         """Whether no run with a lower number is missing; if so, no later one gets a number below."""
         places = self.by_key.get(run.key)
         if places is None:
             return True
         if any(number < run.number for number in places.missing.values()):
+            self.free_watermark(run, segments)
             return False
         run.state.next_number = max(run.state.next_number, run.number + 1)
         return True

@@ -83,8 +83,8 @@ class Operator:
         self._segments = SegmentedQueue()
         self._timers = TimerTable()
         self._router = Router(plan, decode_input)
-        self._steps = Steps(self.effects)
-        self._expected = ExpectedRuns()
+        self._steps, self._expected = Steps(self.effects), ExpectedRuns()
+        self._recorded, self._missing = self._steps.runs, self._expected.by_key
         self._tasks = TaskScheduler(self.effects, policy, limits.tasks_max, self._steps)
         self._changes = EpochChanges(index)
         self._outcomes = Outcomes(
@@ -167,7 +167,7 @@ class Operator:
     def _admit(self, state: KeyState, record: Record, event_type: str, segment: Segment, now_ms: int) -> None:
         """Give an input its admission number, and start it when the key is idle."""
         active, number = state.run, state.next_number
-        if self._expected.by_key:
+        if self._missing:
             number = self._expected.number(state, record.run_id)
         else:
             state.next_number = number + 1
@@ -177,17 +177,17 @@ class Operator:
         else:
             run = Run(state, record, event_type, number, now_ms, None)
         self._runs[run] = None
-        if self._expected.by_key:
-            self._expected.free_watermark(run, self._segments)
         if active is None:
             state.run = run
             self._advance(run, now_ms)
         else:
             if wait_behind(active, run):
                 self._advance(run, now_ms)
-            if len(state.pending or ()) >= self._limits.key_pending_max and not self._expected.by_key:
+            if self._missing:
+                self._expected.free_watermark(run, self._segments)
+            elif len(state.pending or ()) >= self._limits.key_pending_max:
                 self._pressure.overflow(state)
-        if len(self._runs) >= self._limits.in_flight_max and not self._expected.by_key:  # what is expected must be read
+        if len(self._runs) >= self._limits.in_flight_max and not self._missing:  # what is expected must be read
             self._pressure.pause("run.in-flight-max")
 
     def _on_rejected(self, received: RecordRejected, now_ms: int) -> None:  # noqa: ARG002 (one signature)
@@ -199,7 +199,7 @@ class Operator:
         current: Run | None = run
         while current is not None:
             if not current.is_started:
-                if self._expected.by_key and not self._expected.lets_begin(current):
+                if self._missing and not self._expected.lets_begin(current, self._segments):
                     return
                 self._begin(current)
             if not current.queue or not self._tasks.start_next(current, now_ms):
@@ -221,7 +221,7 @@ class Operator:
             self._changes.before_change(run)
             self._changes.end(run)
         del self._runs[run]
-        if self._steps.runs:
+        if self._recorded:
             self._steps.end(run)
         segment = run.segment
         if segment is not None:  # as `SegmentedQueue.leave` does

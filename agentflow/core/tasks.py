@@ -38,6 +38,7 @@ class TaskScheduler:
         self._policy = policy
         self._tasks_max = tasks_max
         self._steps = steps
+        self._recorded = steps.runs
         self._retries: list[tuple[int, int, ActionTask]] = []  # (due, order, task)
         self._retry_order = 0
 
@@ -58,7 +59,7 @@ class TaskScheduler:
             if task.error is None and run.tasks_started < self._tasks_max:
                 run.tasks_started += 1
                 task.status = RUNNING
-                self._effects.append(self._steps.start(task) if self._steps.runs else StartAction(task))
+                self._effects.append(self._steps.start(task) if self._recorded else StartAction(task))
                 return True
             self._refuse(task, now_ms)
             if run.current is not None:

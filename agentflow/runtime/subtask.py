@@ -69,8 +69,7 @@ _TURN_MS = 10
 """What a turn should take at most, so that timers, completions and checkpoints stay responsive behind a slow synchronous agent."""
 _IDLE_STEP_MS = 100
 INCARNATION_NAME = "incarnation"
-JOURNAL_NAME = "journal"
-"""Name of the META row that holds the position up to which the journal is in the checkpoint."""
+JOURNAL_NAME = "journal"  # of the META row that holds the position up to which the checkpoint has the journal
 
 
 class Stage(msgspec.Struct):
@@ -163,20 +162,18 @@ class Subtask:
         self._delta_bytes = 0
         self._last = -1
         self._snapshots: list[TakeSnapshot] = []
-        self._carry_out: dict[type, Callable[[int, Any, int], None]] = {
+        self._carry_out: dict[type, Callable[[int, Any, int], object]] = {
             CancelAction: lambda index, effect, _: self._stages[index].runner.cancel(effect.task),
             DeadLetter: self._dead_letter,
             Drained: self._pass_drain,
             FailJob: self._fail_job,
             ForwardWatermark: self._pass_watermark,
             PauseSource: lambda *_: self._resumed.clear(),
-            PersistStep: self._persist_step,
-            RefuseStep: self._answer_step,
+            PersistStep: lambda index, effect, _: cast("JournalWriter", self._journal).append(index, effect.record),
             ReplayAction: lambda index, effect, now_ms: self._stages[index].operator.apply(effect.ending, now_ms),
-            RequestCheckpoint: self._request_checkpoint,
-            ResolveStep: self._answer_step,
-            ResumeSource: lambda *_: self._resume_source(),
-            RunStep: self._answer_step,
+            RequestCheckpoint: lambda *_: self._take_extra_checkpoint(),
+            ResumeSource: lambda *_: self._resumed.set(),
+            **dict.fromkeys((RefuseStep, ResolveStep, RunStep), self._answer_step),
             ScheduleRetry: lambda *_: None,
             SkipTask: lambda *_: None,
             TakeSnapshot: lambda _, effect, __: self._snapshots.append(effect),
@@ -287,9 +284,6 @@ class Subtask:
         except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
             self.fail(error)
 
-    def _resume_source(self) -> None:
-        self._resumed.set()
-
     # -- turns
     def apply_step(self, index: int, received: StepRequested | StepEnded) -> None:
         """Apply what user code of operator ``index`` did about a step, and carry out what follows, at once."""
@@ -305,14 +299,8 @@ class Subtask:
         except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
             self.fail(error)
 
-    def _persist_step(self, index: int, effect: PersistStep, now_ms: int) -> None:  # noqa: ARG002 (one signature)
-        assert self._journal is not None
-        self._journal.append(index, effect.record)
-
-    def _answer_step(self, index: int, effect: RefuseStep | ResolveStep | RunStep, now_ms: int) -> None:  # noqa: ARG002
-        steps = self._stages[index].steps
-        assert steps is not None
-        steps.answer(effect)
+    def _answer_step(self, index: int, effect: RefuseStep | ResolveStep | RunStep, _: int) -> None:
+        cast("StepRunner", self._stages[index].steps).answer(effect)
 
     def _deliver(self, index: int, answer: ActionCompleted | ActionFailed | JournalAppended) -> None:
         self._answers.append((index, answer))
@@ -526,9 +514,6 @@ class Subtask:
     async def checkpoint_now(self) -> None:
         """Take a checkpoint beside the regular ones, as soon as one that is under way has ended. Its error ends `run`."""
         await asyncio.wait([self._take_extra_checkpoint()])
-
-    def _request_checkpoint(self, index: int, effect: RequestCheckpoint, now_ms: int) -> None:  # noqa: ARG002 (one signature)
-        self._take_extra_checkpoint()
 
     def _take_extra_checkpoint(self) -> asyncio.Task[None]:
         task = self._loop.create_task(self._checkpoint())
