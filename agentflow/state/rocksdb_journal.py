@@ -18,6 +18,7 @@ from agentflow.state.rocksdb_store import DEFAULT, RocksDBResources, RocksDBStor
 
 JOURNAL_DIRECTORY: Final = "journal"
 _FAMILIES: Final = ("default",)
+_SMALL_BYTES = 64 * 2**10
 _PAGE_ROWS, _PAGE_BYTES = 5_000, 8 * 2**20
 
 
@@ -57,12 +58,14 @@ class RocksDBJournal:
             store = self._open()
             batch = store.batch()
             position = self._next
+            size = 0
             for operator, record in records:
                 batch.put(_key(position), operator.to_bytes(2, "big") + record)
                 position += 1
+                size += len(record)
             store.write(batch, "writing the journal")
             self._next = position
-            await store.sync("writing the journal")
+            await store.sync("writing the journal", is_small=size < _SMALL_BYTES)
             return position
 
     async def release(self, position: int) -> None:
