@@ -311,6 +311,21 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         """
         return self._step_runner("durable_execute_async").execute(self, func, args, kwargs)  # type: ignore[no-any-return]
 
+    def gather(self, *aws: Awaitable[Any]) -> Awaitable[list[Any]]:
+        """Await steps, or coroutines that call steps, at the same time; return their results in the order of the arguments.
+
+        All of them are waited for, also when one fails; then the first error in the order of the arguments is raised. So the
+        outcome does not depend on which was faster, and what a sibling has paid for is recorded.
+        """
+        return self._step_runner("gather").gather(self, aws)  # type: ignore[no-any-return]
+
+    def as_completed(self, *aws: Awaitable[Any]) -> AsyncIterator[Any]:
+        """Iterate over the results of steps, or of coroutines that call steps, in the order in which they end.
+
+        The order is recorded as they end: a replay gives the same one. An error is raised at its turn.
+        """
+        return self._step_runner("as_completed").as_completed(self, aws)  # type: ignore[no-any-return]
+
     @property
     def idempotency_key(self) -> str:
         """Key of the step whose function is being called: the same on every attempt, by every owner, for 32 hex digits."""
@@ -341,14 +356,6 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     def action_metric_group(self) -> Any:  # noqa: ANN401
         """Metrics of the action."""
         _not_configured("action_metric_group", "no metrics are configured")
-
-    def gather(self, *aws: Awaitable[Any]) -> Awaitable[list[Any]]:  # noqa: ARG002
-        """Await durable steps together."""
-        _not_configured("gather", "no journal is configured")
-
-    def as_completed(self, *aws: Awaitable[Any]) -> AsyncIterator[Any]:  # noqa: ARG002
-        """Iterate over durable steps as they complete."""
-        _not_configured("as_completed", "no journal is configured")
 
     def sleep(self, duration: timedelta | str) -> Awaitable[None]:  # noqa: ARG002
         """Park the run for ``duration``, durably."""

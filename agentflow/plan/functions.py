@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from agentflow.plan.action import ActionKind
@@ -24,10 +25,20 @@ def check_function(function: object, place: str, problems: ProblemList) -> bool:
 
 
 def kind_of(function: Callable[..., Any], *, is_blocking: bool) -> ActionKind:
-    """Return how an action function is called; partials and callable objects count as what they call."""
-    if inspect.iscoroutinefunction(_body(function)):
+    """Return how an action function is called; partials and callable objects count as what they call.
+
+    A `def` whose body calls `durable_execute` runs in a thread: it waits for the journal.
+    """
+    body = _body(function)
+    if inspect.iscoroutinefunction(body):
         return ActionKind.ASYNC
-    return ActionKind.BLOCKING if is_blocking else ActionKind.SYNC
+    code = getattr(inspect.unwrap(body), "__code__", None)  # type: ignore[arg-type]
+    return ActionKind.BLOCKING if is_blocking or _names(code, "durable_execute") else ActionKind.SYNC
+
+
+def _names(code: object, name: str) -> bool:
+    """Whether a function's code, or that of one defined in it, names an attribute."""
+    return isinstance(code, CodeType) and (name in code.co_names or any(_names(one, name) for one in code.co_consts))
 
 
 def _body(function: object) -> object:

@@ -16,7 +16,7 @@ import contextvars
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -49,6 +49,7 @@ _current: contextvars.ContextVar[str | None] = contextvars.ContextVar("agentflow
 class _Scope(msgspec.Struct, eq=False):
     name: str
     steps: int = 0
+    groups: int = 0
     branches: dict[str, int] = {}
 
     def branch(self, first: str) -> _Scope:
@@ -81,17 +82,24 @@ class TaskSteps:
         self._root_scope = _Scope("")
         self._scopes: dict[asyncio.Task[Any], _Scope] = {}
 
+    def name(self, branch: asyncio.Task[Any], scope: _Scope) -> None:
+        """Give a branch its scope."""
+        self._scopes[branch] = scope
+
+    def scope_of(self, current: asyncio.Task[Any] | None, first: str | None) -> _Scope:
+        """Return the scope of an asyncio task; of a new branch, by what it calls first."""
+        if current is self._root or current is None:
+            return self._root_scope
+        known = self._scopes.get(current)
+        if known is None:
+            owner, outer = _scope.get()
+            outer = outer if owner is self and outer is not None else self._root_scope
+            known = self._scopes[current] = outer.branch(first or "branches")
+        return known
+
     def next_path(self, function: str, arguments: bytes, current: asyncio.Task[Any] | None) -> str:
         """Return the path of the step that is called now."""
-        if current is self._root or current is None:
-            scope = self._root_scope
-        else:
-            known = self._scopes.get(current)
-            if known is None:
-                owner, outer = _scope.get()
-                outer = outer if owner is self and outer is not None else self._root_scope
-                known = self._scopes[current] = outer.branch(f"{function}:{arguments.hex()[:8]}")
-            scope = known
+        scope = self.scope_of(current, f"{function}:{arguments.hex()[:8]}")
         _scope.set((self, scope))
         path = f"{scope.name}.{scope.steps}"
         scope.steps += 1
@@ -238,6 +246,48 @@ class StepRunner:
             _current.reset(token)
         return RESULT, encode_result(function, result)[0]
 
+    # -- branches
+    async def gather(self, ctx: RunnerContext, aws: Sequence[Awaitable[Any]]) -> list[Any]:
+        """See `RunnerContext.gather`."""
+        branches = self._branches(ctx, aws)
+        try:
+            if branches:
+                await asyncio.wait(branches)
+        finally:
+            await _end(branches)
+        return [branch.result() for branch in branches]
+
+    async def as_completed(self, ctx: RunnerContext, aws: Sequence[Awaitable[Any]]) -> AsyncIterator[Any]:
+        """See `RunnerContext.as_completed`."""
+        branches = self._branches(ctx, aws)
+        waiting = dict(enumerate(branches))
+
+        async def next_to_end(turn: int) -> int:  # noqa: ARG001 (it is in the digest)
+            done, _ = await asyncio.wait(waiting.values(), return_when=asyncio.FIRST_COMPLETED)
+            return next(place for place, branch in waiting.items() if branch in done)
+
+        try:
+            for turn in range(len(branches)):
+                place = await self.execute(ctx, next_to_end, (turn,), {})
+                yield await waiting.pop(place)
+        finally:
+            await _end(branches)
+
+    def _branches(self, ctx: RunnerContext, aws: Sequence[Awaitable[Any]]) -> list[asyncio.Future[Any]]:
+        """Start branches, each with a scope named by its place."""
+        current = asyncio.current_task()
+        steps = self._steps(ctx, current)
+        outer = steps.scope_of(current, None)
+        group = f"branches#{outer.groups}"
+        outer.groups += 1
+        branches: list[asyncio.Future[Any]] = []
+        for place, awaitable in enumerate(aws):
+            branch = asyncio.ensure_future(awaitable)
+            if isinstance(branch, asyncio.Task):
+                steps.name(branch, _Scope(f"{outer.name}/{group}[{place}]"))
+            branches.append(branch)
+        return branches
+
     # -- steps in threads
     def execute_in_thread(
         self, ctx: RunnerContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -310,6 +360,18 @@ _DIVERGENCE_FIX = "an action calls the same steps with the same arguments every 
 _PYTHONS_ERRORS = tuple(
     kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
+
+
+async def _end(branches: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel what still runs, and look at every error: perhaps nobody else does."""
+    running = [branch for branch in branches if not branch.done()]
+    for branch in running:
+        branch.cancel()
+    if running:
+        await asyncio.wait(running)
+    for branch in branches:
+        if not branch.cancelled():
+            branch.exception()
 
 
 def _unknown(task: ActionTask) -> None:  # noqa: ARG001 (the signature)

@@ -284,13 +284,9 @@ def test_memory_objects_have_fields_and_never_hold_a_value_and_an_object_at_one_
 def test_what_this_engine_does_not_have_raises_not_configured() -> None:
     def act(event: InputEvent[Any], ctx: RunnerContext) -> None:
         for use in (
-            lambda: ctx.durable_execute(print),
-            lambda: ctx.durable_execute_async(print),
             lambda: ctx.sleep("1s"),
             lambda: ctx.wait_for("x"),
-            ctx.gather,
             lambda: ctx.long_term_memory,
-            lambda: ctx.idempotency_key,
         ):
             with pytest.raises(NotConfigured):
                 use()

@@ -1,0 +1,227 @@
+"""Durable steps as user code meets them, in an embedded job."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pydantic
+import pytest
+
+from agentflow import Agent, AgentsExecutionEnvironment, EventType, OutputEvent, Retry, RunnerContext
+from agentflow.errors import StepFailed, WrongContext
+
+
+class Struct(msgspec.Struct):
+    n: int
+
+
+class Model(pydantic.BaseModel):
+    n: int
+
+
+@dataclasses.dataclass
+class Data:
+    n: int
+
+
+class Declined(Exception):
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def run(act: Callable[..., Any], *, errors: tuple[type[Exception], ...] = (), inputs: int = 1) -> list[Any]:
+    """Run one action over some inputs; return what it sent."""
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act, retry=Retry(attempts=1))
+    agent.errors = errors
+    environment = AgentsExecutionEnvironment.get_execution_environment()
+    results = environment.from_list([{"k": n} for n in range(inputs)]).key_by("k").apply(agent).to_list()
+    environment.execute()
+    return list(results)
+
+
+def raise_it(error: Exception) -> Callable[[], None]:
+    def declined() -> None:
+        raise error
+
+    return declined
+
+
+async def test_a_result_comes_back_as_the_declared_type() -> None:
+    def struct() -> Struct:
+        return Struct(1)
+
+    async def model() -> Model:
+        return Model(n=2)
+
+    def data() -> list[Data]:
+        return [Data(3)]
+
+    seen: list[Any] = []
+
+    async def act(event: object, ctx: RunnerContext) -> None:
+        seen.extend([await ctx.durable_execute_async(step) for step in (struct, model, data)])
+
+    await asyncio.to_thread(run, act)
+    assert seen == [Struct(1), Model(n=2), [Data(3)]]
+
+
+@pytest.mark.parametrize("result", [Struct(1), (1, 2), {3}, object()], ids=lambda result: type(result).__name__)
+def test_what_would_come_back_as_something_else_is_refused_at_the_first_call(result: object) -> None:
+    async def act(event: object, ctx: RunnerContext) -> None:
+        with pytest.raises(TypeError, match="declare the return type"):
+            await ctx.durable_execute_async(lambda: result)
+        ctx.send_event(OutputEvent("refused"))
+
+    assert run(act) == ["refused"]
+
+
+def test_arguments_that_have_no_digest_are_refused() -> None:
+    async def act(event: object, ctx: RunnerContext) -> None:
+        with pytest.raises(TypeError, match=r"arguments cannot be recorded.*plain values"):
+            await ctx.durable_execute_async(repr, object())
+        ctx.send_event(OutputEvent("refused"))
+
+    assert run(act) == ["refused"]
+
+
+@pytest.mark.parametrize(
+    ("error", "errors", "seen"),
+    [
+        (ValueError("bad"), (), ValueError),
+        (Declined(7), (Declined,), Declined),
+        (Declined(7), (), StepFailed),
+    ],
+    ids=["of Python", "declared", "unknown"],
+)
+def test_an_error_is_an_outcome_too(
+    error: Exception, errors: tuple[type[Exception], ...], seen: type[Exception]
+) -> None:
+    async def act(event: object, ctx: RunnerContext) -> None:
+        with pytest.raises(seen) as caught:
+            await ctx.durable_execute_async(raise_it(error))
+        assert caught.value is not error, "what is raised comes from the record, as it will after a crash"
+        if isinstance(caught.value, Declined):
+            assert caught.value.code == 7
+        if isinstance(caught.value, StepFailed):
+            assert "Declined" in caught.value.original
+            assert "raise error" in caught.value.traceback
+        ctx.send_event(OutputEvent("caught"))
+
+    assert run(act, errors=errors) == ["caught"]
+
+
+def test_the_synchronous_form_runs_in_a_thread_and_never_blocks_the_loop() -> None:
+    threads: list[str] = []
+
+    def step() -> str:
+        threads.append(threading.current_thread().name)
+        return "done"
+
+    def act(event: object, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(ctx.durable_execute(step)))
+
+    assert run(act) == ["done"]
+    assert threads != [threading.main_thread().name]
+
+
+def test_the_synchronous_form_where_it_would_block_the_loop_names_the_fix() -> None:
+    async def act(event: object, ctx: RunnerContext) -> None:
+        with pytest.raises(WrongContext, match="durable_execute_async"):
+            ctx.durable_execute(print)
+        with pytest.raises(WrongContext, match="in the function"):
+            _ = ctx.idempotency_key
+        ctx.send_event(OutputEvent("refused"))
+
+    assert run(act) == ["refused"]
+
+
+def test_a_plain_function_does_not_hold_up_the_loop() -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    def step() -> int:
+        return both.wait() * 0
+
+    async def act(event: object, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(await ctx.durable_execute_async(step)))
+
+    assert run(act, inputs=2) == [0, 0], "each waits for the other"
+
+
+def test_gather_waits_for_all_and_raises_the_first_error_in_the_order_of_the_arguments() -> None:
+    done: list[str] = []
+
+    async def act(event: object, ctx: RunnerContext) -> None:
+        async def slow() -> str:
+            await asyncio.sleep(0.01)
+            done.append("slow")
+            return "slow"
+
+        def quick() -> str:
+            return "quick"
+
+        assert await ctx.gather() == []
+        assert await ctx.gather(ctx.durable_execute_async(slow), ctx.durable_execute_async(quick)) == ["slow", "quick"]
+        with pytest.raises(KeyError):
+            await ctx.gather(
+                ctx.durable_execute_async(slow),
+                ctx.durable_execute_async(raise_it(KeyError("x"))),
+                ctx.durable_execute_async(raise_it(ValueError("y"))),
+            )
+        ctx.send_event(OutputEvent(done))
+
+    assert run(act) == [["slow", "slow"]]
+
+
+def test_as_completed_gives_results_as_they_end() -> None:
+    async def act(event: object, ctx: RunnerContext) -> None:
+        first = asyncio.Event()
+
+        async def slow() -> str:
+            await first.wait()
+            return "slow"
+
+        async def quick() -> str:
+            return "quick"
+
+        found = []
+        async for result in ctx.as_completed(ctx.durable_execute_async(slow), ctx.durable_execute_async(quick)):
+            first.set()
+            found.append(result)
+        ctx.send_event(OutputEvent(found))
+
+    assert run(act) == [["quick", "slow"]]
+
+
+def test_a_timeout_around_a_step_is_that_of_asyncio() -> None:
+    async def act(event: object, ctx: RunnerContext) -> None:
+        async def never() -> None:
+            await asyncio.Event().wait()
+
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await ctx.durable_execute_async(never)
+        async with asyncio.TaskGroup() as group:
+            results = [group.create_task(ctx.durable_execute_async(abs, -n)) for n in (1, 2)]  # type: ignore[arg-type]
+        ctx.send_event(OutputEvent([result.result() for result in results]))
+
+    assert run(act) == [[1, 2]]
+
+
+def test_the_idempotency_key_is_one_per_step() -> None:
+    keys: list[str] = []
+
+    async def act(event: object, ctx: RunnerContext) -> None:
+        async def step() -> None:
+            keys.append(ctx.idempotency_key)
+
+        await ctx.gather(ctx.durable_execute_async(step), ctx.durable_execute_async(step))
+
+    run(act, inputs=2)
+    assert len(set(keys)) == 4
+    assert all(len(key) == 32 for key in keys)
