@@ -1,6 +1,6 @@
 """SIGKILL under runs that pay: a real HTTP server counts the calls, and no call whose outcome was seen is made again.
 
-In CI 1,500 runs and 8 kills; more of both with ``STEPS_CHAOS_RUNS`` and ``STEPS_CHAOS_KILLS``.
+In CI 900 runs and 8 kills; more of both with ``STEPS_CHAOS_RUNS`` and ``STEPS_CHAOS_KILLS``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUNS = int(os.environ.get("STEPS_CHAOS_RUNS", "1500"))
+RUNS = int(os.environ.get("STEPS_CHAOS_RUNS", "900"))
 KILLS = int(os.environ.get("STEPS_CHAOS_KILLS", "8"))
 CALLS_PER_RUN = 5
+IN_FLIGHT_MAX = 32  # threads that call
 SEED = 20261121
 
 AGENT = """
@@ -134,7 +135,7 @@ def test_what_has_been_paid_for_is_never_paid_twice(payments: tuple[Payments, in
         "sink: {jsonl: {path: out}}\ncheckpoint: {interval: 200ms}\nstate: {dir: state}\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "PAYMENTS_PORT": str(port)}
-    luck, kills, most = random.Random(SEED), 0, 0
+    luck, kills = random.Random(SEED), 0
     while True:
         process = subprocess.Popen(
             [sys.executable, "-m", "agentflow", "run", "job.yaml"],
@@ -174,7 +175,5 @@ def test_what_has_been_paid_for_is_never_paid_twice(payments: tuple[Payments, in
     for output in outputs:
         numbers.setdefault(output["k"], []).append(output["number"])
     assert all(found == list(range(1, len(found) + 1)) for found in numbers.values())
-    most = max(service.calls.values())
-    print(
-        f"{RUNS} runs, {kills} kills: {sum(service.calls.values())} calls, {len(service.calls)} keys, at most {most} each"
-    )
+    again = sum(service.calls.values()) - len(service.calls)
+    assert again < kills * IN_FLIGHT_MAX, f"{again} calls were made again behind {kills} kills"
