@@ -224,7 +224,8 @@ class KafkaJob:
         self.output_codec = output_codec
         self.is_rekeyed = self.stages[0].key_by != RECORD_KEY
         repartition = (f"{settings.job}-repartition",) if self.is_rekeyed else ()
-        self.topics = JobTopics(reading.topics, output, f"{settings.job}-changelog", dead_letters, repartition)
+        changelog, journal = f"{settings.job}-changelog", f"{settings.job}-journal"
+        self.topics = JobTopics(reading.topics, output, changelog, journal, dead_letters, repartition)
         self.reading = msgspec.structs.replace(reading, topics=(*reading.topics, *repartition))
         self.facts = TopicFacts(0, {})
         self.partitioner: Partitioner = murmur2
@@ -319,10 +320,12 @@ class _KafkaSubtask:
     async def _open_state(self) -> KeyedState:
         from agentflow.connectors.kafka.connection import Consumer, client_options
         from agentflow.state.kafka_changelog import open_changelog_state
+        from agentflow.state.kafka_journal import KafkaJournal
 
         assert self._producer is not None
         kafka = self._kafka
         client = client_options(kafka.settings.kafka)
+        journal = KafkaJournal(self._producer, kafka.topics.journal, self._number, client, Consumer)
         return await open_changelog_state(
             self._open_copy,
             self._producer,
@@ -331,6 +334,7 @@ class _KafkaSubtask:
             client,
             kafka.facts.delete_retention_ms,
             Consumer,
+            journal,
         )
 
     def _open_copy(self, is_reset: bool) -> RocksDBKeyedState:  # noqa: FBT001 (a callback)

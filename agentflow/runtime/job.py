@@ -247,13 +247,13 @@ class Job:
             self._counters.checkpoint = await checkpoints.recover()
             rows = _rows(state, len(spec.stages))
             incarnation, positions, journal_position = _job_meta(rows)
-            journal = _journal_records(state, len(spec.stages), journal_position)
+            journal, journal_end = await _journal_records(state, len(spec.stages), journal_position)
             await source.open(positions)
             subtask = self._subtask = self._make_subtask(
                 source, sinks, checkpoints, state, threads, rows, journal, positions, incarnation
             )
             if state.journal is not None:
-                subtask.use_journal(state.journal, journal_position + sum(map(len, journal)))
+                subtask.use_journal(state.journal, journal_end)
             self._status.restored_checkpoint = self._counters.checkpoint
             self._status.restored_runs = subtask.runs_in_flight
             self._status.restore_ms = round((time.monotonic() - began) * 1000)
@@ -356,13 +356,21 @@ def _rows(state: KeyedState, operators: int) -> list[dict[Table, list[StoredRow]
     return rows
 
 
-def _journal_records(state: KeyedState, operators: int, position: int) -> list[list[bytes]]:
-    """Return the journal's records of each operator, in order, from ``position`` on."""
+async def _journal_records(state: KeyedState, operators: int, position: int) -> tuple[list[list[bytes]], int]:
+    """Return the journal's records of each operator, in order, from ``position`` on, and the position behind them."""
     records: list[list[bytes]] = [[] for _ in range(operators)]
-    if state.journal is not None:
-        for operator, record in state.journal.read(position):
-            records[operator].append(record)
-    return records
+    if state.journal is None:
+        return records, position
+    found, end = await state.journal.read(position)
+    if found and not state.checkpoint:
+        raise StateMismatch(
+            f"the journal has {len(found)} records, and there is no checkpoint",
+            expected="a journal that begins behind the first checkpoint",
+            fix="delete the journal, which belongs to state that was removed, or put that state back",
+        )
+    for operator, record in found:
+        records[operator].append(record)
+    return records, end
 
 
 def _job_meta(rows: list[dict[Table, list[StoredRow]]]) -> tuple[str, dict[str, int], int]:

@@ -159,6 +159,13 @@ class ChangelogTransaction(Protocol):
         """Append records to the subtask's changelog partition, inside the transaction."""
         ...
 
+    async def append_journal(self, topic: str, values: Sequence[bytes]) -> int:
+        """Append values to the subtask's partition of the journal topic; return the offset behind them when they are durable.
+
+        They count whatever becomes of the transaction.
+        """
+        ...
+
     async def commit(self, checkpoint: int, positions: Mapping[str, int]) -> int:
         """Check every record, commit with the source positions, and return the changelog offset behind the last record.
 
@@ -182,7 +189,7 @@ class Prepared(msgspec.Struct, frozen=True):
 class Journal(Protocol):
     """The log of the open epoch: records that are durable before a run goes on, whatever becomes of the checkpoint.
 
-    Positions grow by one per record; the first one is 0.
+    Positions grow; 0 is the beginning.
     """
 
     async def append(self, records: Sequence[tuple[int, bytes]]) -> int:
@@ -192,8 +199,8 @@ class Journal(Protocol):
         """
         ...
 
-    def read(self, position: int) -> Iterable[tuple[int, bytes]]:
-        """Return what an earlier owner appended, from ``position`` on; before the first `append`."""
+    async def read(self, position: int) -> tuple[Sequence[tuple[int, bytes]], int]:
+        """Return what earlier owners appended, from ``position`` on, and the position behind it; before the first `append`."""
         ...
 
     async def release(self, position: int) -> None:

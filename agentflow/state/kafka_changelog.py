@@ -86,9 +86,9 @@ class ChangelogKeyedState:
     """`KeyedState` of one Kafka subtask. Open one with `open_changelog_state`."""
 
     prepared: Prepared | None = None
-    journal: Journal | None = None
 
-    def __init__(self, copy: ChangelogCopy, transaction: ChangelogTransaction) -> None:
+    def __init__(self, copy: ChangelogCopy, transaction: ChangelogTransaction, journal: Journal | None = None) -> None:
+        self.journal = journal
         self._copy = copy
         self._transaction = transaction
         self._positions: dict[str, int] = {}
@@ -146,6 +146,7 @@ async def open_changelog_state(
     client: Mapping[str, Any],
     delete_retention_ms: int,
     new_consumer: Callable[..., Any],
+    journal: Journal | None = None,
 ) -> ChangelogKeyedState:
     """Become the owner of a subtask's state and bring RocksDB up to the end of the changelog.
 
@@ -158,6 +159,7 @@ async def open_changelog_state(
         delete_retention_ms: How long the topic keeps deletions. A copy that did not follow for half of that may have missed some,
             and is rebuilt.
         new_consumer: Makes the client.
+        journal: The subtask's journal; None: it has none.
 
     Raises:
         StateUnavailable: The changelog cannot be read now.
@@ -177,7 +179,7 @@ async def open_changelog_state(
         try:
             await reader.start()
             reader.assign([partition])
-            begin, end = await _ends(reader, partition)
+            begin, end = await partition_ends(reader, partition)
             copy = open_copy(False)
             opened.callback(copy.close)
             start = copy.changelog_position
@@ -195,14 +197,14 @@ async def open_changelog_state(
             ) from error
         finally:
             await reader.stop()
-        state = ChangelogKeyedState(copy, transaction)
+        state = ChangelogKeyedState(copy, transaction, journal)
         positions = next((row.value for row in copy.rows(Table.META) if row.name == POSITIONS_NAME), None)
         state._positions = decode_positions(positions) if positions is not None else {}  # noqa: SLF001 (made here)
         opened.pop_all()
     return state
 
 
-async def _ends(reader: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int]:
+async def partition_ends(reader: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int]:
     """Return the first and the next offset; a partition that was just created, or whose leader just died, gets a moment."""
     for attempt in range(_LEADER_ATTEMPTS):
         try:

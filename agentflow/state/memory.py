@@ -110,9 +110,10 @@ class MemoryJournal:
         self._storage = storage
         self.is_closed = False
 
-    def read(self, position: int) -> list[tuple[int, bytes]]:
+    async def read(self, position: int) -> tuple[list[tuple[int, bytes]], int]:
         """See `Journal`."""
-        return self._storage.journal[max(0, position - self._storage.journal_begins) :]
+        begins, records = self._storage.journal_begins, self._storage.journal
+        return records[max(0, position - begins) :], begins + len(records)
 
     async def append(self, records: Sequence[tuple[int, bytes]]) -> int:
         """See `Journal`."""

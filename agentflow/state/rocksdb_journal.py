@@ -9,7 +9,7 @@ same time; and a failed write of one says nothing about the other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -39,18 +39,21 @@ class RocksDBJournal:
         self._released = 0
         self._one_at_a_time = asyncio.Lock()
 
-    def read(self, position: int) -> Iterator[tuple[int, bytes]]:
+    async def read(self, position: int) -> tuple[list[tuple[int, bytes]], int]:
         """See `Journal`."""
         self._next = max(self._next, position)
+        records: list[tuple[int, bytes]] = []
         if not self._path.exists():
-            return
+            return records, self._next
         store = self._open()
         start = _key(position)
         while page := store.page(DEFAULT, start, None, rows_max=_PAGE_ROWS, bytes_max=_PAGE_BYTES):
             for key, row in page:
                 self._next = int.from_bytes(key, "big") + 1
-                yield int.from_bytes(row[:2], "big"), row[2:]
+                records.append((int.from_bytes(row[:2], "big"), row[2:]))
             start = _key(self._next)
+            await asyncio.sleep(0)
+        return records, self._next
 
     async def append(self, records: Sequence[tuple[int, bytes]]) -> int:
         """See `Journal`."""

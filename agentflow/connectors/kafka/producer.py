@@ -198,7 +198,8 @@ class SubtaskProducer:
         if len(self._held) < _OUTBOX_BATCHES_MAX:
             self._has_room.set()
 
-    async def _send(self, topic: str, partition: int, batch: Any) -> None:  # noqa: ANN401
+    async def _send(self, topic: str, partition: int, batch: Any) -> tuple[asyncio.Future[Any], int]:  # noqa: ANN401
+        """Hand a batch over; return the future of its acknowledgement and how many records it has."""
         producer = self._producer
         assert producer is not None
         if not self._is_in_transaction:
@@ -209,6 +210,7 @@ class SubtaskProducer:
         self._futures.append(future)
         if topic == self._changelog:
             self._last_changelog = future, records
+        return future, records
 
     async def flush(self) -> None:
         """Nothing: `commit` sends what is left, and waits for all of it."""
@@ -243,6 +245,29 @@ class SubtaskProducer:
                         batch = producer.create_batch()
                         assert batch.append(timestamp=None, key=key, value=value) is not None, "a part is too large"
                 self._changelog_batch = batch
+
+    async def append_journal(self, topic: str, values: Sequence[bytes]) -> int:
+        """Append values to the subtask's partition of a journal; return the offset behind them when they are durable."""
+        producer = self._producer
+        assert producer is not None
+        sent: list[tuple[asyncio.Future[Any], int]] = []
+        with self._told("writing the journal"):
+            async with self._in_time():
+                async with self._turn:
+                    batch = producer.create_batch()
+                    for value in values:
+                        if batch.append(timestamp=None, key=None, value=value) is None:
+                            sent.append(await self._send(topic, self._subtask, batch))
+                            batch = producer.create_batch()
+                            assert batch.append(timestamp=None, key=None, value=value) is not None, (
+                                "a part is too large"
+                            )
+                    sent.append(await self._send(topic, self._subtask, batch))
+                await asyncio.wait([future for future, _ in sent])
+                last, records = sent[-1]
+                for future, _ in sent:
+                    future.result()
+        return int(last.result().offset) + records
 
     async def commit(self, checkpoint: int, positions: Mapping[str, int]) -> int:
         """Check every record of the transaction and commit it; see `ChangelogTransaction.commit`."""

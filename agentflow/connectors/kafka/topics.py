@@ -25,6 +25,7 @@ class JobTopics(msgspec.Struct, frozen=True):
         inputs: They have equal partition counts, which make the subtasks.
         output: Outputs.
         changelog: Keyed state; as many partitions as there are subtasks.
+        journal: Durable steps; the same.
         dead_letters: Records that failed; None: there are none, the job stops.
         repartition: Between a source and an operator with another key, by name; as many partitions as there are subtasks.
     """
@@ -32,6 +33,7 @@ class JobTopics(msgspec.Struct, frozen=True):
     inputs: tuple[str, ...]
     output: str
     changelog: str
+    journal: str
     dead_letters: str | None = None
     repartition: tuple[str, ...] = ()
 
@@ -39,7 +41,7 @@ class JobTopics(msgspec.Struct, frozen=True):
     def every(self) -> tuple[str, ...]:
         """All of them, each once."""
         written = (self.output, *([self.dead_letters] if self.dead_letters is not None else []))
-        return tuple(dict.fromkeys((*self.inputs, *written, *self.repartition, self.changelog)))
+        return tuple(dict.fromkeys((*self.inputs, *written, *self.repartition, self.changelog, self.journal)))
 
 
 class TopicFacts(msgspec.Struct, frozen=True):
@@ -60,10 +62,13 @@ _HEADERS_BYTES = 64 * 2**10  # room for the reason of a dead letter, and for wha
 # Only segments that are full are compacted, or deleted: small ones bound what a restore reads. Their index, for which the broker
 # maps a file in advance, needs 12 bytes for every 4 KiB of them.
 _SMALL_SEGMENTS = {"segment.bytes": str(128 * 2**20), "segment.index.bytes": str(2**20)}
+_KEPT = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 _CONFIGS = {
     "changelog": {"cleanup.policy": "compact"} | _SMALL_SEGMENTS,
     # What is consumed is deleted by its reader, never by age: as Kafka Streams does.
-    "repartition": {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"} | _SMALL_SEGMENTS,
+    "repartition": _KEPT | _SMALL_SEGMENTS,
+    "journal": _KEPT
+    | _SMALL_SEGMENTS,  # by its checkpoints; a compacted one would lose records of aborted transactions
 }
 
 
@@ -155,7 +160,11 @@ class _Preparation:
 
     def _check_internal(self, subtasks: int) -> None:
         topics = self._topics
-        internal = {topics.changelog: "changelog", **dict.fromkeys(topics.repartition, "repartition")}
+        internal = {
+            topics.changelog: "changelog",
+            topics.journal: "journal",
+            **dict.fromkeys(topics.repartition, "repartition"),
+        }
         for topic, role in internal.items():
             count = self._known.get(topic)
             if count is None:
@@ -182,6 +191,7 @@ class _Preparation:
             *[(topic, read_max) for topic in topics.repartition],
             *([(dead, read_max)] if dead is not None else []),
             (topics.changelog, _CHANGELOG_LEAST),
+            (topics.journal, _CHANGELOG_LEAST),
         ]:
             if topic in self._known and self._message_max(topic) < least:
                 self._problems.append(
@@ -220,7 +230,10 @@ class _Preparation:
     async def _create_missing(self, subtasks: int) -> bool:
         """Create topics that do not exist; whether there were any."""
         topics, known = self._topics, self._known
-        roles = dict.fromkeys(topics.repartition, "repartition") | {topics.changelog: "changelog"}
+        roles = dict.fromkeys(topics.repartition, "repartition") | {
+            topics.changelog: "changelog",
+            topics.journal: "journal",
+        }
         replicas = self._creation.replication_factor
         if replicas is None:
             replicas = min(_REPLICAS, len((await self._admin.describe_cluster())["brokers"]))

@@ -31,12 +31,13 @@ class JournalConformance:
 
     async def test_the_next_owner_reads_what_was_appended_in_order(self, open_state: OpenState) -> None:
         state = open_state()
-        assert list(journal_of(state).read(0)) == []
+        assert await journal_of(state).read(0) == ([], 0)
         assert await journal_of(state).append([(0, b"a"), (1, b"b")]) == 2
         assert await journal_of(state).append([(0, b""), (65_535, b"\x00\xff" * 1_000_000)]) == 4
         self.crash(state)
         state = open_state()
-        assert list(journal_of(state).read(0)) == [(0, b"a"), (1, b"b"), (0, b""), (65_535, b"\x00\xff" * 1_000_000)]
+        records = [(0, b"a"), (1, b"b"), (0, b""), (65_535, b"\x00\xff" * 1_000_000)]
+        assert await journal_of(state).read(0) == (records, 4)
         state.close()
 
     @pytest.mark.parametrize("position", [0, 1, 250, 300])
@@ -46,7 +47,7 @@ class JournalConformance:
         await journal_of(state).append(records)
         self.crash(state)
         state = open_state()
-        assert list(journal_of(state).read(position)) == records[position:]
+        assert await journal_of(state).read(position) == (records[position:], 300)
         state.close()
 
     async def test_what_is_released_is_gone_and_positions_go_on(self, open_state: OpenState) -> None:
@@ -57,7 +58,7 @@ class JournalConformance:
         assert await journal_of(state).append([(0, b"d")]) == 4
         state.close()
         state = open_state()
-        assert list(journal_of(state).read(2)) == [(0, b"c"), (0, b"d")]
+        assert await journal_of(state).read(2) == ([(0, b"c"), (0, b"d")], 4)
         assert await journal_of(state).append([(0, b"e")]) == 5
         state.close()
 
@@ -67,9 +68,9 @@ class JournalConformance:
         await journal_of(state).release(position)
         state.close()
         state = open_state()
-        assert list(journal_of(state).read(position)) == []
+        assert await journal_of(state).read(position) == ([], position)
         assert await journal_of(state).append([(0, b"c")]) == position + 1
         self.crash(state)
         state = open_state()
-        assert list(journal_of(state).read(position)) == [(0, b"c")]
+        assert await journal_of(state).read(position) == ([(0, b"c")], position + 1)
         state.close()
