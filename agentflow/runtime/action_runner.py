@@ -105,6 +105,7 @@ class ActionRunner:
     def _start_coroutine(self, task: ActionTask, ctx: RunnerContext, action: Action, event: Event) -> Answer | None:
         running = start_eagerly(action.function(event, ctx), self._loop)
         if running.done():
+            self._forget(task, ctx)
             return self._outcome(task, ctx, running)
         self._waiting[task] = running
         if action.timeout_ms is not None:
@@ -124,6 +125,7 @@ class ActionRunner:
         if self._waiting.pop(task, None) is None:
             return
         self._timed_out.discard(running)
+        self._forget(task, ctx)
         _abandon(running)
         answer = self._failed(task, ctx, _timed_out(task))
         if answer is not None and not self._is_closed:
@@ -132,6 +134,7 @@ class ActionRunner:
     def _coroutine_done(self, task: ActionTask, ctx: RunnerContext, done: asyncio.Task[None]) -> None:
         timeout = self._timeouts.pop(task, None)
         is_wanted = self._waiting.pop(task, None) is not None
+        self._forget(task, ctx)
         is_timed_out = done in self._timed_out
         self._timed_out.discard(done)
         answer = self._outcome(task, ctx, done, is_timed_out=is_timed_out and done.cancelled())
@@ -180,9 +183,12 @@ class ActionRunner:
         timeout = self._timeouts.pop(task, None)
         if timeout is not None:
             timeout.cancel()
-        if self._in_threads.pop(task, None) is None:
+        ctx = self._in_threads.pop(task, None)
+        if ctx is None:
             self._threads.come_back()
-        elif isinstance(answer, BaseException):
+            return
+        self._forget(task, ctx)
+        if isinstance(answer, BaseException):
             self._fail(answer)
         elif answer is not None and not self._is_closed:
             self._deliver(answer)
@@ -191,6 +197,7 @@ class ActionRunner:
         """Give a blocking action up: its context is closed, its thread is replaced."""
         del self._timeouts[task]
         ctx = self._in_threads.pop(task)
+        self._forget(task, ctx)
         self._threads.give_up()
         answer = self._failed(task, ctx, _timed_out(task))
         if self._threads.leaked >= self._leaked_max:
@@ -213,6 +220,10 @@ class ActionRunner:
             self._interrupt(task)
             running.cancel()
 
+    def _forget(self, task: ActionTask, ctx: RunnerContext) -> None:
+        if self._steps is not None:
+            self._steps.forget(task, ctx)
+
     def _interrupt(self, task: ActionTask) -> None:
         if self._steps is not None:
             self._steps.interrupt(task)
@@ -234,6 +245,8 @@ class ActionRunner:
             _, stubborn = await asyncio.wait(waiting, timeout=_STUBBORN_S)
             for running in stubborn:
                 _abandon(running)
+        if self._steps is not None:
+            self._steps.close()
 
     def _failed(self, task: ActionTask, ctx: RunnerContext, error: Exception) -> ActionFailed | None:
         """Turn an error into the answer; an error of the engine under the action restarts the subtask instead."""

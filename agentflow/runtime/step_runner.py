@@ -26,7 +26,7 @@ from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
 from agentflow.core.inputs import StepCall, StepEnded, StepRequested
 from agentflow.core.journal_records import CANCELLED, ERROR, RESULT
 from agentflow.core.runs import ActionTask
-from agentflow.errors import ContextClosed, Divergence, WrongContext
+from agentflow.errors import ContextClosed, Divergence, RecordTooLarge, WrongContext
 from agentflow.runtime.step_values import (
     decode_error,
     decode_result,
@@ -70,12 +70,13 @@ class TaskSteps:
 
     Args:
         task: The task.
+        ctx: The context of the attempt.
         root: The asyncio task of an async action; None in a thread.
     """
 
-    def __init__(self, task: ActionTask, root: asyncio.Task[Any] | None) -> None:
+    def __init__(self, task: ActionTask, ctx: RunnerContext, root: asyncio.Task[Any] | None) -> None:
         self.task = task
-        self.attempt = task.attempt
+        self.ctx = ctx
         self.is_interrupted = False
         self.waiting: dict[str, asyncio.Future[Answer]] = {}
         self._root = root
@@ -136,10 +137,18 @@ class StepRunner:
         if future is not None and not future.done():
             future.set_result(effect)
 
-    def forget(self, task: ActionTask) -> None:
-        """Forget an attempt that has ended."""
-        if self._tasks:
-            self._tasks.pop(task, None)
+    def forget(self, task: ActionTask, ctx: RunnerContext) -> None:
+        """Forget an attempt that has ended; the next one may have begun."""
+        steps = self._tasks.get(task)
+        if steps is not None and steps.ctx is ctx:
+            del self._tasks[task]
+
+    def close(self) -> None:
+        """Let nobody wait any more: threads would, for ever."""
+        for steps in self._tasks.values():
+            for future in steps.waiting.values():
+                future.cancel()
+        self._tasks.clear()
 
     def interrupt(self, task: ActionTask) -> None:
         """Note that the engine cancels an attempt: a step in the middle of its call stays in doubt."""
@@ -175,9 +184,9 @@ class StepRunner:
             raise ContextClosed("a step was called after the action had ended", fix="await all steps in the action")
         task: ActionTask = ctx._task  # type: ignore[assignment]  # noqa: SLF001
         steps = self._tasks.get(task)
-        if steps is None or steps.attempt != task.attempt:
+        if steps is None or steps.ctx is not ctx:
             # In its first step an action's coroutine is not known yet, and no branch of it can be running.
-            steps = self._tasks[task] = TaskSteps(task, self.coroutine_of(task) or current)
+            steps = self._tasks[task] = TaskSteps(task, ctx, self.coroutine_of(task) or current)
         return steps
 
     def _call(
@@ -203,7 +212,7 @@ class StepRunner:
         try:
             answer = await self._ask(steps, call, StepRequested(task, call))
             if type(answer) is RunStep:
-                kind, payload = await self._run(task, call, function, args, kwargs)
+                kind, payload = await self._run(steps, call, function, args, kwargs)
                 answer = await self._ask(steps, call, StepEnded(task, call, kind, payload))
         except asyncio.CancelledError:
             if not steps.is_interrupted:  # by user code
@@ -226,13 +235,13 @@ class StepRunner:
 
     async def _run(
         self,
-        task: ActionTask,
+        steps: TaskSteps,
         call: StepCall,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[int, bytes]:
-        token = _current.set(f"{task.id}{call.path}/{call.function}:{call.digest.hex()}")
+        token = _current.set(f"{steps.task.id}{call.path}/{call.function}:{call.digest.hex()}")
         try:
             if inspect.iscoroutinefunction(innermost(function)):
                 result = await function(*args, **kwargs)
@@ -244,7 +253,7 @@ class StepRunner:
             return ERROR, encode_error(error)
         finally:
             _current.reset(token)
-        return RESULT, encode_result(function, result)[0]
+        return RESULT, _recordable(steps.ctx, call, function, result)
 
     # -- branches
     async def gather(self, ctx: RunnerContext, aws: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -328,7 +337,7 @@ class StepRunner:
             except Exception as error:  # noqa: BLE001 (an error is an outcome too)
                 kind, payload = ERROR, encode_error(error)
             else:
-                kind, payload = RESULT, encode_result(function, result)[0]
+                kind, payload = RESULT, _recordable(ctx, call, function, result)
             finally:
                 _current.reset(token)
             answer = self._ask_from_thread(steps, call, StepEnded(task, call, kind, payload))
@@ -372,6 +381,19 @@ async def _end(branches: Sequence[asyncio.Future[Any]]) -> None:
     for branch in branches:
         if not branch.cancelled():
             branch.exception()
+
+
+def _recordable(ctx: RunnerContext, call: StepCall, function: Callable[..., Any], result: object) -> bytes:
+    payload = encode_result(function, result)
+    record_max = ctx._services.record_max  # noqa: SLF001 (the context's engine side)
+    if len(payload) > record_max:
+        raise RecordTooLarge(
+            f"step {call.function} returned {len(payload):,} bytes",
+            where={"called at": call.where},
+            expected=f"at most {record_max:,} bytes (record-max)",
+            fix="store it elsewhere, and return where",
+        )
+    return payload
 
 
 def _unknown(task: ActionTask) -> None:  # noqa: ARG001 (the signature)

@@ -134,8 +134,8 @@ def result_decoder(function: Callable[..., Any]) -> Callable[[bytes], Any] | Non
     return None if decoder is None else decoder.decode
 
 
-def encode_result(function: Callable[..., Any], result: Any) -> tuple[bytes, Any]:  # noqa: ANN401 (a user's value)
-    """Return a result as bytes, and as it comes back from them.
+def encode_result(function: Callable[..., Any], result: Any) -> bytes:  # noqa: ANN401 (a user's value)
+    """Return a result as bytes that come back as what it is.
 
     Raises:
         TypeError: It does not come back as what it is.
@@ -149,10 +149,11 @@ def encode_result(function: Callable[..., Any], result: Any) -> tuple[bytes, Any
         raise TypeError(msg)
     try:
         encoded = _encode_result(result)
-        return encoded, (decode or _decode_plain)(encoded)
+        (decode or _decode_plain)(encoded)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.ValidationError) as error:
         msg = f"step {function_id(function)} returned a {type(result).__qualname__} that cannot be recorded: {error}"
         raise TypeError(msg) from None
+    return encoded
 
 
 def decode_result(function: Callable[..., Any], payload: bytes) -> Any:  # noqa: ANN401 (a user's value)

@@ -13,7 +13,7 @@ import pydantic
 import pytest
 
 from agentflow import Agent, AgentsExecutionEnvironment, EventType, OutputEvent, Retry, RunnerContext
-from agentflow.errors import StepFailed, WrongContext
+from agentflow.errors import RecordTooLarge, StepFailed, WrongContext
 
 
 class Struct(msgspec.Struct):
@@ -76,6 +76,15 @@ def test_what_would_come_back_as_something_else_is_refused_at_the_first_call(res
     async def act(event: object, ctx: RunnerContext) -> None:
         with pytest.raises(TypeError, match="declare the return type"):
             await ctx.durable_execute_async(lambda: result)
+        ctx.send_event(OutputEvent("refused"))
+
+    assert run(act) == ["refused"]
+
+
+def test_a_result_above_record_max_is_refused_at_the_first_call() -> None:
+    async def act(event: object, ctx: RunnerContext) -> None:
+        with pytest.raises(RecordTooLarge, match="record-max"):
+            await ctx.durable_execute_async(lambda: "x" * 5_000_000)
         ctx.send_event(OutputEvent("refused"))
 
     assert run(act) == ["refused"]
