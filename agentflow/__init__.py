@@ -14,6 +14,7 @@ from agentflow.api.memory import MemoryObject, MemoryRef, MemoryType
 from agentflow.api.options import ConfigOption, Configuration
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.api.runner_context import RunnerContext
+from agentflow.api.steps import Done, StepIntent, Verdict, reconcile
 from agentflow.errors import AgentflowError, ConfigError, JobFailed, NotConfigured, PlanError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ __all__ = [
     "ConfigError",
     "ConfigOption",
     "Configuration",
+    "Done",
     "Event",
     "EventType",
     "InputEvent",
@@ -57,8 +59,11 @@ __all__ = [
     "Retry",
     "RunnerContext",
     "StateSettings",
+    "StepIntent",
     "TimerEvent",
+    "Verdict",
     "action",
+    "reconcile",
 ]
 
 _LAZY = {  # what runs a job is imported when it is asked for: an agent's module needs none of it

@@ -16,6 +16,8 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   ├── KeyOverflow        `key.pending-max` with `on-overflow: dead-letter`
     │   ├── RunLimitExceeded   `run.tasks-max`
     │   ├── Divergence         an action called other steps than those that are recorded of it
+    │   ├── InDoubt            a step's call may have happened, and nobody can tell
+    │   ├── NotRecordable      arguments or result of a step that would not come back as what they are
     │   ├── WrongContext       a durable step was called where it cannot work
     │   └── ConditionError     a CEL condition failed for another reason than a missing attribute
     ├── ActionError            an action did not complete (failure policy of the action, with retry)
@@ -166,6 +168,14 @@ class ConditionError(RecordError):
 
 class Divergence(RecordError):
     """An action called another step than the one that is recorded there, or did not call one that is."""
+
+
+class InDoubt(RecordError):
+    """A step's call was about to happen when its process died: its policy is not to call again."""
+
+
+class NotRecordable(RecordError, TypeError):
+    """Arguments or the result of a step cannot be recorded. No retry: it would call again, and come to the same."""
 
 
 class WrongContext(RecordError):

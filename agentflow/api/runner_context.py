@@ -19,6 +19,7 @@ from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 if TYPE_CHECKING:
     from agentflow.api.options import Configuration
     from agentflow.api.resources import ResourceType
+    from agentflow.api.steps import OnInDoubt
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -287,29 +288,55 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
                 scope.is_open = False
 
     # -- durable steps
-    def durable_execute(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (a user's value)
+    def durable_execute(
+        self,
+        func: Callable[..., Any],
+        /,
+        *args: Any,  # noqa: ANN401
+        name: str | None = None,
+        on_in_doubt: OnInDoubt = "retry",
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 (a user's value)
         """Call ``func`` as a step: its outcome is recorded, and once it is, ``func`` is not called again.
 
         For `def` actions; such an action runs in a thread. Returns the result, as its declared type; an error is raised, as
         its own class where that is Python's or declared by the agent, else as `StepFailed`.
 
-        Durability: the outcome is in the journal before this returns. A crash between the call's own effect and its record
-        calls again: see `idempotency_key`.
+        Args:
+            func: The function.
+            args: Its arguments; they are part of what the step is.
+            name: What the step is called by in the journal; None: the function's module and name.
+            on_in_doubt: What to do when a process died between the call and its record: ``retry`` (call again, with the same
+                `idempotency_key`), ``fail`` (raise `InDoubt`), or `reconcile(function)`. The last two cost one record more.
+            kwargs: Its keyword arguments.
+
+        Durability: the outcome is in the journal before this returns.
 
         Raises:
-            TypeError: Arguments or result cannot be recorded.
+            NotRecordable: Arguments or result cannot be recorded; a TypeError.
+            InDoubt: Nobody knows whether the call has happened.
             Divergence: Another step is recorded here.
             WrongContext: This would block the event loop.
         """
-        return self._step_runner("durable_execute").execute_in_thread(self, func, args, kwargs)
+        runner = self._step_runner("durable_execute")
+        return runner.execute_in_thread(self, runner.work(func, args, kwargs, name, on_in_doubt))
 
-    def durable_execute_async(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:  # noqa: ANN401
+    def durable_execute_async(
+        self,
+        func: Callable[..., Any],
+        /,
+        *args: Any,  # noqa: ANN401
+        name: str | None = None,
+        on_in_doubt: OnInDoubt = "retry",
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Awaitable[Any]:
         """Call ``func``, a function or a coroutine function, as a step of an async action; see `durable_execute`.
 
         Ordering: a step is named where it is called, not where it is awaited; steps in tasks of their own (`asyncio.gather`,
         `TaskGroup`) are named by their task's first step.
         """
-        return self._step_runner("durable_execute_async").execute(self, func, args, kwargs)  # type: ignore[no-any-return]
+        runner = self._step_runner("durable_execute_async")
+        return runner.execute(self, runner.work(func, args, kwargs, name, on_in_doubt))  # type: ignore[no-any-return]
 
     def gather(self, *aws: Awaitable[Any]) -> Awaitable[list[Any]]:
         """Await steps, or coroutines that call steps, at the same time; return their results in the order of the arguments.

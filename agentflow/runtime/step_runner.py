@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentflow.api.runner_context import RunnerContext
+from agentflow.api.steps import Done, OnInDoubt, Reconcile, StepIntent, Verdict
 from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
 from agentflow.core.inputs import StepCall, StepEnded, StepRequested
 from agentflow.core.journal_records import CANCELLED, ERROR, RESULT
 from agentflow.core.runs import ActionTask
-from agentflow.errors import ContextClosed, Divergence, RecordTooLarge, WrongContext
+from agentflow.errors import ContextClosed, Divergence, InDoubt, RecordTooLarge, WrongContext
 from agentflow.runtime.step_values import (
     decode_error,
     decode_result,
@@ -63,6 +64,49 @@ _scope: contextvars.ContextVar[tuple[TaskSteps | None, _Scope | None]] = context
     "agentflow_scope", default=(None, None)
 )
 """The scope from which an asyncio task was started, as far as it had called a step by then."""
+
+
+class StepWork(msgspec.Struct, frozen=True):
+    """What a step calls.
+
+    Attributes:
+        function: The function.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        name: What it is called by in the journal; None: its module and name.
+        on_in_doubt: What to do about a call in doubt.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str | None = None
+    on_in_doubt: OnInDoubt = "retry"
+
+    @property
+    def needs_intent(self) -> bool:
+        """Whether a record before the call is wanted."""
+        return self.on_in_doubt != "retry"
+
+    def intent(self, attempt: int, idempotency_key: str, call: StepCall) -> StepIntent:
+        """Return what a reconciler is told."""
+        return StepIntent(call.function, self.args, self.kwargs, attempt, idempotency_key)
+
+    def outcome_in_doubt(self, call: StepCall, verdict: object) -> tuple[int, bytes] | None:
+        """Return the outcome that a verdict means; None: call.
+
+        Raises:
+            TypeError: It is no verdict.
+        """
+        if isinstance(verdict, Done):
+            return RESULT, encode_result(self.function, verdict.result)
+        if verdict is Verdict.NOT_DONE:
+            return None
+        if verdict is Verdict.CANNOT_TELL:
+            what = f"step {call.function}, called at {call.where}, may have happened"
+            return ERROR, encode_error(InDoubt(what, fix="look at the other side; then redrive the record, or drop it"))
+        msg = f"the reconciler of step {call.function} answered {verdict!r}: it takes Done(result), NOT_DONE or CANNOT_TELL"
+        raise TypeError(msg)
 
 
 class TaskSteps:
@@ -111,6 +155,7 @@ class StepRunner:
     """Runs and answers the steps of one operator.
 
     Attributes:
+        work: Makes the description of a step's call.
         coroutine_of: Returns the asyncio task of an action that waits; the action runner sets it.
 
     Args:
@@ -122,6 +167,7 @@ class StepRunner:
     def __init__(
         self, apply: Callable[[StepRequested | StepEnded], None], incarnation: str, errors: tuple[type[Exception], ...]
     ) -> None:
+        self.work = StepWork
         self._apply = apply
         self._incarnation = incarnation
         self._loop = asyncio.get_running_loop()
@@ -157,9 +203,7 @@ class StepRunner:
             steps.is_interrupted = True
 
     # -- steps in coroutines
-    def execute(
-        self, ctx: RunnerContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Coroutine[Any, Any, Any]:
+    def execute(self, ctx: RunnerContext, work: StepWork) -> Coroutine[Any, Any, Any]:
         """Name a step, and return the coroutine that runs it or returns what is recorded.
 
         Raises:
@@ -177,7 +221,7 @@ class StepRunner:
                 fix="call durable_execute in a def action, or make the action async",
             )
         steps = self._steps(ctx, current)
-        return self._execute(steps, self._call(steps, function, args, kwargs, current), function, args, kwargs)
+        return self._execute(steps, self._call(steps, work, current), work)
 
     def _steps(self, ctx: RunnerContext, current: asyncio.Task[Any] | None) -> TaskSteps:
         if not ctx._is_open:  # noqa: SLF001 (the context's engine side)
@@ -189,30 +233,17 @@ class StepRunner:
             steps = self._tasks[task] = TaskSteps(task, ctx, self.coroutine_of(task) or current)
         return steps
 
-    def _call(
-        self,
-        steps: TaskSteps,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        current: asyncio.Task[Any] | None,
-    ) -> StepCall:
-        name, arguments = function_id(function), digest(function, args, kwargs)
+    def _call(self, steps: TaskSteps, work: StepWork, current: asyncio.Task[Any] | None) -> StepCall:
+        name, arguments = work.name or function_id(work.function), digest(work.function, work.args, work.kwargs)
         return StepCall(steps.next_path(name, arguments, current), name, arguments, _where(sys._getframe(3)))  # noqa: SLF001
 
-    async def _execute(
-        self,
-        steps: TaskSteps,
-        call: StepCall,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:  # noqa: ANN401 (a user's value)
+    async def _execute(self, steps: TaskSteps, call: StepCall, work: StepWork) -> Any:  # noqa: ANN401 (a user's value)
         task = steps.task
         try:
-            answer = await self._ask(steps, call, StepRequested(task, call))
+            answer = await self._ask(steps, call, StepRequested(task, call, work.needs_intent))
             if type(answer) is RunStep:
-                kind, payload = await self._run(steps, call, function, args, kwargs)
+                settled = await self._settle_doubt(steps, call, work) if answer.is_in_doubt else None
+                kind, payload = settled or await self._run(steps, call, work)
                 answer = await self._ask(steps, call, StepEnded(task, call, kind, payload))
         except asyncio.CancelledError:
             if not steps.is_interrupted:  # by user code
@@ -222,7 +253,7 @@ class StepRunner:
             raise Divergence(answer.message, where={"task": task.id}, fix=_DIVERGENCE_FIX)
         assert type(answer) is ResolveStep
         if answer.kind == RESULT:
-            return decode_result(function, answer.payload)
+            return decode_result(work.function, answer.payload)
         if answer.kind == ERROR:
             raise decode_error(answer.payload, self._errors)
         return await self._loop.create_future()  # it was cancelled the last time, and is cancelled again
@@ -233,27 +264,22 @@ class StepRunner:
         self._apply(received)
         return await future
 
-    async def _run(
-        self,
-        steps: TaskSteps,
-        call: StepCall,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[int, bytes]:
-        token = _current.set(f"{steps.task.id}{call.path}/{call.function}:{call.digest.hex()}")
+    async def _settle_doubt(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes] | None:
+        """Return the outcome of a call in doubt as its policy says; None: call."""
+        if not isinstance(work.on_in_doubt, Reconcile):
+            return work.outcome_in_doubt(call, Verdict.NOT_DONE if work.on_in_doubt == "retry" else Verdict.CANNOT_TELL)
+        intent = work.intent(steps.task.attempt, self._key_of(_id_of(steps, call)), call)
+        return work.outcome_in_doubt(call, await _await(work.on_in_doubt.function, (intent,), {}))
+
+    async def _run(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes]:
+        token = _current.set(_id_of(steps, call))
         try:
-            if inspect.iscoroutinefunction(innermost(function)):
-                result = await function(*args, **kwargs)
-            else:
-                result = await asyncio.to_thread(function, *args, **kwargs)
-                if inspect.isawaitable(result):
-                    result = await result
+            result = await _await(work.function, work.args, work.kwargs)
         except Exception as error:  # noqa: BLE001 (an error is an outcome too)
             return ERROR, encode_error(error)
         finally:
             _current.reset(token)
-        return RESULT, _recordable(steps.ctx, call, function, result)
+        return RESULT, _recordable(steps.ctx, call, work.function, result)
 
     # -- branches
     async def gather(self, ctx: RunnerContext, aws: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -277,7 +303,7 @@ class StepRunner:
 
         try:
             for turn in range(len(branches)):
-                place = await self.execute(ctx, next_to_end, (turn,), {})
+                place = await self.execute(ctx, StepWork(next_to_end, (turn,), {}))
                 yield await waiting.pop(place)
         finally:
             await _end(branches)
@@ -298,13 +324,11 @@ class StepRunner:
         return branches
 
     # -- steps in threads
-    def execute_in_thread(
-        self, ctx: RunnerContext, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:  # noqa: ANN401 (a user's value)
+    def execute_in_thread(self, ctx: RunnerContext, work: StepWork) -> Any:  # noqa: ANN401 (a user's value)
         """Run a step, or return what is recorded; blocks the thread, never the loop.
 
         Raises:
-            WrongContext: This is the thread of the loop, or ``function`` is a coroutine function.
+            WrongContext: This is the thread of the loop, or the function is a coroutine function.
         """
         try:
             asyncio.get_running_loop()
@@ -318,35 +342,45 @@ class StepRunner:
                 "needs @action(…, blocking=True)",
             )
         steps = self._steps(ctx, None)
-        call = self._call(steps, function, args, kwargs, None)
+        call = self._call(steps, work, None)
         task = steps.task
-        answer = self._ask_from_thread(steps, call, StepRequested(task, call))
+        for function in (
+            work.function,
+            *([work.on_in_doubt.function] if isinstance(work.on_in_doubt, Reconcile) else []),
+        ):
+            if inspect.iscoroutinefunction(innermost(function)):
+                raise WrongContext(
+                    f"durable_execute was given the coroutine function {function_id(function)}",
+                    where={"task": task.id},
+                    fix="await ctx.durable_execute_async(…) in an async action",
+                )
+        answer = self._ask_from_thread(steps, call, StepRequested(task, call, work.needs_intent))
         if type(answer) is RunStep:
-            token = _current.set(f"{task.id}{call.path}/{call.function}:{call.digest.hex()}")
-            try:
-                result = function(*args, **kwargs)
-                if inspect.iscoroutine(result):
-                    result.close()
-                    raise WrongContext(
-                        f"durable_execute was given the coroutine function {call.function}",
-                        where={"task": task.id},
-                        fix="await ctx.durable_execute_async(…) in an async action",
-                    )
-            except WrongContext:
-                raise
-            except Exception as error:  # noqa: BLE001 (an error is an outcome too)
-                kind, payload = ERROR, encode_error(error)
-            else:
-                kind, payload = RESULT, _recordable(ctx, call, function, result)
-            finally:
-                _current.reset(token)
+            settled = self._settle_doubt_in_thread(steps, call, work) if answer.is_in_doubt else None
+            kind, payload = settled or self._run_in_thread(steps, call, work)
             answer = self._ask_from_thread(steps, call, StepEnded(task, call, kind, payload))
         if type(answer) is RefuseStep:
             raise Divergence(answer.message, where={"task": task.id}, fix=_DIVERGENCE_FIX)
         assert type(answer) is ResolveStep
         if answer.kind == RESULT:
-            return decode_result(function, answer.payload)
+            return decode_result(work.function, answer.payload)
         raise decode_error(answer.payload, self._errors)
+
+    def _settle_doubt_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes] | None:
+        if not isinstance(work.on_in_doubt, Reconcile):
+            return work.outcome_in_doubt(call, Verdict.NOT_DONE if work.on_in_doubt == "retry" else Verdict.CANNOT_TELL)
+        intent = work.intent(steps.task.attempt, self._key_of(_id_of(steps, call)), call)
+        return work.outcome_in_doubt(call, work.on_in_doubt.function(intent))
+
+    def _run_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes]:
+        token = _current.set(_id_of(steps, call))
+        try:
+            result = work.function(*work.args, **work.kwargs)
+        except Exception as error:  # noqa: BLE001 (an error is an outcome too)
+            return ERROR, encode_error(error)
+        finally:
+            _current.reset(token)
+        return RESULT, _recordable(steps.ctx, call, work.function, result)
 
     def _ask_from_thread(self, steps: TaskSteps, call: StepCall, received: StepRequested | StepEnded) -> Answer:
         answer: Answer = asyncio.run_coroutine_threadsafe(self._ask(steps, call, received), self._loop).result()
@@ -362,6 +396,9 @@ class StepRunner:
                 where={"task": ctx.task_id},
                 fix="read it in the function that durable_execute calls",
             )
+        return self._key_of(step)
+
+    def _key_of(self, step: str) -> str:
         return hashlib.blake2b(f"{self._incarnation}/{step}".encode(), digest_size=16).hexdigest()
 
 
@@ -381,6 +418,18 @@ async def _end(branches: Sequence[asyncio.Future[Any]]) -> None:
     for branch in branches:
         if not branch.cancelled():
             branch.exception()
+
+
+def _id_of(steps: TaskSteps, call: StepCall) -> str:
+    return f"{steps.task.id}{call.path}/{call.function}:{call.digest.hex()}"
+
+
+async def _await(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Call a function: a coroutine function here, any other in a thread."""
+    if inspect.iscoroutinefunction(innermost(function)):
+        return await function(*args, **kwargs)
+    result = await asyncio.to_thread(function, *args, **kwargs)
+    return await result if inspect.isawaitable(result) else result
 
 
 def _recordable(ctx: RunnerContext, call: StepCall, function: Callable[..., Any], result: object) -> bytes:

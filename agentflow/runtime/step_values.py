@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
-from agentflow.errors import AgentflowError, StepFailed
+from agentflow.errors import AgentflowError, InDoubt, NotRecordable, StepFailed
 
+_IN_DOUBT = f"{InDoubt.__module__}.{InDoubt.__qualname__}"
 _PLAIN = (bool, int, float, str, bytes)
 
 
@@ -96,18 +97,17 @@ def digest(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     """Return the digest of a call's arguments, those that `functools.partial` holds included.
 
     Raises:
-        TypeError: An argument has no canonical form.
+        NotRecordable: An argument has no canonical form.
     """
     while isinstance(function, functools.partial):
         args, kwargs, function = (*function.args, *args), {**function.keywords, **kwargs}, function.func
     try:
         encoded = _encode_arguments((args, kwargs))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        msg = (
-            f"step {function_id(function)}: its arguments cannot be recorded ({error}); "
-            "pass plain values, dataclasses, msgspec Structs or pydantic models, and bind clients with a method or a closure"
-        )
-        raise TypeError(msg) from None
+        raise NotRecordable(
+            f"step {function_id(function)}: its arguments cannot be recorded ({error})",
+            fix="pass plain values, dataclasses, msgspec Structs or pydantic models, and bind clients by a method or closure",
+        ) from None
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
@@ -124,13 +124,14 @@ def result_decoder(function: Callable[..., Any]) -> Callable[[bytes], Any] | Non
     """Return what decodes the results of a function to its declared type; None where it declares none.
 
     Raises:
-        TypeError: The declared type cannot be decoded.
+        NotRecordable: The declared type cannot be decoded.
     """
     try:
         decoder = _decoder(innermost(function))
     except TypeError as error:
-        msg = f"step {function_id(function)}: its declared result cannot come back from the journal ({error})"
-        raise TypeError(msg) from None
+        raise NotRecordable(
+            f"step {function_id(function)}: its declared result cannot come back from the journal ({error})"
+        ) from None
     return None if decoder is None else decoder.decode
 
 
@@ -138,21 +139,22 @@ def encode_result(function: Callable[..., Any], result: Any) -> bytes:  # noqa: 
     """Return a result as bytes that come back as what it is.
 
     Raises:
-        TypeError: It does not come back as what it is.
+        NotRecordable: It does not come back as what it is.
     """
     decode = result_decoder(function)
     if decode is None and not _is_plain(result):
-        msg = (
-            f"step {function_id(function)} returned a {type(result).__qualname__} that would come back as something else "
-            "after a crash: declare the return type of the function, or return None, bool, int, float, str, bytes, list, dict"
+        raise NotRecordable(
+            f"step {function_id(function)} returned a {type(result).__qualname__} that would come back as something else",
+            expected="None, bool, int, float, str, bytes, list, dict",
+            fix="declare the return type of the function, or return one of these",
         )
-        raise TypeError(msg)
     try:
         encoded = _encode_result(result)
         (decode or _decode_plain)(encoded)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.ValidationError) as error:
-        msg = f"step {function_id(function)} returned a {type(result).__qualname__} that cannot be recorded: {error}"
-        raise TypeError(msg) from None
+        raise NotRecordable(
+            f"step {function_id(function)} returned a {type(result).__qualname__} that cannot be recorded: {error}"
+        ) from None
     return encoded
 
 
@@ -193,6 +195,8 @@ def decode_error(payload: bytes, known: typing.Mapping[str, type[Exception]]) ->
     Classes are never imported by a stored name: ``known`` are Python's own and those that the agent declares.
     """
     error = _decode_error(payload)
+    if error.type == _IN_DOUBT:
+        return InDoubt(error.text.partition("\n")[0])
     kind = known.get(error.type)
     if kind is not None and error.args is not None and not issubclass(kind, AgentflowError):
         try:

@@ -13,7 +13,8 @@ import pydantic
 import pytest
 
 from agentflow import Agent, AgentsExecutionEnvironment, EventType, OutputEvent, Retry, RunnerContext
-from agentflow.errors import RecordTooLarge, StepFailed, WrongContext
+from agentflow.api.steps import Done, Verdict, reconcile
+from agentflow.errors import InDoubt, RecordTooLarge, StepFailed, WrongContext
 
 
 class Struct(msgspec.Struct):
@@ -92,7 +93,7 @@ def test_a_result_above_record_max_is_refused_at_the_first_call() -> None:
 
 def test_arguments_that_have_no_digest_are_refused() -> None:
     async def act(event: object, ctx: RunnerContext) -> None:
-        with pytest.raises(TypeError, match=r"arguments cannot be recorded.*plain values"):
+        with pytest.raises(TypeError, match=r"(?s)arguments cannot be recorded.*plain values"):
             await ctx.durable_execute_async(repr, object())
         ctx.send_event(OutputEvent("refused"))
 
@@ -160,6 +161,43 @@ def test_a_plain_function_does_not_hold_up_the_loop() -> None:
         ctx.send_event(OutputEvent(await ctx.durable_execute_async(step)))
 
     assert run(act, inputs=2) == [0, 0], "each waits for the other"
+
+
+@pytest.mark.parametrize(
+    ("policy", "ends", "calls"),
+    [
+        ("retry", "second call", 2),
+        ("fail", "InDoubt", 1),
+        (reconcile(lambda intent: Done(f"found {intent.args[0]} {intent.attempt}")), "found order 2", 1),
+        (reconcile(lambda intent: Verdict.NOT_DONE), "second call", 2),
+        (reconcile(lambda intent: Verdict.CANNOT_TELL), "InDoubt", 1),
+    ],
+    ids=["retry", "fail", "done", "not done", "cannot tell"],
+)
+def test_the_policy_decides_about_a_call_that_was_given_up_in_the_middle(policy: Any, ends: str, calls: int) -> None:
+    keys: list[str] = []
+
+    async def act(event: object, ctx: RunnerContext) -> None:
+        async def pay(order: str) -> str:
+            keys.append(ctx.idempotency_key)
+            if len(keys) == 1:
+                await asyncio.Event().wait()  # until the action's timeout
+            return "second call"
+
+        try:
+            ctx.send_event(OutputEvent(await ctx.durable_execute_async(pay, "order", name="pay", on_in_doubt=policy)))
+        except InDoubt:
+            ctx.send_event(OutputEvent("InDoubt"))
+
+    agent = Agent("A").add_action(
+        "act", [EventType.InputEvent], act, timeout="50ms", retry=Retry(attempts=2, initial="1ms")
+    )
+    environment = AgentsExecutionEnvironment.get_execution_environment()
+    results = environment.from_list([{"k": 1}]).key_by("k").apply(agent).to_list()
+    environment.execute()
+    assert results == [ends]
+    assert len(keys) == calls
+    assert len(set(keys)) == 1, "the key is that of the first attempt"
 
 
 def test_gather_waits_for_all_and_raises_the_first_error_in_the_order_of_the_arguments() -> None:
