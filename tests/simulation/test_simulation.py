@@ -14,7 +14,6 @@ from agentflow.core.delta import DeltaSlices, StateWrite, Table
 from agentflow.core.effects import ForwardWatermark, ResolveStep
 from agentflow.core.epoch import EpochDelta
 from agentflow.core.inputs import StepEnded, WatermarkReceived
-from agentflow.core.key_order import ExpectedRuns
 from agentflow.core.operator import Operator
 from agentflow.core.steps import Steps
 from agentflow.runtime import checkpoints
@@ -106,10 +105,6 @@ def leave_completions_out_of_the_journal(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Steps, "_append_endings", lambda self, state: None)
 
 
-def forget_the_turns_of_recorded_runs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ExpectedRuns, "expect", lambda self, recorded, admitted, segments: None)
-
-
 def cut_records_that_no_checkpoint_has(patch: pytest.MonkeyPatch) -> None:
     at_the_position = MemoryJournal.release
 
@@ -148,7 +143,6 @@ def read_records_that_the_checkpoint_has(patch: pytest.MonkeyPatch) -> None:
         (forward_watermarks_at_once, "watermark too early"),
         (answer_a_step_before_its_record_is_durable, "is called again, and its outcome was seen"),
         (leave_completions_out_of_the_journal, "dead letters"),
-        (forget_the_turns_of_recorded_runs, "outputs of key"),
         (cut_records_that_no_checkpoint_has, "is called again, and its outcome was seen"),
         (leave_records_out_of_the_delta, "is called again, and its outcome was seen"),
         (read_records_that_the_checkpoint_has, "the job did not end"),
