@@ -73,8 +73,12 @@ class JournalRecord(msgspec.Struct, array_like=True):
     @property
     def name(self) -> str:
         """Name of its row of keyed state, under its key: a later record of the same step replaces it."""
-        place = self.step or str(self.attempt)
-        return f"{self.run}\0{self.task}\0{place}"
+        return row_name(self.run, self.task, self.step or str(self.attempt))
+
+
+def row_name(run: str, task: str, place: str) -> str:
+    """Return the name of a record's row; ``place`` is the step's path, or the attempt that ended."""
+    return f"{run}\0{task}\0{place}"
 
 
 encode_record = msgspec.msgpack.Encoder().encode

@@ -50,6 +50,7 @@ from agentflow.core.journal_records import (
     decode_record,
     encode_ending,
     encode_record,
+    row_name,
 )
 from agentflow.core.recorded import RecordedRun, RecordedStep, RecordedTask
 from agentflow.core.records import ErrorReport
@@ -228,12 +229,7 @@ class Steps:
         self.is_tracking = bool(self.runs)
 
     def _take(self, record: JournalRecord, row: bytes) -> None:
-        run = self.runs.get(record.run)
-        if run is None:
-            run = self.runs[record.run] = RecordedRun(record.key, record.number, record.is_timer, {})
-        task = run.tasks.get(record.task)
-        if task is None:
-            task = run.tasks[record.task] = RecordedTask({}, {})
+        task = self._task_of(record.run, record.task, RecordedRun(record.key, record.number, record.is_timer, {}))
         if record.kind in (COMPLETION, FAILURE):
             task.endings[record.attempt] = row
         else:
@@ -245,13 +241,14 @@ class Steps:
     # -- records
     def _recorded(self, task: ActionTask) -> RecordedTask:
         if task.recorded is None:
-            run = self.runs.get(task.run.id)
-            if run is None:
-                run = self.runs[task.run.id] = RecordedRun(
-                    task.run.key, task.run.number, task.run.event_type == _TIMER, {}
-                )
-            task.recorded = run.tasks.setdefault(task.path, RecordedTask({}, {}))
+            run = task.run
+            new = RecordedRun(run.key, run.number, run.event_type == _TIMER, {})
+            task.recorded = self._task_of(run.id, task.path, new)
         return task.recorded
+
+    def _task_of(self, run_id: str, path: str, new: RecordedRun) -> RecordedTask:
+        """Return what is recorded of a task, which may be nothing; ``new`` is its run, if nothing is recorded of that."""
+        return self.runs.setdefault(run_id, new).tasks.setdefault(path, RecordedTask({}, {}))
 
     def _record(
         self,
@@ -263,29 +260,12 @@ class Steps:
         now_ms: int,
     ) -> None:
         """Let a record of a step be appended, behind the completions that it may depend on."""
-        run, state = task.run, task.run.state
+        state = task.run.state
         self._append_endings(state)
-        record = JournalRecord(
-            JOURNAL_FORMAT,
-            self._epoch,
-            kind,
-            state.key,
-            run.id,
-            run.number,
-            task.path,
-            task.attempt,
-            call.path,
-            call.function,
-            call.digest,
-            call.where,
-            run.event_type == _TIMER,
-            now_ms,
-            payload,
-        )
-        row = encode_record(record)
+        row = _encoded(task, task.attempt, self._epoch, kind, payload, now_ms, call)
         step = RecordedStep(call, kind, task.attempt, row, is_durable=False, is_asked=True)
         self._recorded(task).steps[call.path] = step
-        self._changed[state.key, record.name] = row
+        self._changed[state.key, row_name(task.run.id, task.path, call.path)] = row
         self._append(row, step, then, task.attempt)
 
     def _append(self, row: bytes, step: RecordedStep | None, then: RunStep | ResolveStep | None, attempt: int) -> None:
@@ -302,7 +282,7 @@ class Steps:
         run = self.runs[run_id]
         task = run.tasks.pop(path)
         for place in (*task.steps, *map(str, task.endings)):
-            slot = (key, f"{run_id}\0{path}\0{place}")
+            slot = (key, row_name(run_id, path, place))
             if slot in self._saved:
                 self._changed[slot] = None
             else:
@@ -310,8 +290,17 @@ class Steps:
 
 
 def _ending(task: ActionTask, attempt: int, ending: ActionCompleted | ActionFailed, epoch: int, at_ms: int) -> bytes:
-    run = task.run
     kind, payload = encode_ending(ending)
+    return _encoded(task, attempt, epoch, kind, payload, at_ms, _NO_STEP)
+
+
+_NO_STEP = StepCall("", "", b"", "")
+
+
+def _encoded(
+    task: ActionTask, attempt: int, epoch: int, kind: int, payload: bytes, at_ms: int, call: StepCall
+) -> bytes:
+    run = task.run
     return encode_record(
         JournalRecord(
             JOURNAL_FORMAT,
@@ -322,9 +311,13 @@ def _ending(task: ActionTask, attempt: int, ending: ActionCompleted | ActionFail
             run.number,
             task.path,
             attempt,
-            is_timer=run.event_type == _TIMER,
-            at_ms=at_ms,
-            payload=payload,
+            call.path,
+            call.function,
+            call.digest,
+            call.where,
+            run.event_type == _TIMER,
+            at_ms,
+            payload,
         )
     )
 

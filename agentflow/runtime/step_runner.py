@@ -5,7 +5,9 @@ action's own coroutine is one scope. Every other asyncio task in which steps are
 `create_task`) is a branch with a scope of its own, named by its first step and counted among branches that begin the same, so
 the order in which branches go on renumbers nothing.
 
-    path = scope "." counter        scope = "" | scope "/" function ":" digest "#" count
+    path = scope "." counter        scope = "" | scope "/" function ":" digest "#" count | scope "/branches#" group "[" place "]"
+
+The last form is that of a branch of `ctx.gather` and `ctx.as_completed`, whose place is known.
 """
 
 from __future__ import annotations
@@ -88,9 +90,15 @@ class StepWork(msgspec.Struct, frozen=True):
         """Whether a record before the call is wanted."""
         return self.on_in_doubt != "retry"
 
-    def intent(self, attempt: int, idempotency_key: str, call: StepCall) -> StepIntent:
-        """Return what a reconciler is told."""
-        return StepIntent(call.function, self.args, self.kwargs, attempt, idempotency_key)
+    @property
+    def reconciler(self) -> Callable[[StepIntent], Any] | None:
+        """Who is asked about a call in doubt; None: the policy says it."""
+        return self.on_in_doubt.function if isinstance(self.on_in_doubt, Reconcile) else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the policy says where nobody is asked."""
+        return Verdict.NOT_DONE if self.on_in_doubt == "retry" else Verdict.CANNOT_TELL
 
     def outcome_in_doubt(self, call: StepCall, verdict: object) -> tuple[int, bytes] | None:
         """Return the outcome that a verdict means; None: call.
@@ -207,7 +215,7 @@ class StepRunner:
         """Name a step, and return the coroutine that runs it or returns what is recorded.
 
         Raises:
-            TypeError: The arguments cannot be recorded.
+            NotRecordable: The arguments cannot be recorded.
             ContextClosed: The action has ended.
         """
         try:
@@ -249,14 +257,18 @@ class StepRunner:
             if not steps.is_interrupted:  # by user code
                 self._apply(StepEnded(task, call, CANCELLED, b""))
             raise
+        if type(answer) is ResolveStep and answer.kind == CANCELLED:
+            await self._loop.create_future()  # it was cancelled the last time, and is cancelled again
+        return self._recorded(task, work, answer)
+
+    def _recorded(self, task: ActionTask, work: StepWork, answer: Answer) -> Any:  # noqa: ANN401 (a user's value)
+        """Return the recorded result, or raise the recorded error."""
         if type(answer) is RefuseStep:
             raise Divergence(answer.message, where={"task": task.id}, fix=_DIVERGENCE_FIX)
         assert type(answer) is ResolveStep
         if answer.kind == RESULT:
             return decode_result(work.function, answer.payload)
-        if answer.kind == ERROR:
-            raise decode_error(answer.payload, self._errors)
-        return await self._loop.create_future()  # it was cancelled the last time, and is cancelled again
+        raise decode_error(answer.payload, self._errors)
 
     async def _ask(self, steps: TaskSteps, call: StepCall, received: StepRequested | StepEnded) -> Answer:
         future: asyncio.Future[Answer] = self._loop.create_future()
@@ -266,10 +278,13 @@ class StepRunner:
 
     async def _settle_doubt(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes] | None:
         """Return the outcome of a call in doubt as its policy says; None: call."""
-        if not isinstance(work.on_in_doubt, Reconcile):
-            return work.outcome_in_doubt(call, Verdict.NOT_DONE if work.on_in_doubt == "retry" else Verdict.CANNOT_TELL)
-        intent = work.intent(steps.task.attempt, self._key_of(_id_of(steps, call)), call)
-        return work.outcome_in_doubt(call, await _await(work.on_in_doubt.function, (intent,), {}))
+        ask = work.reconciler
+        verdict = work.verdict if ask is None else await _await(ask, (self._intent(steps, call, work),), {})
+        return work.outcome_in_doubt(call, verdict)
+
+    def _intent(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepIntent:
+        key = self._key_of(_id_of(steps, call))
+        return StepIntent(call.function, work.args, work.kwargs, steps.task.attempt, key)
 
     async def _run(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes]:
         token = _current.set(_id_of(steps, call))
@@ -344,11 +359,8 @@ class StepRunner:
         steps = self._steps(ctx, None)
         call = self._call(steps, work, None)
         task = steps.task
-        for function in (
-            work.function,
-            *([work.on_in_doubt.function] if isinstance(work.on_in_doubt, Reconcile) else []),
-        ):
-            if inspect.iscoroutinefunction(innermost(function)):
+        for function in (work.function, work.reconciler):
+            if function is not None and inspect.iscoroutinefunction(innermost(function)):
                 raise WrongContext(
                     f"durable_execute was given the coroutine function {function_id(function)}",
                     where={"task": task.id},
@@ -359,18 +371,11 @@ class StepRunner:
             settled = self._settle_doubt_in_thread(steps, call, work) if answer.is_in_doubt else None
             kind, payload = settled or self._run_in_thread(steps, call, work)
             answer = self._ask_from_thread(steps, call, StepEnded(task, call, kind, payload))
-        if type(answer) is RefuseStep:
-            raise Divergence(answer.message, where={"task": task.id}, fix=_DIVERGENCE_FIX)
-        assert type(answer) is ResolveStep
-        if answer.kind == RESULT:
-            return decode_result(work.function, answer.payload)
-        raise decode_error(answer.payload, self._errors)
+        return self._recorded(task, work, answer)
 
     def _settle_doubt_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes] | None:
-        if not isinstance(work.on_in_doubt, Reconcile):
-            return work.outcome_in_doubt(call, Verdict.NOT_DONE if work.on_in_doubt == "retry" else Verdict.CANNOT_TELL)
-        intent = work.intent(steps.task.attempt, self._key_of(_id_of(steps, call)), call)
-        return work.outcome_in_doubt(call, work.on_in_doubt.function(intent))
+        ask = work.reconciler
+        return work.outcome_in_doubt(call, work.verdict if ask is None else ask(self._intent(steps, call, work)))
 
     def _run_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes]:
         token = _current.set(_id_of(steps, call))

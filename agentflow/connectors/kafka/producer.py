@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -28,6 +28,8 @@ from agentflow.runtime.settings import KafkaSettings
 
 BATCH_BYTES = 256 * 2**10
 """Size that a batch is filled to; a record that is larger makes a batch of its own."""
+_Sent = tuple[asyncio.Future[Any], int]
+"""A batch that was handed over: its acknowledgement to come, and how many records it has."""
 _OUTBOX_BATCHES_MAX = 32  # 8 MiB; above it reading waits
 
 
@@ -71,7 +73,7 @@ class SubtaskProducer:
         self._is_in_transaction = False
         self._futures: list[asyncio.Future[Any]] = []
         self._changelog_batch: Any = None
-        self._last_changelog: tuple[asyncio.Future[Any], int] | None = None  # the last batch, and its records
+        self._last_changelog: _Sent | None = None
         self._wake = asyncio.Event()
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -198,8 +200,8 @@ class SubtaskProducer:
         if len(self._held) < _OUTBOX_BATCHES_MAX:
             self._has_room.set()
 
-    async def _send(self, topic: str, partition: int, batch: Any) -> tuple[asyncio.Future[Any], int]:  # noqa: ANN401
-        """Hand a batch over; return the future of its acknowledgement and how many records it has."""
+    async def _send(self, topic: str, partition: int, batch: Any) -> _Sent:  # noqa: ANN401
+        """Hand a batch over."""
         producer = self._producer
         assert producer is not None
         if not self._is_in_transaction:
@@ -234,40 +236,40 @@ class SubtaskProducer:
     # -- the checkpoint
     async def append_changelog(self, records: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Append records to the subtask's changelog partition, in the transaction of the closed epoch."""
-        producer = self._producer
-        assert producer is not None
         with self._told("writing the changelog"):
             async with self._in_time(), self._turn:
-                batch = self._changelog_batch or producer.create_batch()
-                for key, value in records:
-                    if batch.append(timestamp=None, key=key, value=value) is None:
-                        await self._send(self._changelog, self._subtask, batch)
-                        batch = producer.create_batch()
-                        assert batch.append(timestamp=None, key=key, value=value) is not None, "a part is too large"
-                self._changelog_batch = batch
+                self._changelog_batch, _ = await self._fill(self._changelog, self._changelog_batch, records)
 
     async def append_journal(self, topic: str, values: Sequence[bytes]) -> int:
         """Append values to the subtask's partition of a journal; return the offset behind them when they are durable."""
-        producer = self._producer
-        assert producer is not None
-        sent: list[tuple[asyncio.Future[Any], int]] = []
         with self._told("writing the journal"):
             async with self._in_time():
                 async with self._turn:
-                    batch = producer.create_batch()
-                    for value in values:
-                        if batch.append(timestamp=None, key=None, value=value) is None:
-                            sent.append(await self._send(topic, self._subtask, batch))
-                            batch = producer.create_batch()
-                            assert batch.append(timestamp=None, key=None, value=value) is not None, (
-                                "a part is too large"
-                            )
+                    batch, sent = await self._fill(topic, None, [(None, value) for value in values])
                     sent.append(await self._send(topic, self._subtask, batch))
                 await asyncio.wait([future for future, _ in sent])
                 last, records = sent[-1]
                 for future, _ in sent:
                     future.result()
         return int(last.result().offset) + records
+
+    async def _fill(
+        self,
+        topic: str,
+        batch: Any,  # noqa: ANN401 (aiokafka has no types for it)
+        records: Iterable[tuple[bytes | None, bytes | None]],
+    ) -> tuple[Any, list[_Sent]]:
+        """Append records to a batch of the subtask's partition, sending what is full; return the open batch, and what was sent."""
+        producer = self._producer
+        assert producer is not None
+        sent: list[_Sent] = []
+        batch = batch or producer.create_batch()
+        for key, value in records:
+            if batch.append(timestamp=None, key=key, value=value) is None:
+                sent.append(await self._send(topic, self._subtask, batch))
+                batch = producer.create_batch()
+                assert batch.append(timestamp=None, key=key, value=value) is not None, "a part is too large"
+        return batch, sent
 
     async def commit(self, checkpoint: int, positions: Mapping[str, int]) -> int:
         """Check every record of the transaction and commit it; see `ChangelogTransaction.commit`."""

@@ -43,6 +43,11 @@ class JobTopics(msgspec.Struct, frozen=True):
         written = (self.output, *([self.dead_letters] if self.dead_letters is not None else []))
         return tuple(dict.fromkeys((*self.inputs, *written, *self.repartition, self.changelog, self.journal)))
 
+    @property
+    def roles(self) -> dict[str, str]:
+        """The job's own topics, with what they are for."""
+        return {self.changelog: "changelog", self.journal: "journal"} | dict.fromkeys(self.repartition, "repartition")
+
 
 class TopicFacts(msgspec.Struct, frozen=True):
     """What the brokers say of a job's topics.
@@ -67,8 +72,8 @@ _CONFIGS = {
     "changelog": {"cleanup.policy": "compact"} | _SMALL_SEGMENTS,
     # What is consumed is deleted by its reader, never by age: as Kafka Streams does.
     "repartition": _KEPT | _SMALL_SEGMENTS,
-    "journal": _KEPT
-    | _SMALL_SEGMENTS,  # by its checkpoints; a compacted one would lose records of aborted transactions
+    # Cut behind checkpoints. Compaction would lose records of aborted transactions.
+    "journal": _KEPT | _SMALL_SEGMENTS,
 }
 
 
@@ -160,12 +165,7 @@ class _Preparation:
 
     def _check_internal(self, subtasks: int) -> None:
         topics = self._topics
-        internal = {
-            topics.changelog: "changelog",
-            topics.journal: "journal",
-            **dict.fromkeys(topics.repartition, "repartition"),
-        }
-        for topic, role in internal.items():
+        for topic, role in topics.roles.items():
             count = self._known.get(topic)
             if count is None:
                 continue
@@ -230,10 +230,7 @@ class _Preparation:
     async def _create_missing(self, subtasks: int) -> bool:
         """Create topics that do not exist; whether there were any."""
         topics, known = self._topics, self._known
-        roles = dict.fromkeys(topics.repartition, "repartition") | {
-            topics.changelog: "changelog",
-            topics.journal: "journal",
-        }
+        roles = topics.roles
         replicas = self._creation.replication_factor
         if replicas is None:
             replicas = min(_REPLICAS, len((await self._admin.describe_cluster())["brokers"]))
