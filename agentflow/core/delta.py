@@ -21,6 +21,7 @@ class Table(enum.IntEnum):
     TIMERS = 3  # registered timers: name = timer name
     META = 4  # one row per name, key = b"": positions, segmented queue, incarnation
     STEPS = 7  # live journal records of unfinished runs: name = run id, task path, step path
+    SIGNALS = 8  # signals that nobody has waited for yet: name = signal name, correlation, position
 
 
 StateWrite = tuple[Table, int, bytes, str, bytes | None]

@@ -52,11 +52,13 @@ class RunStep(msgspec.Struct, gc=False):
         task: The task.
         path: The step.
         is_in_doubt: An earlier call may have happened: its intent is recorded, and no outcome.
+        calls: Calls that have failed before.
     """
 
     task: ActionTask
     path: str
     is_in_doubt: bool = False
+    calls: int = 0
 
 
 class ResolveStep(msgspec.Struct, gc=False):

@@ -15,7 +15,6 @@ from agentflow.core.delta import SLICE_ENTRIES_MAX, DeltaSlices, StateWrite, Tab
 from agentflow.core.keys import KeyTable
 from agentflow.core.runs import KeyState, Run
 from agentflow.core.segments import SegmentedQueue
-from agentflow.core.steps import StepSlot
 from agentflow.core.stored_runs import encode_run
 from agentflow.core.timers import Timer, timer_write
 from agentflow.errors import StateVersionTooNew
@@ -34,7 +33,7 @@ class EpochDelta:
         ended: list[tuple[bytes, str]],
         runs: Iterable[Run],
         timers: dict[tuple[bytes, str], Timer | None],
-        steps: list[tuple[StepSlot, bytes | None]],
+        steps: list[StateWrite],
         meta: dict[str, bytes],
     ) -> None:
         self.memory = memory
@@ -70,7 +69,7 @@ class EpochDelta:
         writes: list[StateWrite] = [(Table.META, operator, b"", name, value) for name, value in self._meta.items()]
         writes += [(Table.RUNS, operator, key, run_id, None) for key, run_id in self._ended]
         writes += [timer_write(operator, slot, timer) for slot, timer in self._timers.items()]
-        writes += [(Table.STEPS, operator, *slot, row) for slot, row in self._steps]
+        writes += self._steps
         for start in range(0, len(writes), SLICE_ENTRIES_MAX):
             yield writes[start : start + SLICE_ENTRIES_MAX]
             between()
@@ -203,7 +202,7 @@ class EpochChanges:
         self,
         runs: Iterable[Run],
         timers: dict[tuple[bytes, str], Timer | None],
-        steps: list[tuple[StepSlot, bytes | None]],
+        steps: list[StateWrite],
         meta: dict[str, bytes],
     ) -> tuple[EpochDelta, bool]:
         """Close the epoch; return its delta, and whether nothing at all changed."""

@@ -95,6 +95,20 @@ class StepCall(msgspec.Struct, frozen=True, gc=False):
         return self.digest == other.digest and self.function == other.function
 
 
+class WaitOrder(msgspec.Struct, frozen=True, gc=False):
+    """What a step waits for instead of calling something.
+
+    Attributes:
+        duration_ms: Longest wait; None: no end.
+        signal: Name of the signal that ends it; empty: none does.
+        correlation: Tells apart waits for the same name.
+    """
+
+    duration_ms: int | None
+    signal: str = ""
+    correlation: str = ""
+
+
 class StepRequested(msgspec.Struct):
     """User code of a task called a step.
 
@@ -102,11 +116,27 @@ class StepRequested(msgspec.Struct):
         task: The task.
         call: The step.
         needs_intent: Its policy for a call in doubt needs a record before the call.
+        order: What it waits for, of a step that is a wait; None: it calls.
     """
 
     task: ActionTask
     call: StepCall
     needs_intent: bool = False
+    order: WaitOrder | None = None
+
+
+class WaitRequested(msgspec.Struct):
+    """User code of a task is about to wait: what it has sent so far leaves first.
+
+    Attributes:
+        request: The wait, as a step.
+        sent: As in `ActionCompleted`: events and outputs so far.
+        headers: As in `ActionCompleted`.
+    """
+
+    request: StepRequested
+    sent: list[SentEvent] | None
+    headers: dict[int, Headers] | None
 
 
 class StepEnded(msgspec.Struct):
@@ -115,14 +145,66 @@ class StepEnded(msgspec.Struct):
     Attributes:
         task: The task.
         call: The step.
-        kind: `RecordKind`: RESULT, ERROR, or CANCELLED by user code.
+        kind: `RecordKind`: RESULT, ERROR, CANCELLED by user code, or ATTEMPT: it failed and will be called again.
         payload: The encoded result or error.
+        retry: Of an ATTEMPT: when the next call comes.
     """
 
     task: ActionTask
     call: StepCall
     kind: int
     payload: bytes
+    retry: StepRetry | None = None
+
+
+class StepRetry(msgspec.Struct, frozen=True, gc=False):
+    """What follows a failed call of a step.
+
+    Attributes:
+        calls: Calls that have failed, this one included.
+        wait_ms: Time until the next one.
+        needs_intent: The next call needs a record before it.
+    """
+
+    calls: int
+    wait_ms: int
+    needs_intent: bool
+
+
+class ActionParked(msgspec.Struct):
+    """The coroutine of a task that only waits was closed, to save its memory; the task goes on from its beginning."""
+
+    task: ActionTask
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """A message to runs of a key that wait for it.
+
+    Attributes:
+        name: What it says.
+        value: Encoded value.
+        correlation: Tells apart signals of the same name; empty where the wait has none.
+        run: Only for this run; empty: for whichever waits longest.
+    """
+
+    name: str
+    value: bytes
+    correlation: str = ""
+    run: str = ""
+
+
+class SignalReceived(msgspec.Struct):
+    """A signal came.
+
+    Attributes:
+        record: The record that it came in; its position tells whether it was taken before.
+        key: Canonical encoding of the key.
+        signal: What it says.
+    """
+
+    record: Record
+    key: bytes
+    signal: Signal
 
 
 class JournalAppended(msgspec.Struct, gc=False):
@@ -176,6 +258,9 @@ Input = (
     | ActionFailed
     | StepRequested
     | StepEnded
+    | WaitRequested
+    | ActionParked
+    | SignalReceived
     | JournalAppended
     | WatermarkReceived
     | TimeAdvanced

@@ -10,13 +10,15 @@ import enum
 
 import msgspec
 
-from agentflow.core.inputs import ActionCompleted, ActionFailed
+from agentflow.api.events import EventType
+from agentflow.core.inputs import ActionCompleted, ActionFailed, StepCall
 from agentflow.core.records import ErrorReport
 from agentflow.core.runs import ActionTask
 from agentflow.core.stored_runs import Completion
 from agentflow.errors import StateVersionTooNew
 
 JOURNAL_FORMAT = 1
+_TIMER = EventType.TimerEvent
 
 
 class RecordKind(enum.IntEnum):
@@ -28,9 +30,11 @@ class RecordKind(enum.IntEnum):
     CANCELLED = 4  # user code cancelled it, whatever was recorded before
     COMPLETION = 5  # the action's attempt completed
     FAILURE = 6  # the action's last attempt failed
+    WAIT = 7  # it is no call, but waits for time or a signal
+    ATTEMPT = 8  # a call failed, and another one follows
 
 
-INTENT, RESULT, ERROR, CANCELLED, COMPLETION, FAILURE = (int(kind) for kind in RecordKind)
+INTENT, RESULT, ERROR, CANCELLED, COMPLETION, FAILURE, WAIT, ATTEMPT = (int(kind) for kind in RecordKind)
 
 
 class JournalRecord(msgspec.Struct, array_like=True):
@@ -101,11 +105,44 @@ def decode_record(value: bytes) -> JournalRecord:
     return record
 
 
-def encode_ending(ending: ActionCompleted | ActionFailed) -> tuple[int, bytes]:
-    """Return kind and payload of how a task ended."""
+def encode_step_of(
+    task: ActionTask, attempt: int, epoch: int, kind: int, payload: bytes, at_ms: int, call: StepCall
+) -> bytes:
+    """Return the record of a step."""
+    run = task.run
+    return encode_record(
+        JournalRecord(
+            JOURNAL_FORMAT,
+            epoch,
+            kind,
+            run.state.key,
+            run.id,
+            run.number,
+            task.path,
+            attempt,
+            call.path,
+            call.function,
+            call.digest,
+            call.where,
+            run.event_type == _TIMER,
+            at_ms,
+            payload,
+        )
+    )
+
+
+def encode_ending_of(
+    task: ActionTask, attempt: int, ending: ActionCompleted | ActionFailed, epoch: int, at_ms: int
+) -> bytes:
+    """Return the record of how a task ended."""
     if isinstance(ending, ActionCompleted):
-        return COMPLETION, encode_record(Completion.of(ending))
-    return FAILURE, encode_record(ending.error)
+        kind, payload = COMPLETION, encode_record(Completion.of(ending))
+    else:
+        kind, payload = FAILURE, encode_record(ending.error)
+    return encode_step_of(task, attempt, epoch, kind, payload, at_ms, _NO_STEP)
+
+
+_NO_STEP = StepCall("", "", b"", "")
 
 
 def decode_ending(task: ActionTask, record: JournalRecord) -> ActionCompleted | ActionFailed:

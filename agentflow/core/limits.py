@@ -18,6 +18,9 @@ class OperatorLimits(msgspec.Struct, frozen=True):
         tasks_max: Tasks of one run.
         timers_max: Timers of all keys; one more fails the task that sets it.
         cache_bytes: Memory of idle keys.
+        sleeping_max: Runs that sleep or wait for a signal, at which the source is paused; they do not count as in flight.
+        signals_max: Signals that nobody waits for yet.
+        signal_ttl_ms: How long such a one is kept.
     """
 
     in_flight_max: int = 10_000
@@ -26,6 +29,9 @@ class OperatorLimits(msgspec.Struct, frozen=True):
     tasks_max: int = 10_000
     timers_max: int = 1_000_000
     cache_bytes: int = 64 * 2**20
+    sleeping_max: int = 1_000_000
+    signals_max: int = 100_000
+    signal_ttl_ms: int = 7 * 86_400_000
 
 
 class Backpressure:
@@ -52,12 +58,24 @@ class Backpressure:
         if not self._limits.is_overflow_dead:
             self.pause("key.pending-max")
 
-    def relieve(self, runs_unfinished: int) -> None:
+    def relieve(self, unfinished: int, sleeping: int) -> None:
         """Resume a paused source if every limit is left."""
-        is_key_over = self.overflowing and not self._limits.is_overflow_dead
-        if not is_key_over and runs_unfinished <= self._limits.in_flight_max * 3 // 4:
+        limits = self._limits
+        is_key_over = self.overflowing and not limits.is_overflow_dead
+        if (
+            not is_key_over
+            and unfinished - sleeping <= limits.in_flight_max * 3 // 4
+            and sleeping <= limits.sleeping_max * 3 // 4
+        ):
             self.is_paused = False
             self._effects.append(ResumeSource())
+
+    def pause_at(self, unfinished: int, sleeping: int) -> None:
+        """Pause the source if so many runs, so many of them asleep, are too many."""
+        if unfinished - sleeping >= self._limits.in_flight_max:
+            self.pause("run.in-flight-max")
+        elif sleeping >= self._limits.sleeping_max:
+            self.pause("run.sleeping-max")
 
     def pause(self, limit: str) -> None:
         """Pause the source, because of ``limit``, if it is not paused."""

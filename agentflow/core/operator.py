@@ -49,10 +49,12 @@ from agentflow.core.routing import Router
 from agentflow.core.run_table import RunTable, oldest_admitted_ms, restore_runs, run_writes
 from agentflow.core.runs import COMPLETED, RUNNING, WAITING, KeyState, Run
 from agentflow.core.segments import Segment, SegmentedQueue
+from agentflow.core.signals import SignalBuffer
 from agentflow.core.steps import Steps
 from agentflow.core.stored_runs import waits_only
 from agentflow.core.tasks import TaskScheduler
 from agentflow.core.timers import TimerTable, timer_write
+from agentflow.core.waiting import Waiting
 from agentflow.errors import InternalError
 from agentflow.plan.plan import AgentPlan
 
@@ -83,12 +85,16 @@ class Operator:
         self._segments = SegmentedQueue()
         self._timers = TimerTable()
         self._router = Router(plan, decode_input)
-        self._steps, self._expected = Steps(self.effects), ExpectedRuns()
+        self._steps = Steps(self.effects, SignalBuffer(limits.signals_max, limits.signal_ttl_ms))
+        self._expected = ExpectedRuns()
         self._recorded, self._missing = self._steps.runs, self._expected.by_key
         self._tasks = TaskScheduler(self.effects, policy, limits.tasks_max, self._steps)
         self._changes = EpochChanges(index)
         self._outcomes = Outcomes(
             self.effects, self._changes, self._router, self._tasks, self._timers, limits.timers_max
+        )
+        self._waiting = Waiting(
+            self.effects, policy, self._changes, self._steps, self._tasks, self._outcomes, self._segments
         )
         self._pressure = Backpressure(self.effects, limits)
         self._is_draining = False
@@ -98,6 +104,7 @@ class Operator:
             ActionCompleted: self._on_completed,
             ActionFailed: self._on_failed,
             **self._steps.handlers,
+            **dict.fromkeys(self._waiting.handlers, self._on_waiting),
             WatermarkReceived: self._on_watermark,
             TimeAdvanced: self._on_time,
             BarrierReceived: self._on_barrier,
@@ -140,10 +147,10 @@ class Operator:
     @property
     def next_due_ms(self) -> int | None:
         """When `TimeAdvanced` is wanted; None when nothing waits for time."""
-        timer_ms, retry_ms = self._timers.next_due_ms(is_event_time=False), self._tasks.next_retry_ms()
-        if timer_ms is None or retry_ms is None:
-            return timer_ms if retry_ms is None else retry_ms
-        return min(timer_ms, retry_ms)
+        timer_ms, wait_ms = self._timers.next_due_ms(is_event_time=False), self._waiting.next_due_ms
+        if timer_ms is None or wait_ms is None:
+            return timer_ms if wait_ms is None else wait_ms
+        return min(timer_ms, wait_ms)
 
     def oldest_run_ms(self, now_ms: int) -> int:
         """Return the clock of the oldest unfinished run: what it may still read must not be swept away."""
@@ -188,7 +195,7 @@ class Operator:
             elif len(state.pending or ()) >= self._limits.key_pending_max:
                 self._pressure.overflow(state)
         if len(self._runs) >= self._limits.in_flight_max and not self._missing:  # what is expected must be read
-            self._pressure.pause("run.in-flight-max")
+            self._pressure.pause_at(len(self._runs), self._waiting.sleeping)
 
     def _on_rejected(self, received: RecordRejected, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         self.effects.append(self._policy.last_word(received.record, received.error))
@@ -238,7 +245,7 @@ class Operator:
         else:
             state.run = None
         if self._pressure.is_paused:
-            self._pressure.relieve(len(self._runs))
+            self._pressure.relieve(len(self._runs), self._waiting.sleeping)
         if self._is_draining and not self._runs:
             self.effects.append(Drained())
         return state.run
@@ -284,34 +291,20 @@ class Operator:
         if (run.group is None or self._outcomes.settle_group(run, now_ms)) and run.current is None:
             self._advance(run, now_ms)
         elif waits_only(run):
-            self._park(run)
+            self._waiting.park(run)
         if self._segments.is_ready:
             self._forward_watermarks(now_ms)
 
-    # -- parking
-    def _park(self, run: Run) -> None:
-        """Let a run that waits for a retry, and what waits behind it, hold no watermark."""
-        if run.is_parked:
-            return
-        run.is_parked = True
-        self._segments.leave(run)
-        for pending in reversed(run.state.pending or ()):
-            if pending.segment is None:
-                break  # and so are all before it: they came while the key was parked
-            if pending.is_frozen:
-                self._changes.before_change(pending)
-            pending.is_changed = True
-            self._segments.leave(pending)
+    def _on_waiting(self, received: Input, now_ms: int) -> None:
+        self._waiting.handlers[type(received)](received, now_ms)
+        if self._pressure.is_paused:
+            self._pressure.relieve(len(self._runs), self._waiting.sleeping)
+        if self._segments.is_ready:
+            self._forward_watermarks(now_ms)
 
     # -- time
     def _on_time(self, received: TimeAdvanced, now_ms: int) -> None:  # noqa: ARG002 (one signature)
-        for task in self._tasks.pop_due_retries(now_ms):
-            run = task.run
-            self._changes.before_change(run)
-            if run.is_parked:
-                run.is_parked = False
-                self._segments.join(run)
-            self._tasks.retry(task)
+        self._waiting.advance(now_ms)
         self._fire(self._timers.pop_due(now_ms, is_event_time=False), self._segments.last, now_ms)
         if self._segments.is_ready:
             self._forward_watermarks(now_ms)
@@ -345,11 +338,11 @@ class Operator:
             self.effects.append(Drained())
 
     # -- checkpoints
-    def _on_barrier(self, received: BarrierReceived, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+    def _on_barrier(self, received: BarrierReceived, now_ms: int) -> None:
         meta = {META_NAME: operator_meta(self.plan, self._segments)}
         if received.positions:
             meta[POSITIONS_NAME] = encode_meta(received.positions)
-        steps = self._steps.barrier(received.checkpoint)
+        steps = self._steps.barrier(self.index, received.checkpoint, now_ms)
         delta, is_empty = self._changes.freeze(self._runs, self._timers.take_changes(), steps, meta)
         self.effects.append(TakeSnapshot(received.checkpoint, delta.slices(self._evict, self.keys), is_empty))
 
@@ -388,13 +381,15 @@ class Operator:
         stored = {row.name: row.value for row in rows.get(Table.META, ())}
         if META_NAME in stored:
             meta = decode_meta(stored[META_NAME])
-            self._segments = SegmentedQueue(meta.closed, meta.open_number, meta.forwarded_ms)
+            self._segments = self._waiting.segments = SegmentedQueue(meta.closed, meta.open_number, meta.forwarded_ms)
         self._changes.last_meta = {name: stored[name] for name in (META_NAME, POSITIONS_NAME) if name in stored}
         self._timers.restore(rows.get(Table.TIMERS, []))
         self._runs = restore_runs(rows.get(Table.RUNS, []), self._states, self.plan, self._segments)
-        self._steps.restore(rows.get(Table.STEPS, []), journal, checkpoint)
+        self._steps.restore(rows.get(Table.STEPS, []), rows.get(Table.SIGNALS, []), journal, checkpoint)
         self._expected.expect(self._steps.runs, self._runs, self._segments)
         for run in list(self._runs):
             if run.state.run is run and not self._tasks.resume(run):
                 self._advance(run, now_ms)
+            elif run.is_parked:
+                self._waiting.restore(run)
         self._forward_watermarks(now_ms)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from agentflow.core.effects import Effect, EmitRecord
 from agentflow.core.epoch import EpochChanges
-from agentflow.core.inputs import ActionCompleted
-from agentflow.core.records import ErrorReport
+from agentflow.core.inputs import ActionCompleted, SentEvent
+from agentflow.core.records import ErrorReport, Headers
 from agentflow.core.routing import Router
 from agentflow.core.runs import ActionTask, Run
 from agentflow.core.tasks import TaskScheduler
@@ -50,6 +52,17 @@ class Outcomes:
             self.apply(member, member.outcome)
         return run.group is None
 
+    def emit_before_wait(
+        self, task: ActionTask, sent: Sequence[SentEvent], headers: Mapping[int, Headers] | None
+    ) -> None:
+        """Let the outputs go that an action has sent before it waits; they are counted, and do not go again."""
+        for index in range(task.emitted, len(sent)):
+            event_type, payload = sent[index]
+            if event_type is None:
+                own = None if headers is None else headers.get(index)
+                self._effects.append(EmitRecord(payload, task, index, task.run.record.timestamp_ms, own))
+        task.emitted = max(task.emitted, len(sent))
+
     def apply(self, task: ActionTask, outcome: ActionCompleted) -> None:
         """Let the outcome happen; the caller has taken it out of ``run.current``."""
         run = task.run
@@ -61,8 +74,9 @@ class Outcomes:
             headers = outcome.headers
             for index, (event_type, payload) in enumerate(outcome.sent):
                 if event_type is None:
-                    own = None if headers is None else headers.get(index)
-                    self._effects.append(EmitRecord(payload, task, index, run.record.timestamp_ms, own))
+                    if index >= task.emitted:  # else it left before a wait
+                        own = None if headers is None else headers.get(index)
+                        self._effects.append(EmitRecord(payload, task, index, run.record.timestamp_ms, own))
                 else:
                     self._router.route(run, task, index, event_type, payload)
         if outcome.timers is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from agentflow.core.effects import ResolveStep, RunStep
 from agentflow.core.inputs import StepCall
 
 
@@ -17,6 +18,7 @@ class RecordedStep(msgspec.Struct, eq=False):
         row: The encoded record.
         is_durable: The journal, or a checkpoint, has it.
         is_asked: The attempt that runs has called it.
+        then: What follows when it is durable; None: nothing.
     """
 
     call: StepCall
@@ -25,6 +27,14 @@ class RecordedStep(msgspec.Struct, eq=False):
     row: bytes
     is_durable: bool
     is_asked: bool
+    then: RunStep | ResolveStep | None = None
+
+    def another(self, called: StepCall) -> str:
+        """Return how a call differs from what is recorded in its place."""
+        recorded = self.call
+        what = "with other arguments" if recorded.function == called.function else f"as {recorded.function}"
+        place = f"step {called.path} calls {called.function} at {called.where}"
+        return f"{place}, and is recorded {what}, called at {recorded.where}"
 
 
 class RecordedTask(msgspec.Struct, eq=False):
@@ -34,11 +44,23 @@ class RecordedTask(msgspec.Struct, eq=False):
         steps: Path of the step → its last record.
         endings: Attempt → encoded record of its completion, or of the failure of the last attempt.
         divergence: The attempt that runs has called another step than the recorded one.
+        is_news: Something is recorded that the last checkpoint does not have; known after a recovery.
     """
 
     steps: dict[str, RecordedStep]
     endings: dict[int, bytes]
     divergence: str | None = None
+    is_news: bool = False
+
+    def unasked(self, attempt: int) -> str | None:
+        """Return which step of an attempt is recorded and was not called again; None: there is none."""
+        for step in self.steps.values():
+            if step.attempt == attempt and not step.is_asked:
+                call = step.call
+                return (
+                    f"step {call.path} is recorded ({call.function}, called at {call.where}) and was not called again"
+                )
+        return None
 
 
 class RecordedRun(msgspec.Struct, eq=False):

@@ -1,7 +1,7 @@
 """Runs and action tasks: the mutable records that the operator moves through their life.
 
-    run     PENDING (behind a busy key) → ACTIVE → ended        parked while all it waits for is a retry
-    task    QUEUED → RUNNING → COMPLETED | SKIPPED | DEAD       RUNNING ⇄ WAITING (retry), RUNNING → CANCELLED
+    run     PENDING (behind a busy key) → ACTIVE → ended        parked while all it waits for is time or a signal
+    task    QUEUED → RUNNING → COMPLETED | SKIPPED | DEAD       RUNNING ⇄ WAITING (retry), RUNNING ⇄ PARKED, → CANCELLED
 
 A task's id is a path: ``t/j:name`` is the task of action ``name`` for the j-th event of task ``t``; ``t/j`` is that event's
 id. Both are built only when somebody looks, from the chain of parents.
@@ -32,14 +32,23 @@ class TaskStatus(enum.IntEnum):
     SKIPPED = 4  # ended by policy `skip`
     DEAD = 5  # ended by policy `dead-letter`; ends the run when its turn comes
     CANCELLED = 6
+    PARKED = 7  # for time or a signal; its coroutine is closed
 
 
 TASK_TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
     TaskStatus.QUEUED: frozenset({TaskStatus.RUNNING, TaskStatus.SKIPPED, TaskStatus.DEAD, TaskStatus.CANCELLED}),
     TaskStatus.RUNNING: frozenset(
-        {TaskStatus.WAITING, TaskStatus.COMPLETED, TaskStatus.SKIPPED, TaskStatus.DEAD, TaskStatus.CANCELLED}
+        {
+            TaskStatus.WAITING,
+            TaskStatus.PARKED,
+            TaskStatus.COMPLETED,
+            TaskStatus.SKIPPED,
+            TaskStatus.DEAD,
+            TaskStatus.CANCELLED,
+        }
     ),
     TaskStatus.WAITING: frozenset({TaskStatus.RUNNING, TaskStatus.CANCELLED}),
+    TaskStatus.PARKED: frozenset({TaskStatus.RUNNING, TaskStatus.CANCELLED}),
     TaskStatus.COMPLETED: frozenset({TaskStatus.WAITING, TaskStatus.SKIPPED, TaskStatus.DEAD, TaskStatus.CANCELLED}),
     TaskStatus.SKIPPED: frozenset(),
     TaskStatus.DEAD: frozenset(),
@@ -48,7 +57,7 @@ TASK_TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
 """COMPLETED is left again only by a `MemoryConflict`, found when the parallel group is applied."""
 
 # Comparing with a plain int is several times faster than an enum attribute; the hot path uses these.
-QUEUED, RUNNING, WAITING, COMPLETED, SKIPPED, DEAD, CANCELLED = (int(status) for status in TaskStatus)
+QUEUED, RUNNING, WAITING, COMPLETED, SKIPPED, DEAD, CANCELLED, PARKED = (int(status) for status in TaskStatus)
 
 
 class KeyState:
@@ -114,7 +123,8 @@ class Run(msgspec.Struct, eq=False):
         completed: Completed tasks of a run that has more than one.
         tasks_started: For the limit `run.tasks-max`.
         is_started: False while it waits behind a busy key.
-        is_parked: Nothing but a retry can move it.
+        is_parked: Nothing but time or a signal can move it.
+        is_sleeping: It is parked by its own will, and not for a retry; it counts against another limit.
         is_changed: Its stored row, if any, is out of date.
         is_frozen: It belongs to an epoch delta that is being written and must be captured before it changes.
         is_saved: Keyed state has a row for it, or will have one when the delta being written completes.
@@ -136,6 +146,7 @@ class Run(msgspec.Struct, eq=False):
     tasks_started: int = 0
     is_started: bool = False
     is_parked: bool = False
+    is_sleeping: bool = False
     is_changed: bool = True
     is_frozen: bool = False
     is_saved: bool = False
@@ -176,6 +187,7 @@ class ActionTask(msgspec.Struct, eq=False):
         due_ms: When a WAITING task starts again.
         stored_path: Its path, when it was restored.
         recorded: Its records in the journal; None while there are none.
+        emitted: How many of the events that it sends have been looked at for outputs: those of before a wait have left.
     """
 
     run: Run
@@ -192,6 +204,7 @@ class ActionTask(msgspec.Struct, eq=False):
     due_ms: int = 0
     stored_path: str | None = None
     recorded: RecordedTask | None = None
+    emitted: int = 0
 
     @property
     def path(self) -> str:

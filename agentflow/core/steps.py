@@ -7,6 +7,7 @@ all earlier tasks of its key that are not in a completed checkpoint: a task with
     requested ── recorded, same step ─────────────────────────────► ResolveStep
               ── recorded, another step, same attempt ────────────► RefuseStep, and the task fails when it ends
               ── intent recorded, no outcome ─────────────────────► RunStep (in doubt)
+              ── wait recorded, no outcome ───────────────────────► it goes on until its deadline, or its signal
               ── nothing ── policy needs it: PersistStep (intent) ─► RunStep ── ended ── PersistStep ─► ResolveStep
 
 An outcome answers its own attempt of the action and later ones, an error only its own: the next attempt is there to try again.
@@ -25,6 +26,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
+
 from agentflow.api.events import EventType
 from agentflow.core.delta import StateWrite, StoredRow, Table
 from agentflow.core.effects import (
@@ -37,26 +40,50 @@ from agentflow.core.effects import (
     RunStep,
     StartAction,
 )
-from agentflow.core.inputs import ActionCompleted, ActionFailed, JournalAppended, StepCall, StepEnded, StepRequested
+from agentflow.core.inputs import (
+    ActionCompleted,
+    ActionFailed,
+    JournalAppended,
+    StepCall,
+    StepEnded,
+    StepRequested,
+)
 from agentflow.core.journal_records import (
+    ATTEMPT,
     CANCELLED,
     COMPLETION,
     ERROR,
     FAILURE,
     INTENT,
-    JOURNAL_FORMAT,
+    RESULT,
+    WAIT,
     JournalRecord,
     decode_ending,
     decode_record,
-    encode_ending,
+    encode_ending_of,
     encode_record,
+    encode_step_of,
     row_name,
 )
 from agentflow.core.recorded import RecordedRun, RecordedStep, RecordedTask
 from agentflow.core.records import ErrorReport
 from agentflow.core.runs import RUNNING, ActionTask, KeyState, Run
+from agentflow.core.signals import SignalBuffer
+from agentflow.core.waits import (
+    WAIT_FOR,
+    OpenWait,
+    Wait,
+    WaitOutcome,
+    Waits,
+    begin_wait,
+    decode_outcome,
+    decode_wait,
+    encode_wait,
+)
 
 _TIMER = EventType.TimerEvent
+_OF_ONE_ATTEMPT = (ERROR, CANCELLED, ATTEMPT)  # the next attempt is there to try again
+_decode_calls = msgspec.msgpack.Decoder(int).decode
 StepSlot = tuple[bytes, str]  # (key, row name)
 _Endings = dict[KeyState, list[tuple[ActionTask, int, ActionCompleted | ActionFailed, int, int]]]
 """Task, attempt, how it ended, epoch, time."""
@@ -65,12 +92,14 @@ _Endings = dict[KeyState, list[tuple[ActionTask, int, ActionCompleted | ActionFa
 class Steps:
     """The records of one operator's runs; appends to the operator's effects."""
 
-    def __init__(self, effects: list[Effect]) -> None:
+    def __init__(self, effects: list[Effect], signals: SignalBuffer) -> None:
         self.runs: dict[str, RecordedRun] = {}
+        self.waits = Waits()
+        self.signals = signals
         self.is_tracking = False
         self._effects = effects
         self._epoch = 1
-        self._unacknowledged: deque[tuple[RecordedStep | None, RunStep | ResolveStep | None, int]] = deque()
+        self._unacknowledged: deque[RecordedStep | None] = deque()
         self._changed: dict[StepSlot, bytes | None] = {}
         self._saved: set[StepSlot] = set()
         self._endings: _Endings = {}  # of tasks without records, in the open epoch
@@ -98,40 +127,98 @@ class Steps:
         recorded = self._recorded(task)
         step = recorded.steps.get(call.path)
         is_same = step is not None and step.call.is_same(call)
-        if step is None or (step.attempt < task.attempt and (not is_same or step.kind in (ERROR, CANCELLED))):
-            if received.needs_intent:
-                self._record(task, call, INTENT, b"", RunStep(task, call.path), now_ms)
+        if step is None or (step.attempt < task.attempt and (not is_same or step.kind in _OF_ONE_ATTEMPT)):
+            if received.order is not None:
+                wait = begin_wait(received.order, now_ms)
+                self._record(task, call, WAIT, encode_wait(wait), None, now_ms)
+                self._wait(task, call, wait, now_ms)
             else:
-                self._effects.append(RunStep(task, call.path))
+                self._call(task, call, 0, now_ms, needs_intent=received.needs_intent)
         elif not is_same:
-            recorded.divergence = _another_step(step.call, call)
+            recorded.divergence = step.another(call)
             self._effects.append(RefuseStep(task, call.path, recorded.divergence))
         else:
             step.is_asked = True
+            payload = decode_record(step.row).payload
             if step.kind == INTENT:
-                self._effects.append(RunStep(task, call.path, is_in_doubt=True))
+                self._effects.append(RunStep(task, call.path, is_in_doubt=True, calls=_decode_calls(payload)))
+            elif step.kind in (WAIT, ATTEMPT):
+                self._wait(task, call, decode_wait(payload), now_ms)
             elif step.is_durable:
-                self._effects.append(ResolveStep(task, call.path, step.kind, decode_record(step.row).payload))
-            else:  # an earlier attempt let it be recorded a moment ago; the second record says the same
-                payload = decode_record(step.row).payload
-                self._append(step.row, step, ResolveStep(task, call.path, step.kind, payload), task.attempt)
+                self._effects.append(ResolveStep(task, call.path, step.kind, payload))
+            else:  # an earlier attempt let it be recorded a moment ago
+                step.then = ResolveStep(task, call.path, step.kind, payload)
 
     def on_ended(self, received: StepEnded, now_ms: int) -> None:
         """Record the outcome of a step that was run."""
         task, call, kind = received.task, received.call, received.kind
         if task.status != RUNNING:
             return
+        if received.retry is not None:
+            retry = received.retry
+            wait = Wait(
+                now_ms + retry.wait_ms, calls=retry.calls, needs_intent=retry.needs_intent, error=received.payload
+            )
+            self._record(task, call, ATTEMPT, encode_wait(wait), None, now_ms)
+            self.waits.open(task, call, wait)
+            return
+        if kind == CANCELLED:
+            self.waits.close(task, call.path)
         resolve = None if kind == CANCELLED else ResolveStep(task, call.path, kind, received.payload)
         self._record(task, call, kind, received.payload, resolve, now_ms)
 
     def on_appended(self, received: JournalAppended, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         """Answer what waited for its record."""
         for _ in range(received.count):
-            step, effect, attempt = self._unacknowledged.popleft()
+            step = self._unacknowledged.popleft()
             if step is not None:
                 step.is_durable = True
-            if effect is not None and effect.task.status == RUNNING and effect.task.attempt == attempt:
-                self._effects.append(effect)
+                effect, step.then = step.then, None
+                if effect is not None and effect.task.status == RUNNING:
+                    self._effects.append(effect)
+
+    # -- waits
+    def _call(self, task: ActionTask, call: StepCall, calls: int, now_ms: int, *, needs_intent: bool) -> None:
+        """Let a step be called, which has been ``calls`` times without success."""
+        run_step = RunStep(task, call.path, calls=calls)
+        if needs_intent:
+            self._record(task, call, INTENT, encode_record(calls), run_step, now_ms)
+        else:
+            self._effects.append(run_step)
+
+    def _wait(self, task: ActionTask, call: StepCall, wait: Wait, now_ms: int) -> None:
+        """Let a step wait, unless its signal has come already."""
+        run = task.run
+        early = self.signals.take(run.key, wait.signal, wait.correlation, run.id) if wait.signal else None
+        if early is None:
+            self.waits.open(task, call, wait)
+        else:
+            self.end_wait(OpenWait(task, call, wait), WaitOutcome(early.value, early.position), now_ms)
+
+    def end_wait(self, opened: OpenWait, outcome: WaitOutcome, now_ms: int) -> None:
+        """Let a wait end: record how, and then tell; of a step that waited for its next call, let it be called."""
+        task, call, wait = opened.task, opened.call, opened.wait
+        self.waits.close(task, call.path)
+        if not wait.calls:
+            payload = encode_wait(outcome)
+            self._record(task, call, RESULT, payload, ResolveStep(task, call.path, RESULT, payload), now_ms)
+        elif task.status == RUNNING:
+            self._call(task, call, wait.calls, now_ms, needs_intent=wait.needs_intent)
+
+    def reopen(self, task: ActionTask) -> None:
+        """Open the recorded waits of a parked task, which is restored."""
+        run = self.runs.get(task.run.id)
+        task.recorded = None if run is None else run.tasks.get(task.path)
+        for step in () if task.recorded is None else task.recorded.steps.values():
+            if step.kind in (WAIT, ATTEMPT):
+                self.waits.open(task, step.call, decode_wait(decode_record(step.row).payload))
+
+    def can_go_on(self, task: ActionTask) -> bool:
+        """Whether a parked task has something to do: no wait is open, or something was recorded that it has not seen."""
+        recorded = task.recorded
+        if recorded is None or recorded.is_news or not self.waits.of(task):
+            return True
+        return any(step.then is not None for step in recorded.steps.values())
 
     # -- tasks
     def start(self, task: ActionTask) -> StartAction | ReplayAction:
@@ -148,9 +235,10 @@ class Steps:
         ending = recorded.endings.get(task.attempt)
         if ending is not None:
             return ReplayAction(decode_ending(task, decode_record(ending)))
-        recorded.divergence = None
+        recorded.divergence, recorded.is_news = None, False
+        self.waits.drop(task)
         for step in recorded.steps.values():
-            step.is_asked = False
+            step.is_asked, step.then = False, None
         return StartAction(task)
 
     def divergence(self, task: ActionTask) -> ErrorReport | None:
@@ -158,7 +246,7 @@ class Steps:
         recorded = task.recorded
         if recorded is None or task.attempt in recorded.endings:
             return None
-        message = recorded.divergence or _unasked(task, recorded)
+        message = recorded.divergence or recorded.unasked(task.attempt)
         return None if message is None else ErrorReport("Divergence", message, is_retryable=False)
 
     def ended(self, task: ActionTask, ending: ActionCompleted | ActionFailed, now_ms: int) -> None:
@@ -167,9 +255,10 @@ class Steps:
         if recorded is None:
             self._endings.setdefault(run.state, []).append((task, task.attempt, ending, self._epoch, now_ms))
             return
+        self.waits.drop(task)
         if task.attempt not in recorded.endings:
             self._append_endings(run.state)
-            self._append(_ending(task, task.attempt, ending, self._epoch, now_ms), None, None, 0)
+            self._append(encode_ending_of(task, task.attempt, ending, self._epoch, now_ms), None)
         if run.group is None:  # else it may conflict, and its next attempt is answered by its steps
             task.recorded = None
             self._forget(run.id, run.key, task.path)
@@ -183,7 +272,7 @@ class Steps:
             del self.runs[run.id]
 
     # -- checkpoints
-    def barrier(self, checkpoint: int) -> list[tuple[StepSlot, bytes | None]]:
+    def barrier(self, operator: int, checkpoint: int, now_ms: int) -> list[StateWrite]:
         """Close the epoch; return the rows that changed in it."""
         assert not self._frozen_endings, "a barrier before the former checkpoint has completed"
         self._epoch = checkpoint + 1
@@ -194,7 +283,9 @@ class Steps:
             else:
                 self._saved.add(slot)
         self._frozen_endings, self._endings = self._endings, {}
-        return list(changed.items())
+        self.signals.expire(now_ms)
+        rows: list[StateWrite] = [(Table.STEPS, operator, *slot, row) for slot, row in changed.items()]
+        return rows + self.signals.take_changes(operator)
 
     def checkpoint_completed(self, checkpoint: int, now_ms: int, *, is_skipped: bool) -> None:
         """Forget what the checkpoint has; let the first steps go on, which waited for it."""
@@ -213,22 +304,28 @@ class Steps:
             for run in self.runs.values()
             for task in run.tasks.values()
             for row in (*(step.row for step in task.steps.values()), *task.endings.values())
-        ]
+        ] + self.signals.rows(operator)
 
-    def restore(self, rows: Iterable[StoredRow], journal: Iterable[bytes], checkpoint: int) -> None:
-        """Take the records of the last checkpoint, and those behind it."""
+    def restore(
+        self, rows: Iterable[StoredRow], signals: Iterable[StoredRow], journal: Iterable[bytes], checkpoint: int
+    ) -> None:
+        """Take the records and early signals of the last checkpoint, and the records behind it."""
         self._epoch = checkpoint + 1
+        taken: list[str] = []
         for row in rows:
             self._take(decode_record(row.value), row.value)
             self._saved.add((row.key, row.name))
         for value in journal:
             record = decode_record(value)
             if record.epoch > checkpoint:
-                self._take(record, value)
+                self._take(record, value).is_news = True
                 self._changed[record.key, record.name] = value
+                if record.kind == RESULT and record.function.startswith(WAIT_FOR):
+                    taken.append(decode_outcome(record.payload).position)
+        self.signals.restore(signals, taken)
         self.is_tracking = bool(self.runs)
 
-    def _take(self, record: JournalRecord, row: bytes) -> None:
+    def _take(self, record: JournalRecord, row: bytes) -> RecordedTask:
         task = self._task_of(record.run, record.task, RecordedRun(record.key, record.number, record.is_timer, {}))
         if record.kind in (COMPLETION, FAILURE):
             task.endings[record.attempt] = row
@@ -237,6 +334,7 @@ class Steps:
             task.steps[record.step] = RecordedStep(
                 call, record.kind, record.attempt, row, is_durable=True, is_asked=False
             )
+        return task
 
     # -- records
     def _recorded(self, task: ActionTask) -> RecordedTask:
@@ -262,20 +360,20 @@ class Steps:
         """Let a record of a step be appended, behind the completions that it may depend on."""
         state = task.run.state
         self._append_endings(state)
-        row = _encoded(task, task.attempt, self._epoch, kind, payload, now_ms, call)
-        step = RecordedStep(call, kind, task.attempt, row, is_durable=False, is_asked=True)
+        row = encode_step_of(task, task.attempt, self._epoch, kind, payload, now_ms, call)
+        step = RecordedStep(call, kind, task.attempt, row, is_durable=False, is_asked=True, then=then)
         self._recorded(task).steps[call.path] = step
         self._changed[state.key, row_name(task.run.id, task.path, call.path)] = row
-        self._append(row, step, then, task.attempt)
+        self._append(row, step)
 
-    def _append(self, row: bytes, step: RecordedStep | None, then: RunStep | ResolveStep | None, attempt: int) -> None:
-        self._unacknowledged.append((step, then, attempt))
+    def _append(self, row: bytes, step: RecordedStep | None) -> None:
+        self._unacknowledged.append(step)
         self._effects.append(PersistStep(row))
 
     def _append_endings(self, state: KeyState) -> None:
         for endings in (self._frozen_endings, self._endings):
             for ended in endings.pop(state, ()):
-                self._append(_ending(*ended), None, None, 0)
+                self._append(encode_ending_of(*ended), None)
 
     def _forget(self, run_id: str, key: bytes, path: str) -> None:
         """Forget a task; its rows go with the next checkpoint."""
@@ -287,48 +385,3 @@ class Steps:
                 self._changed[slot] = None
             else:
                 self._changed.pop(slot, None)
-
-
-def _ending(task: ActionTask, attempt: int, ending: ActionCompleted | ActionFailed, epoch: int, at_ms: int) -> bytes:
-    kind, payload = encode_ending(ending)
-    return _encoded(task, attempt, epoch, kind, payload, at_ms, _NO_STEP)
-
-
-_NO_STEP = StepCall("", "", b"", "")
-
-
-def _encoded(
-    task: ActionTask, attempt: int, epoch: int, kind: int, payload: bytes, at_ms: int, call: StepCall
-) -> bytes:
-    run = task.run
-    return encode_record(
-        JournalRecord(
-            JOURNAL_FORMAT,
-            epoch,
-            kind,
-            run.state.key,
-            run.id,
-            run.number,
-            task.path,
-            attempt,
-            call.path,
-            call.function,
-            call.digest,
-            call.where,
-            run.event_type == _TIMER,
-            at_ms,
-            payload,
-        )
-    )
-
-
-def _another_step(recorded: StepCall, called: StepCall) -> str:
-    what = "with other arguments" if recorded.function == called.function else f"as {recorded.function}"
-    return f"step {called.path} calls {called.function} at {called.where}, and is recorded {what}, called at {recorded.where}"
-
-
-def _unasked(task: ActionTask, recorded: RecordedTask) -> str | None:
-    for step in recorded.steps.values():
-        if step.attempt == task.attempt and not step.is_asked:
-            return f"step {step.call.path} is recorded ({step.call.function}, called at {step.call.where}) and was not called again"
-    return None

@@ -10,7 +10,7 @@ import msgspec
 
 from agentflow.core.inputs import ActionCompleted, SentEvent, TimerOrder
 from agentflow.core.records import ErrorReport, Headers, Record
-from agentflow.core.runs import QUEUED, RUNNING, WAITING, ActionTask, KeyState, Run
+from agentflow.core.runs import PARKED, QUEUED, RUNNING, WAITING, ActionTask, KeyState, Run
 from agentflow.core.segments import Segment
 from agentflow.errors import StateMismatch, StateVersionTooNew
 from agentflow.plan.plan import AgentPlan
@@ -50,6 +50,7 @@ class TaskEntry(msgspec.Struct, array_like=True):
     due_ms: int
     outcome: Completion | None
     error: ErrorReport | None
+    emitted: int = 0
 
 
 class RunEntry(msgspec.Struct, array_like=True):
@@ -123,6 +124,7 @@ def _task_entry(task: ActionTask) -> TaskEntry:
         task.due_ms,
         None if outcome is None else Completion.of(outcome),
         task.error,
+        task.emitted,
     )
 
 
@@ -184,13 +186,14 @@ def _task(run: Run, entry: TaskEntry, plan: AgentPlan) -> ActionTask:
     task = ActionTask(run, action, entry.event_type, entry.payload)
     task.stored_path, task.status, task.attempt = entry.path, entry.status, entry.attempt
     task.started_behind, task.due_ms, task.error = entry.started_behind, entry.due_ms, entry.error
+    task.emitted = entry.emitted
     if entry.outcome is not None:
         task.outcome = entry.outcome.by(task)
     return task
 
 
 def waits_only(run: Run) -> bool:
-    """Whether a retry is all that can move the run: some task waits for its attempt and none is running."""
+    """Whether time or a signal is all that can move the run: some task waits for it and none is running."""
     tasks = run.group if run.group is not None else [run.current] if run.current is not None else []
-    is_waiting = any(task.status == WAITING for task in tasks)
+    is_waiting = any(task.status in (WAITING, PARKED) for task in tasks)
     return is_waiting and not any(task.status == RUNNING for task in tasks)

@@ -20,6 +20,7 @@ from agentflow.core.runs import (
     CANCELLED,
     COMPLETED,
     DEAD,
+    PARKED,
     QUEUED,
     RUNNING,
     SKIPPED,
@@ -87,6 +88,7 @@ class TaskScheduler:
     # -- failure
     def fail(self, task: ActionTask, error: ErrorReport, now_ms: int) -> None:
         """Decide what follows a failed attempt: the next one, or the action's last resort."""
+        self._steps.waits.drop(task)
         if error.is_retryable and task.attempt < task.action.retry.attempts:
             due_ms = now_ms + retry_wait_ms(task)
             task.attempt += 1
@@ -115,6 +117,7 @@ class TaskScheduler:
         for member in run.group[place + 1 :]:
             if member.status == RUNNING:
                 self._effects.append(CancelAction(member))
+            self._steps.waits.drop(member)
             member.status = CANCELLED
         run.group = run.group[: place + 1]
 
@@ -151,7 +154,7 @@ class TaskScheduler:
         self._effects.append(self._steps.start(task))
 
     def resume(self, run: Run) -> bool:
-        """Start again what was running before a restore, wait again for what was waiting; False: there is neither."""
+        """Start again what was running before a restore, wait again for what was waiting; False: there is neither, nor parked."""
         is_going = False
         for task in run.tasks:
             if task.status == RUNNING:
@@ -159,6 +162,8 @@ class TaskScheduler:
                 is_going = True
             elif task.status == WAITING:
                 self.wait(task, task.due_ms)
+                is_going = True
+            elif task.status == PARKED:
                 is_going = True
         return is_going
 
@@ -170,7 +175,7 @@ class TaskScheduler:
         """
         group = run.group
         assert group is not None
-        if any(member.status in (QUEUED, RUNNING, WAITING) for member in group):
+        if any(member.status in (QUEUED, RUNNING, WAITING, PARKED) for member in group):
             return None
         while run.applied < len(group):
             member = group[run.applied]

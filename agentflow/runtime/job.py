@@ -344,7 +344,7 @@ def _limits(settings: JobSettings) -> OperatorLimits:
 def _rows(state: KeyedState, operators: int) -> list[dict[Table, list[StoredRow]]]:
     """Return the rows of each operator; memory is not among them, it is read when asked for."""
     rows: list[dict[Table, list[StoredRow]]] = [{} for _ in range(operators)]
-    for table in (Table.META, Table.RUNS, Table.TIMERS, Table.STEPS):
+    for table in (Table.META, Table.RUNS, Table.TIMERS, Table.STEPS, Table.SIGNALS):
         for row in state.rows(table):
             if row.operator >= operators:
                 raise StateMismatch(

@@ -41,7 +41,7 @@ MEMORY, RUNS, TIMERS, META = 1, 2, 3, 4  # the numbers of `Table`
 PARTS: Final = 5
 PREPARED: Final = 6
 
-COLUMN_FAMILIES: Final = ("default", "memory", "runs", "timers", "meta", "parts", "prepared", "steps")
+COLUMN_FAMILIES: Final = ("default", "memory", "runs", "timers", "meta", "parts", "prepared", "steps", "signals")
 """Names by number, which are those of `Table` too. ``default`` holds the checkpoint number and the decision row. Part of the
 stored format: append, never renumber."""
 
