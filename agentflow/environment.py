@@ -25,7 +25,7 @@ from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import RECORD_KEY, KeyBy, output_encoder
 from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import AgentStage, Job, JobSpec, JobStatus
-from agentflow.runtime.ports import KeyedState, Sink, Source
+from agentflow.runtime.ports import KeyedState, Signals, Sink, Source
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.worker import Worker
 
@@ -53,6 +53,17 @@ def state_opener(settings: JobSettings) -> Callable[[], KeyedState]:
 
     storage = MemoryStorage()  # survives restarts of the subtask within this process
     return lambda: MemoryKeyedState(storage)
+
+
+def signals_opener(settings: JobSettings) -> Callable[[], Signals]:
+    """Return what opens the signals of an embedded job: beside its state."""
+    from agentflow.connectors.signal_spool import SignalList, SignalSpool
+
+    directory = settings.state.dir
+    if directory is not None:
+        return lambda: SignalSpool(f"{directory}/signals")
+    in_memory = SignalList()  # survives restarts of the subtask within this process
+    return lambda: in_memory
 
 
 def new_event_loop(*, is_uvloop_wanted: bool = True) -> asyncio.AbstractEventLoop:
@@ -121,7 +132,14 @@ class AgentsExecutionEnvironment:
             return {"sink": open_sink()} if open_dead is None else {"sink": open_sink(), "dead-letter": open_dead()}
 
         return Job(
-            JobSpec(self.settings, tuple(stream.stages), stream.open_source, open_sinks, state_opener(self.settings))
+            JobSpec(
+                self.settings,
+                tuple(stream.stages),
+                stream.open_source,
+                open_sinks,
+                state_opener(self.settings),
+                open_signals=signals_opener(self.settings),
+            )
         )
 
     def execute(self) -> JobStatus:

@@ -17,6 +17,7 @@ from agentflow.api.memory import MemoryLimits, MemoryObject, MemoryScope, Memory
 from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 
 if TYPE_CHECKING:
+    from agentflow.api.failure import Retry
     from agentflow.api.options import Configuration
     from agentflow.api.resources import ResourceType
     from agentflow.api.steps import OnInDoubt
@@ -295,6 +296,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         *args: Any,  # noqa: ANN401
         name: str | None = None,
         on_in_doubt: OnInDoubt = "retry",
+        retry: Retry | None = None,
+        timeout: timedelta | str | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 (a user's value)
         """Call ``func`` as a step: its outcome is recorded, and once it is, ``func`` is not called again.
@@ -308,6 +311,9 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             name: What the step is called by in the journal; None: the function's module and name.
             on_in_doubt: What to do when a process died between the call and its record: ``retry`` (call again, with the same
                 `idempotency_key`), ``fail`` (raise `InDoubt`), or `reconcile(function)`. The last two cost one record more.
+            retry: What follows a call that raises; None: the error is the outcome. Calls and waits are recorded, so a restart
+                goes on with them; a hint of the error (``retry_after``, or the Retry-After header of its response) is followed.
+            timeout: Longest call, of async actions; a call that takes longer has failed with `TimeoutError`.
             kwargs: Its keyword arguments.
 
         Durability: the outcome is in the journal before this returns.
@@ -318,8 +324,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             Divergence: Another step is recorded here.
             WrongContext: This would block the event loop.
         """
-        runner = self._step_runner("durable_execute")
-        return runner.execute_in_thread(self, runner.work(func, args, kwargs, name, on_in_doubt))
+        runner, timeout_ms = self._step_runner("durable_execute"), None if timeout is None else duration_ms(timeout)
+        return runner.execute_in_thread(self, runner.work(func, args, kwargs, name, on_in_doubt, retry, timeout_ms))
 
     def durable_execute_async(
         self,
@@ -328,6 +334,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         *args: Any,  # noqa: ANN401
         name: str | None = None,
         on_in_doubt: OnInDoubt = "retry",
+        retry: Retry | None = None,
+        timeout: timedelta | str | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Awaitable[Any]:
         """Call ``func``, a function or a coroutine function, as a step of an async action; see `durable_execute`.
@@ -336,7 +344,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         `TaskGroup`) are named by their task's first step.
         """
         runner = self._step_runner("durable_execute_async")
-        return runner.execute(self, runner.work(func, args, kwargs, name, on_in_doubt))  # type: ignore[no-any-return]
+        timeout_ms = None if timeout is None else duration_ms(timeout)
+        return runner.execute(self, runner.work(func, args, kwargs, name, on_in_doubt, retry, timeout_ms))  # type: ignore[no-any-return]
 
     def gather(self, *aws: Awaitable[Any]) -> Awaitable[list[Any]]:
         """Await steps, or coroutines that call steps, at the same time; return their results in the order of the arguments.
@@ -352,6 +361,42 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         The order is recorded as they end: a replay gives the same one. An error is raised at its turn.
         """
         return self._step_runner("as_completed").as_completed(self, aws)  # type: ignore[no-any-return]
+
+    # -- time and people
+    def sleep(self, duration: timedelta | str) -> Awaitable[None]:
+        """Wait, durably: the deadline is recorded, and a restart waits for what is left of it.
+
+        Outputs that were sent before it leave now. Behind a while the coroutine is closed and the run costs its state only;
+        when the time comes, the action starts from its beginning and its recorded steps are answered.
+        """
+        runner = self._step_runner("sleep")
+        return runner.sleep(self, duration_ms(duration))  # type: ignore[no-any-return]
+
+    def wait_for(
+        self,
+        name: str,
+        *,
+        timeout: timedelta | str | None = None,
+        default: Any = None,  # noqa: ANN401 (a user's value)
+        correlation: str = "",
+    ) -> Awaitable[Any]:
+        """Wait for a signal to this key, durably; return its value.
+
+        A signal that came before is taken from the buffer. Of several waits for one name the oldest gets the signal. Waits as
+        `sleep` does.
+
+        Args:
+            name: Name of the signal.
+            timeout: Longest wait, recorded as a deadline; None: no end. (`asyncio.timeout` around it is no state.)
+            default: What is returned when the time is up.
+            correlation: Tells apart waits for one name: only a signal with the same one ends this one.
+        """
+        if not name:
+            msg = "wait_for takes the name of a signal"
+            raise ValueError(msg)
+        timeout_ms = None if timeout is None else duration_ms(timeout)
+        runner = self._step_runner("wait_for")
+        return runner.wait_for(self, name, correlation, timeout_ms, default)  # type: ignore[no-any-return]
 
     @property
     def idempotency_key(self) -> str:
@@ -383,14 +428,6 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     def action_metric_group(self) -> Any:  # noqa: ANN401
         """Metrics of the action."""
         _not_configured("action_metric_group", "no metrics are configured")
-
-    def sleep(self, duration: timedelta | str) -> Awaitable[None]:  # noqa: ARG002
-        """Park the run for ``duration``, durably."""
-        _not_configured("sleep", "no journal is configured, so the deadline could not be recorded; see set_timer")
-
-    def wait_for(self, name: str, *, timeout: timedelta | str | None = None, default: Any = None) -> Awaitable[Any]:  # noqa: ANN401, ARG002
-        """Park the run until the signal ``name`` comes."""
-        _not_configured("wait_for", "no journal is configured, so the wait could not be recorded")
 
 
 _ENGINE_TYPES = frozenset({EventType.InputEvent, EventType.TimerEvent})

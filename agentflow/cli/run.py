@@ -50,7 +50,7 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
         PlanError: The agent cannot be compiled.
     """
     from agentflow.cli.connections import open_sink, source_opener
-    from agentflow.environment import state_opener
+    from agentflow.environment import signals_opener, state_opener
     from agentflow.observability.logs import DeadLetterLog
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.job import AgentStage, JobSpec
@@ -66,7 +66,9 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
 
     stage = AgentStage(AgentPlan.from_agent(program.agent, job_file.config), program.key_by)
     source = source_opener(composition.source, settings)
-    return JobSpec(settings, (stage,), source, open_sinks, state_opener(settings))
+    return JobSpec(
+        settings, (stage,), source, open_sinks, state_opener(settings), open_signals=signals_opener(settings)
+    )
 
 
 def configured_logs(job_file: JobFile, *, is_live_wanted: bool = True) -> LiveLine | None:

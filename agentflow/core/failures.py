@@ -11,6 +11,7 @@ from agentflow.api.failure import OnError
 from agentflow.core.effects import DeadLetter, FailJob
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.runs import ActionTask, Run
+from agentflow.errors import JobFailed
 
 
 class FailurePolicy(msgspec.Struct, frozen=True):
@@ -90,3 +91,20 @@ def retry_wait_ms(task: ActionTask) -> int:
     """Return how long to wait before the next attempt; the jitter derives from the task's id, so a replay agrees."""
     fraction = zlib.crc32(f"{task.id}#{task.attempt}".encode()) / 2**32
     return task.action.retry.wait_ms(task.attempt, fraction)
+
+
+def job_failure(effect: FailJob) -> JobFailed:
+    """Return the error that ends a job by its failure policy."""
+    reason, error = dict(effect.reason), effect.error
+    reason.pop("error-type", None)
+    reason.pop("error-message", None)
+    attempts = reason.pop("attempt", None)
+    what = f"action '{reason['action']}' of agent '{reason['agent']}' failed" if "action" in reason else "bad input"
+    tries = f" {attempts} times (last:" if attempts and int(attempts) > 1 else " ("
+    failure = JobFailed(
+        f"{what}{tries} {error})".replace("( ", "("),
+        where={name: value for name, value in reason.items() if value},
+        fix="configure dead-letter, or on_error='skip' or 'dead-letter' for the action, to go on without such records",
+    )
+    failure.user_traceback = error.traceback
+    return failure

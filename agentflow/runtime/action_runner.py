@@ -69,7 +69,7 @@ class ActionRunner:
         self._decoders = {action: input_decoder(codec, action.input_type) for action in services.plan.actions}
         self._waiting: dict[ActionTask, asyncio.Task[None]] = {}
         if self._steps is not None:
-            self._steps.coroutine_of = self._waiting.get
+            self._steps.coroutine_of, self._steps.leave = self._waiting.get, self._leave_parked
         self._in_threads: dict[ActionTask, RunnerContext] = {}
         self._timeouts: dict[ActionTask, asyncio.TimerHandle] = {}
         self._timed_out: set[asyncio.Task[None]] = set()
@@ -114,7 +114,12 @@ class ActionRunner:
         return None
 
     def _time_out(self, task: ActionTask, ctx: RunnerContext, running: asyncio.Task[None]) -> None:
-        """Cancel a coroutine; one that swallows it is left behind after a while, so that it holds up its own key only."""
+        """Cancel a coroutine; one that swallows it is left behind after a while, so that it holds up its own key only.
+
+        One that only waits is parked instead: a timeout limits what an attempt does, not what it waits for.
+        """
+        if self._steps is not None and self._steps.park(task):
+            return
         self._interrupt(task)
         running.cancel("timeout")
         self._timed_out.add(running)
@@ -219,6 +224,13 @@ class ActionRunner:
         if running is not None:
             self._interrupt(task)
             running.cancel()
+
+    def _leave_parked(self, task: ActionTask) -> None:
+        """Want no answer of a coroutine that is about to be closed."""
+        self._waiting.pop(task, None)
+        timeout = self._timeouts.pop(task, None)
+        if timeout is not None:
+            timeout.cancel()
 
     def _forget(self, task: ActionTask, ctx: RunnerContext) -> None:
         if self._steps is not None:

@@ -28,6 +28,7 @@ from agentflow.errors import (
     AgentflowError,
     ConfigError,
     InternalError,
+    NotConfigured,
     Recovery,
     RestartsExhausted,
     StateMismatch,
@@ -37,9 +38,10 @@ from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
-from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Sink, Source
+from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Signals, Sink, Source
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
+from agentflow.runtime.signals import SignalReader, encode_signal
 from agentflow.runtime.step_runner import StepRunner
 from agentflow.runtime.subtask import INCARNATION_NAME, JOURNAL_NAME, Counters, Stage, Subtask
 
@@ -77,6 +79,7 @@ class JobSpec(msgspec.Struct, frozen=True):
         has_tombstones: Whether the sink's records may have no value: that is what an output of None becomes.
         first_interval_share: Share of the checkpoint interval before the first checkpoint; subtasks of one worker have different
             ones, so that they do not all commit at once.
+        open_signals: Makes what signals come from, None: the job takes none; called at each (re)start, behind ``open_source``.
         rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
     """
 
@@ -89,6 +92,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     has_tombstones: bool = False
     first_interval_share: float = 1.0
     rekeyed_source: str | None = None
+    open_signals: Callable[[], Signals | None] = lambda: None
 
 
 class JobStatus(msgspec.Struct):
@@ -149,6 +153,7 @@ class Job:
         self._counters = Counters()
         self._status = JobStatus()
         self._subtask: Subtask | None = None
+        self._signals: Signals | None = None
         self._stops = 0
         self._stopped = asyncio.Event()
 
@@ -181,6 +186,29 @@ class Job:
         """Take a checkpoint beside the regular ones; nothing where the job is not running. Its error is the job's own."""
         if self._subtask is not None:
             await self._subtask.checkpoint_now()
+
+    async def signal(
+        self, key: object, name: str, value: object = None, *, correlation: str = "", run: str = "", agent: str = ""
+    ) -> None:
+        """Send a signal to runs that wait for it (`ctx.wait_for`), or will; durable, as the job's state is, when this returns.
+
+        Args:
+            key: Key of the run.
+            name: Name of the signal.
+            value: What `wait_for` returns: whatever JSON can carry.
+            correlation: Only waits with the same one are meant.
+            run: Only the run with this id is meant.
+            agent: Name of the agent, where the job chains several.
+
+        Raises:
+            NotConfigured: The job is not running, or takes no signals.
+        """
+        if self._signals is None:
+            raise NotConfigured(
+                f"signal '{name}' finds nobody: the job is not running, or takes no signals",
+                fix="send it while the job runs; a stopped one gets signals by 'agentflow signal'",
+            )
+        await self._signals.append(encode_signal(key, name, value, correlation=correlation, run=run, agent=agent))
 
     async def run(self) -> JobStatus:
         """Run to the end of input, or until `request_stop`.
@@ -249,11 +277,16 @@ class Job:
             incarnation, positions, journal_position = _job_meta(rows)
             journal, journal_end = await _journal_records(state, len(spec.stages), journal_position)
             await source.open(positions)
+            signals = self._signals = spec.open_signals()
+            if signals is not None:
+                await signals.open(positions)
             subtask = self._subtask = self._make_subtask(
                 source, sinks, checkpoints, state, threads, rows, journal, positions, incarnation
             )
             if state.journal is not None:
                 subtask.use_journal(state.journal, journal_end)
+            if signals is not None:
+                subtask.use_signals(signals, SignalReader([stage.plan.name for stage in spec.stages]))
             self._status.restored_checkpoint = self._counters.checkpoint
             self._status.restored_runs = subtask.runs_in_flight
             self._status.restore_ms = round((time.monotonic() - began) * 1000)
@@ -263,10 +296,12 @@ class Job:
                 subtask.stop()
             await subtask.run()
         finally:
-            self._subtask = None
+            signals, self._subtask, self._signals = self._signals, None, None
             threads.close()
             try:
                 await source.close()
+                if signals is not None:
+                    await signals.close()
                 for sink in sinks.values():
                     await sink.close()
             finally:  # also when it is cancelled once more: nobody else can give the directory back
@@ -306,7 +341,7 @@ class Job:
         subtask = Subtask(
             source, sinks, checkpoints, state, self._clock, settings, positions, incarnation, self._counters
         )
-        subtask.first_interval_share = spec.first_interval_share
+        subtask.checkpoint_schedule.first_interval_share = spec.first_interval_share
         for index, stage in enumerate(spec.stages):
             codec = source.codec if index == 0 else MSGPACK
             is_last = index == len(spec.stages) - 1
@@ -321,7 +356,9 @@ class Job:
             if is_last and (output_max := sinks["sink"].record_max_bytes) is not None:
                 services.output_max = min(services.record_max, output_max)
             if state.journal is not None:
-                services.steps = StepRunner(partial(subtask.apply_step, index), incarnation, stage.plan.errors)
+                services.steps = StepRunner(
+                    partial(subtask.apply_step, index), incarnation, stage.plan.errors, settings.run.park_after_ms
+                )
             runner = ActionRunner(
                 services, codec, subtask.deliver_to(index), subtask.fail, threads, settings.blocking.leaked_max
             )
@@ -338,6 +375,9 @@ def _limits(settings: JobSettings) -> OperatorLimits:
         tasks_max=settings.run.tasks_max,
         timers_max=settings.timer.pending_max,
         cache_bytes=settings.state.cache_bytes,
+        sleeping_max=settings.run.sleeping_max,
+        signals_max=settings.signals.pending_max,
+        signal_ttl_ms=settings.signals.ttl_ms,
     )
 
 

@@ -81,6 +81,18 @@ class Source(Protocol):
         ...
 
 
+class Signals(Source, Protocol):
+    """A source of signals, one JSON document each (`runtime.signals`). It never ends and is never paused."""
+
+    async def append(self, document: bytes) -> None:
+        """Send a signal to this job; durable, as its state is, when it returns."""
+        ...
+
+    async def release(self, positions: Mapping[str, int]) -> None:
+        """Delete what lies before its position: a checkpoint has it."""
+        ...
+
+
 class Staged(msgspec.Struct, frozen=True):
     """What one sink has staged for one checkpoint; stored inside ``prepared/N``.
 

@@ -58,7 +58,15 @@ class StateSettings(_Section, frozen=True):
 class RunSettings(_Section, frozen=True):
     """`run.*`: limits of runs."""
 
-    in_flight_max: Annotated[Count, Meta(description="Unfinished runs at which the source is paused.")] = 10_000
+    in_flight_max: Annotated[
+        Count, Meta(description="Unfinished runs at which the source is paused; parked ones do not count.")
+    ] = 10_000
+    sleeping_max: Annotated[
+        Count, Meta(description="Parked runs that sleep or wait for a signal, at which the source is paused.")
+    ] = 1_000_000
+    park_after_ms: Annotated[
+        DurationMs, Meta(description="How long the coroutine of a run is kept that only sleeps or waits.")
+    ] = 10_000
     tasks_max: Annotated[
         Count, Meta(description="Action tasks after which a run is taken for an endless cycle of events.")
     ] = 10_000
@@ -68,6 +76,20 @@ class KeySettings(_Section, frozen=True):
     """`key.*`: limits per key."""
 
     pending_max: Annotated[Count, Meta(description="Inputs that may wait behind one busy key.")] = 10_000
+
+
+class SignalSettings(_Section, frozen=True):
+    """`signals.*`: messages to runs that wait (`ctx.wait_for`)."""
+
+    topic: Annotated[
+        str | None, Meta(description="Topic that a Kafka job reads signals from; null: it takes none.")
+    ] = None
+    ttl_ms: Annotated[PositiveMs, Meta(description="How long a signal is kept that nobody waits for yet.")] = (
+        7 * 86_400_000
+    )
+    pending_max: Annotated[
+        Count, Meta(description="Such signals in one subtask; one more is dead-lettered, or fails the job.")
+    ] = 100_000
 
 
 class TimerSettings(_Section, frozen=True):
@@ -221,6 +243,7 @@ class JobSettings(_Section, frozen=True):
     state: StateSettings = StateSettings()
     run: RunSettings = RunSettings()
     key: KeySettings = KeySettings()
+    signals: SignalSettings = SignalSettings()
     timer: TimerSettings = TimerSettings()
     blocking: BlockingSettings = BlockingSettings()
     restart: RestartSettings = RestartSettings()

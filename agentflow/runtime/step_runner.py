@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentflow.api.runner_context import RunnerContext
-from agentflow.api.steps import Done, OnInDoubt, Reconcile, StepIntent, Verdict
+from agentflow.api.steps import StepIntent
 from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
-from agentflow.core.inputs import StepCall, StepEnded, StepRequested
-from agentflow.core.journal_records import CANCELLED, ERROR, RESULT
+from agentflow.core.inputs import ActionParked, StepCall, StepEnded, StepRequested, WaitOrder, WaitRequested
+from agentflow.core.journal_records import ATTEMPT, CANCELLED, ERROR, RESULT
 from agentflow.core.runs import ActionTask
-from agentflow.errors import ContextClosed, Divergence, InDoubt, RecordTooLarge, WrongContext
+from agentflow.core.waits import SLEEP, WAIT_FOR, decode_outcome
+from agentflow.errors import ContextClosed, Divergence, RecordTooLarge, WrongContext
 from agentflow.runtime.step_values import (
     decode_error,
     decode_result,
@@ -39,11 +40,13 @@ from agentflow.runtime.step_values import (
     function_id,
     innermost,
 )
+from agentflow.runtime.step_work import StepWork
 
 if TYPE_CHECKING:
     from types import FrameType
 
 Answer = RunStep | ResolveStep | RefuseStep
+StepInput = StepRequested | WaitRequested | StepEnded | ActionParked
 
 _current: contextvars.ContextVar[str | None] = contextvars.ContextVar("agentflow_step", default=None)
 """Id of the step whose function is being called."""
@@ -68,55 +71,6 @@ _scope: contextvars.ContextVar[tuple[TaskSteps | None, _Scope | None]] = context
 """The scope from which an asyncio task was started, as far as it had called a step by then."""
 
 
-class StepWork(msgspec.Struct, frozen=True):
-    """What a step calls.
-
-    Attributes:
-        function: The function.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
-        name: What it is called by in the journal; None: its module and name.
-        on_in_doubt: What to do about a call in doubt.
-    """
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    name: str | None = None
-    on_in_doubt: OnInDoubt = "retry"
-
-    @property
-    def needs_intent(self) -> bool:
-        """Whether a record before the call is wanted."""
-        return self.on_in_doubt != "retry"
-
-    @property
-    def reconciler(self) -> Callable[[StepIntent], Any] | None:
-        """Who is asked about a call in doubt; None: the policy says it."""
-        return self.on_in_doubt.function if isinstance(self.on_in_doubt, Reconcile) else None
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the policy says where nobody is asked."""
-        return Verdict.NOT_DONE if self.on_in_doubt == "retry" else Verdict.CANNOT_TELL
-
-    def outcome_in_doubt(self, call: StepCall, verdict: object) -> tuple[int, bytes] | None:
-        """Return the outcome that a verdict means; None: call.
-
-        Raises:
-            TypeError: It is no verdict.
-        """
-        if isinstance(verdict, Done):
-            return RESULT, encode_result(self.function, verdict.result)
-        if verdict is Verdict.NOT_DONE:
-            return None
-        if verdict is Verdict.CANNOT_TELL:
-            what = f"step {call.function}, called at {call.where}, may have happened"
-            return ERROR, encode_error(InDoubt(what, fix="look at the other side; then redrive the record, or drop it"))
-        msg = f"the reconciler of step {call.function} answered {verdict!r}: it takes Done(result), NOT_DONE or CANNOT_TELL"
-        raise TypeError(msg)
-
-
 class TaskSteps:
     """The steps of one attempt of a task: scopes, and who waits for which step.
 
@@ -124,6 +78,11 @@ class TaskSteps:
         task: The task.
         ctx: The context of the attempt.
         root: The asyncio task of an async action; None in a thread.
+
+    Attributes:
+        waiting: Step → who waits for its answer.
+        sleeping: Those of them that wait for time or a signal.
+        calls: Functions that are being called, and steps that never end.
     """
 
     def __init__(self, task: ActionTask, ctx: RunnerContext, root: asyncio.Task[Any] | None) -> None:
@@ -131,9 +90,29 @@ class TaskSteps:
         self.ctx = ctx
         self.is_interrupted = False
         self.waiting: dict[str, asyncio.Future[Answer]] = {}
+        self.sleeping: set[str] = set()
+        self.calls = 0
         self._root = root
         self._root_scope = _Scope("")
         self._scopes: dict[asyncio.Task[Any], _Scope] = {}
+
+    @property
+    def is_in_thread(self) -> bool:
+        """Whether the action runs in a thread: nobody can close that."""
+        return self._root is None
+
+    @property
+    def only_sleeps(self) -> bool:
+        """Whether all that the task does is to wait for time or signals."""
+        return bool(self.sleeping) and not self.calls and len(self.sleeping) == len(self.waiting)
+
+    def end(self) -> None:
+        """Cancel the branches and the action itself, as the engine's own will."""
+        self.is_interrupted = True
+        self.ctx.close()
+        for branch in (*self._scopes, self._root):
+            if branch is not None:
+                branch.cancel()
 
     def name(self, branch: asyncio.Task[Any], scope: _Scope) -> None:
         """Give a branch its scope."""
@@ -165,15 +144,21 @@ class StepRunner:
     Attributes:
         work: Makes the description of a step's call.
         coroutine_of: Returns the asyncio task of an action that waits; the action runner sets it.
+        leave: Gives up a coroutine without an answer; the action runner sets it.
 
     Args:
         apply: Takes an input of the operator: at once, on the loop.
         incarnation: Of the job's state; part of idempotency keys.
         errors: Classes that recorded errors may come back as, beside Python's own.
+        park_after_ms: How long the coroutine of a task is kept that only waits for time or signals.
     """
 
     def __init__(
-        self, apply: Callable[[StepRequested | StepEnded], None], incarnation: str, errors: tuple[type[Exception], ...]
+        self,
+        apply: Callable[[StepInput], None],
+        incarnation: str,
+        errors: tuple[type[Exception], ...],
+        park_after_ms: int,
     ) -> None:
         self.work = StepWork
         self._apply = apply
@@ -182,6 +167,10 @@ class StepRunner:
         self._errors = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*_PYTHONS_ERRORS, *errors)}
         self._tasks: dict[ActionTask, TaskSteps] = {}
         self.coroutine_of: Callable[[ActionTask], asyncio.Task[Any] | None] = _unknown
+        self.leave: Callable[[ActionTask], object] = _unknown
+        self._park_after_s = park_after_ms / 1000
+        self._sleepers: dict[TaskSteps, float] = {}  # since when, oldest first
+        self._sweeper: asyncio.TimerHandle | None = None
 
     # -- effects
     def answer(self, effect: Answer) -> None:
@@ -196,9 +185,12 @@ class StepRunner:
         steps = self._tasks.get(task)
         if steps is not None and steps.ctx is ctx:
             del self._tasks[task]
+            self._sleepers.pop(steps, None)
 
     def close(self) -> None:
         """Let nobody wait any more: threads would, for ever."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         for steps in self._tasks.values():
             for future in steps.waiting.values():
                 future.cancel()
@@ -218,16 +210,9 @@ class StepRunner:
             NotRecordable: The arguments cannot be recorded.
             ContextClosed: The action has ended.
         """
-        try:
-            current = asyncio.current_task()
-        except RuntimeError:
-            current = None
-        if current is None:
-            raise WrongContext(
-                "durable_execute_async was called outside a coroutine",
-                where={"task": ctx.task_id},
-                fix="call durable_execute in a def action, or make the action async",
-            )
+        current = _current_task(
+            ctx, "durable_execute_async", "call durable_execute in a def action, or make the action async"
+        )
         steps = self._steps(ctx, current)
         return self._execute(steps, self._call(steps, work, current), work)
 
@@ -249,52 +234,154 @@ class StepRunner:
         task = steps.task
         try:
             answer = await self._ask(steps, call, StepRequested(task, call, work.needs_intent))
-            if type(answer) is RunStep:
+            while type(answer) is RunStep:
                 settled = await self._settle_doubt(steps, call, work) if answer.is_in_doubt else None
-                kind, payload = settled or await self._run(steps, call, work)
-                answer = await self._ask(steps, call, StepEnded(task, call, kind, payload))
+                ended = settled or await self._run(steps, call, work, answer.calls)
+                answer = await self._ask(steps, call, ended)
         except asyncio.CancelledError:
             if not steps.is_interrupted:  # by user code
                 self._apply(StepEnded(task, call, CANCELLED, b""))
             raise
-        if type(answer) is ResolveStep and answer.kind == CANCELLED:
-            await self._loop.create_future()  # it was cancelled the last time, and is cancelled again
-        return self._recorded(task, work, answer)
+        payload = await self._payload(steps, answer)
+        return decode_result(work.function, payload)
 
-    def _recorded(self, task: ActionTask, work: StepWork, answer: Answer) -> Any:  # noqa: ANN401 (a user's value)
+    async def _payload(self, steps: TaskSteps, answer: Answer) -> bytes:
         """Return the recorded result, or raise the recorded error."""
+        if type(answer) is ResolveStep and answer.kind == CANCELLED:
+            steps.calls += 1
+            await self._loop.create_future()  # it was cancelled the last time, and is cancelled again
+        return self._recorded(steps.task, answer)
+
+    def _recorded(self, task: ActionTask, answer: Answer) -> bytes:
         if type(answer) is RefuseStep:
             raise Divergence(answer.message, where={"task": task.id}, fix=_DIVERGENCE_FIX)
         assert type(answer) is ResolveStep
         if answer.kind == RESULT:
-            return decode_result(work.function, answer.payload)
+            return answer.payload
         raise decode_error(answer.payload, self._errors)
 
-    async def _ask(self, steps: TaskSteps, call: StepCall, received: StepRequested | StepEnded) -> Answer:
+    async def _ask(
+        self, steps: TaskSteps, call: StepCall, received: StepRequested | WaitRequested | StepEnded
+    ) -> Answer:
         future: asyncio.Future[Answer] = self._loop.create_future()
         steps.waiting[call.path] = future
-        self._apply(received)
-        return await future
+        is_wait = type(received) is WaitRequested or (type(received) is StepEnded and received.retry is not None)
+        if not is_wait:
+            self._apply(received)
+            return await future
+        steps.sleeping.add(call.path)
+        self._note_sleeper(steps)
+        try:
+            self._apply(received)
+            return await future
+        finally:
+            steps.sleeping.discard(call.path)
 
-    async def _settle_doubt(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes] | None:
+    async def _settle_doubt(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepEnded | None:
         """Return the outcome of a call in doubt as its policy says; None: call."""
         ask = work.reconciler
-        verdict = work.verdict if ask is None else await _await(ask, (self._intent(steps, call, work),), {})
-        return work.outcome_in_doubt(call, verdict)
+        steps.calls += 1
+        try:
+            verdict = work.verdict if ask is None else await _await(ask, (self._intent(steps, call, work),), {})
+        finally:
+            steps.calls -= 1
+        outcome = work.outcome_in_doubt(call, verdict)
+        return None if outcome is None else StepEnded(steps.task, call, *outcome)
 
     def _intent(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepIntent:
         key = self._key_of(_id_of(steps, call))
         return StepIntent(call.function, work.args, work.kwargs, steps.task.attempt, key)
 
-    async def _run(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes]:
+    async def _run(self, steps: TaskSteps, call: StepCall, work: StepWork, calls: int) -> StepEnded:
+        """Call the function of a step, once."""
         token = _current.set(_id_of(steps, call))
+        steps.calls += 1
+        limit = asyncio.timeout(None if work.timeout_ms is None else work.timeout_ms / 1000)
         try:
-            result = await _await(work.function, work.args, work.kwargs)
-        except Exception as error:  # noqa: BLE001 (an error is an outcome too)
-            return ERROR, encode_error(error)
+            async with limit:
+                result = await _await(work.function, work.args, work.kwargs)
+        except Exception as raised:  # noqa: BLE001 (an error is an outcome too)
+            error = raised
+            if isinstance(raised, TimeoutError) and limit.expired():
+                error = TimeoutError(f"step {call.function} took longer than its timeout of {work.timeout_ms} ms")
+                if work.needs_intent and (settled := await self._settle_doubt(steps, call, work)) is not None:
+                    return settled
+            return _failed(steps, call, work, calls + 1, error)
         finally:
+            steps.calls -= 1
             _current.reset(token)
-        return RESULT, _recordable(steps.ctx, call, work.function, result)
+        return StepEnded(steps.task, call, RESULT, _recordable(steps.ctx, call, work.function, result))
+
+    # -- waits
+    def sleep(self, ctx: RunnerContext, duration_ms: int) -> Coroutine[Any, Any, None]:
+        """Name a wait for time, and return the coroutine that waits."""
+        return self._wait(ctx, SLEEP, WaitOrder(duration_ms), None, "sleep")
+
+    def wait_for(
+        self, ctx: RunnerContext, name: str, correlation: str, timeout_ms: int | None, default: object
+    ) -> Coroutine[Any, Any, Any]:
+        """Name a wait for a signal, and return the coroutine that waits."""
+        order = WaitOrder(timeout_ms, name, correlation)
+        return self._wait(ctx, f"{WAIT_FOR}:{name}", order, default, "wait_for")
+
+    def _wait(
+        self, ctx: RunnerContext, function: str, order: WaitOrder, default: object, feature: str
+    ) -> Coroutine[Any, Any, Any]:
+        current = _current_task(ctx, feature, f"make the action async: await ctx.{feature}(…)")
+        steps = self._steps(ctx, current)
+        arguments = digest(WaitOrder, (order.duration_ms, order.correlation), {})
+        path = steps.next_path(function, arguments, current)
+        call = StepCall(path, function, arguments, _where(sys._getframe(3)))  # noqa: SLF001
+        return self._await_signal(steps, call, order, default)
+
+    async def _await_signal(self, steps: TaskSteps, call: StepCall, order: WaitOrder, default: object) -> Any:  # noqa: ANN401
+        task, ctx = steps.task, steps.ctx
+        request = StepRequested(task, call, order=order)
+        try:
+            answer = await self._ask(steps, call, WaitRequested(request, ctx._sent, ctx._headers))  # noqa: SLF001
+        except asyncio.CancelledError:
+            if not steps.is_interrupted:  # by user code
+                self._apply(StepEnded(task, call, CANCELLED, b""))
+            raise
+        outcome = decode_outcome(await self._payload(steps, answer))
+        return default if outcome.value is None else msgspec.msgpack.decode(outcome.value)
+
+    def _note_sleeper(self, steps: TaskSteps) -> None:
+        if steps.is_in_thread:
+            return
+        self._sleepers.pop(steps, None)
+        self._sleepers[steps] = self._loop.time() + self._park_after_s
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(self._park_after_s, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close the coroutines of tasks that have only waited for long enough."""
+        self._sweeper = None
+        now = self._loop.time()
+        for steps, due in list(self._sleepers.items()):
+            if due > now:
+                break
+            del self._sleepers[steps]
+            if steps.sleeping and not self.park(steps.task):
+                self._sleepers[steps] = now + self._park_after_s
+        if self._sleepers:
+            self._sweeper = self._loop.call_at(next(iter(self._sleepers.values())), self._sweep)
+
+    def park(self, task: ActionTask) -> bool:
+        """Close the coroutine of a task, if it only waits for time or signals; whether it does."""
+        steps = self._tasks.get(task)
+        if steps is None or steps.is_in_thread or not steps.only_sleeps:
+            return False
+        self.forget(task, steps.ctx)
+        self.leave(task)
+        steps.end()
+        self._apply(ActionParked(task))
+        return True
+
+    def park_all(self) -> None:
+        """Close every coroutine that only waits: their number is a limit."""
+        for steps in list(self._sleepers):
+            self.park(steps.task)
 
     # -- branches
     async def gather(self, ctx: RunnerContext, aws: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -366,26 +453,34 @@ class StepRunner:
                     where={"task": task.id},
                     fix="await ctx.durable_execute_async(…) in an async action",
                 )
+        if work.timeout_ms is not None:
+            raise WrongContext(
+                f"step {call.function} has a timeout, and a thread cannot be stopped",
+                where={"task": task.id},
+                fix="give the call its own timeout, or await ctx.durable_execute_async(…) in an async action",
+            )
         answer = self._ask_from_thread(steps, call, StepRequested(task, call, work.needs_intent))
-        if type(answer) is RunStep:
+        while type(answer) is RunStep:
             settled = self._settle_doubt_in_thread(steps, call, work) if answer.is_in_doubt else None
-            kind, payload = settled or self._run_in_thread(steps, call, work)
-            answer = self._ask_from_thread(steps, call, StepEnded(task, call, kind, payload))
-        return self._recorded(task, work, answer)
+            ended = settled or self._run_in_thread(steps, call, work, answer.calls)
+            answer = self._ask_from_thread(steps, call, ended)
+        return decode_result(work.function, self._recorded(task, answer))
 
-    def _settle_doubt_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes] | None:
+    def _settle_doubt_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepEnded | None:
         ask = work.reconciler
-        return work.outcome_in_doubt(call, work.verdict if ask is None else ask(self._intent(steps, call, work)))
+        verdict = work.verdict if ask is None else ask(self._intent(steps, call, work))
+        outcome = work.outcome_in_doubt(call, verdict)
+        return None if outcome is None else StepEnded(steps.task, call, *outcome)
 
-    def _run_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork) -> tuple[int, bytes]:
+    def _run_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork, calls: int) -> StepEnded:
         token = _current.set(_id_of(steps, call))
         try:
             result = work.function(*work.args, **work.kwargs)
         except Exception as error:  # noqa: BLE001 (an error is an outcome too)
-            return ERROR, encode_error(error)
+            return _failed(steps, call, work, calls + 1, error)
         finally:
             _current.reset(token)
-        return RESULT, _recordable(steps.ctx, call, work.function, result)
+        return StepEnded(steps.task, call, RESULT, _recordable(steps.ctx, call, work.function, result))
 
     def _ask_from_thread(self, steps: TaskSteps, call: StepCall, received: StepRequested | StepEnded) -> Answer:
         answer: Answer = asyncio.run_coroutine_threadsafe(self._ask(steps, call, received), self._loop).result()
@@ -448,6 +543,27 @@ def _recordable(ctx: RunnerContext, call: StepCall, function: Callable[..., Any]
             fix="store it elsewhere, and return where",
         )
     return payload
+
+
+def _failed(steps: TaskSteps, call: StepCall, work: StepWork, calls: int, error: Exception) -> StepEnded:
+    """Return how a call ended that raised: the step's outcome, or an attempt that another one follows."""
+    retry = work.next_call(_id_of(steps, call), calls, error)
+    return StepEnded(steps.task, call, ERROR if retry is None else ATTEMPT, encode_error(error), retry)
+
+
+def _current_task(ctx: RunnerContext, feature: str, fix: str) -> asyncio.Task[Any]:
+    """Return the asyncio task that calls.
+
+    Raises:
+        WrongContext: There is none.
+    """
+    try:
+        current = asyncio.current_task()
+    except RuntimeError:
+        current = None
+    if current is None:
+        raise WrongContext(f"{feature} was called outside a coroutine", where={"task": ctx.task_id}, fix=fix)
+    return current
 
 
 def _unknown(task: ActionTask) -> None:  # noqa: ARG001 (the signature)

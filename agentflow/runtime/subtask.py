@@ -37,6 +37,7 @@ from agentflow.core.effects import (
     StartAction,
     TakeSnapshot,
 )
+from agentflow.core.failures import job_failure
 from agentflow.core.inputs import (
     ActionCompleted,
     ActionFailed,
@@ -46,22 +47,23 @@ from agentflow.core.inputs import (
     JournalAppended,
     RecordReceived,
     RecordRejected,
-    StepEnded,
-    StepRequested,
+    SignalReceived,
     TimeAdvanced,
     WatermarkReceived,
 )
 from agentflow.core.operator import Operator
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.segments import END_OF_TIME_MS
-from agentflow.errors import AgentflowError, DecodeError, JobFailed, MissingKey, RecordTooLarge
+from agentflow.errors import AgentflowError, DecodeError, MissingKey, RecordTooLarge
 from agentflow.runtime.action_runner import ActionRunner
+from agentflow.runtime.checkpoint_schedule import CheckpointSchedule, look_at
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyReader, TimestampReader
 from agentflow.runtime.journal_writer import JournalWriter
-from agentflow.runtime.ports import Clock, Journal, KeyedState, Repartition, Sink, Source
+from agentflow.runtime.ports import Clock, Journal, KeyedState, Repartition, Signals, Sink, Source
 from agentflow.runtime.settings import JobSettings
-from agentflow.runtime.step_runner import StepRunner
+from agentflow.runtime.signals import SignalReader
+from agentflow.runtime.step_runner import StepInput, StepRunner
 from agentflow.runtime.watermarks import WatermarkGenerator
 
 _TURN_RECORDS_FIRST, _TURN_RECORDS_MAX = 16, 256
@@ -133,7 +135,7 @@ class Subtask:
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[None] = self._loop.create_future()
-        self._failure.add_done_callback(_retrieve)
+        self._failure.add_done_callback(look_at)
         self._drained = asyncio.Event()
         self._has_room = asyncio.Event()
         self._resumed = asyncio.Event()
@@ -144,13 +146,15 @@ class Subtask:
         self._turn_records = _TURN_RECORDS_FIRST
         self._answers: deque[tuple[int, ActionCompleted | ActionFailed | JournalAppended]] = deque()
         self._journal: JournalWriter | None = None
+        self._signals: Signals | None = None
+        self._signal_reader = SignalReader([])
+        self._signal_records: deque[Record] = deque()
         self._is_in_effects = False
         self._is_scheduled = False
         self._context = contextvars.copy_context()  # of every turn: else it would be that of the action that caused it
         self._drain_requested = False
         self._is_restored = False
-        self._one_checkpoint = asyncio.Lock()
-        self._extra_checkpoints: set[asyncio.Task[None]] = set()
+        self.checkpoint_schedule = CheckpointSchedule(self._take_checkpoint, self.fail, settings.checkpoint.interval_ms)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_ms: int | None = None
         event_time = settings.event_time
@@ -158,7 +162,6 @@ class Subtask:
         self._watermarks = WatermarkGenerator(event_time, source.partitions, source.idle_timeout_ms, clock.now_ms())
         self._has_output = False
         self._is_first_checkpoint = True
-        self.first_interval_share = 1.0
         self._delta_bytes = 0
         self._last = -1
         self._snapshots: list[TakeSnapshot] = []
@@ -168,10 +171,10 @@ class Subtask:
             Drained: self._pass_drain,
             FailJob: self._fail_job,
             ForwardWatermark: self._pass_watermark,
-            PauseSource: lambda *_: self._resumed.clear(),
+            PauseSource: self._pause,
             PersistStep: lambda index, effect, _: cast("JournalWriter", self._journal).append(index, effect.record),
             ReplayAction: lambda index, effect, now_ms: self._stages[index].operator.apply(effect.ending, now_ms),
-            RequestCheckpoint: lambda *_: self._take_extra_checkpoint(),
+            RequestCheckpoint: lambda *_: self.checkpoint_schedule.take_extra(),
             ResumeSource: lambda *_: self._resumed.set(),
             **dict.fromkeys((RefuseStep, ResolveStep, RunStep), self._answer_step),
             ScheduleRetry: lambda *_: None,
@@ -182,6 +185,10 @@ class Subtask:
     def use_journal(self, journal: Journal, position: int) -> None:
         """Record durable steps in ``journal``, which has been read up to ``position``."""
         self._journal = JournalWriter(journal, self._deliver, self.fail, position)
+
+    def use_signals(self, signals: Signals, reader: SignalReader) -> None:
+        """Take signals, which are open at the positions."""
+        self._signals, self._signal_reader = signals, reader
 
     def add_stage(self, stage: Stage) -> None:
         """Append an operator to the chain, restored, before `run`; its runner delivers to `deliver_to` of its place."""
@@ -202,15 +209,17 @@ class Subtask:
         """
         self._is_restored = True
         self._schedule()
-        reader = self._loop.create_task(self._read())
-        timer = self._loop.create_task(self._checkpoint_regularly())
+        readers = [self._loop.create_task(self._read())]
+        if self._signals is not None:
+            readers.append(self._loop.create_task(self._read_signals(self._signals)))
+        timer = self._loop.create_task(self.checkpoint_schedule.run())
         try:
             await self._or_fail(self._wait_drained())
             timer.cancel()
             await asyncio.wait([timer])
-            await self._or_fail(self._checkpoint())
+            await self._or_fail(self.checkpoint_schedule.take())
         finally:
-            tasks = [reader, timer, *self._extra_checkpoints]
+            tasks = [*readers, timer, *self.checkpoint_schedule.extra]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -246,7 +255,7 @@ class Subtask:
             if not task.done():
                 task.cancel()
                 await asyncio.wait([task])
-            _retrieve(task)  # the subtask may have failed at the same moment, and that is what ends it
+            look_at(task)  # the subtask may have failed at the same moment, and that is what ends it
 
     async def _wait_drained(self) -> None:
         drained, stopping = (self._loop.create_task(event.wait()) for event in (self._drained, self._stopping))
@@ -284,8 +293,37 @@ class Subtask:
         except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
             self.fail(error)
 
+    async def _read_signals(self, signals: Signals) -> None:
+        """Read signals to the end of the subtask: runs in flight may wait for them while it drains, and while it is paused."""
+        try:
+            while True:
+                self._signal_records += await signals.fetch(_TURN_RECORDS_MAX)
+                self._schedule()
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
+            self.fail(error)
+
+    def _take_signal(self, record: Record, now_ms: int) -> None:
+        received: SignalReceived | RecordRejected
+        try:
+            index, received = self._signal_reader.read(record)
+        except DecodeError as error:
+            report = ErrorReport(type(error).__name__, error.what, is_retryable=False)
+            index, received = 0, RecordRejected(record, report)
+        self._positions[record.source] = record.next_offset
+        self._stages[index].operator.apply(received, now_ms)
+        self._run_effects(index, now_ms)
+
+    def _pause(self, index: int, effect: PauseSource, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        self._resumed.clear()
+        steps = self._stages[index].steps
+        if steps is not None:
+            steps.park_all()  # what waits only is not in flight then
+
     # -- turns
-    def apply_step(self, index: int, received: StepRequested | StepEnded) -> None:
+    def apply_step(self, index: int, received: StepInput) -> None:
         """Apply what user code of operator ``index`` did about a step, and carry out what follows, at once."""
         if self._failure.done():
             return
@@ -328,6 +366,8 @@ class Subtask:
                 index, answer = self._answers.popleft()
                 self._stages[index].operator.apply(answer, now_ms)
                 self._run_effects(index, now_ms)
+            while self._signal_records:
+                self._take_signal(self._signal_records.popleft(), now_ms)
             while self._batches:
                 batch = self._batches.popleft()
                 self._admit(batch, now_ms) if batch else self._end_input(now_ms)
@@ -447,19 +487,7 @@ class Subtask:
         self._has_output = True
 
     def _fail_job(self, index: int, effect: FailJob, now_ms: int) -> None:  # noqa: ARG002 (one signature)
-        reason, error = dict(effect.reason), effect.error
-        reason.pop("error-type", None)
-        reason.pop("error-message", None)
-        attempts = reason.pop("attempt", None)
-        what = f"action '{reason['action']}' of agent '{reason['agent']}' failed" if "action" in reason else "bad input"
-        tries = f" {attempts} times (last:" if attempts and int(attempts) > 1 else " ("
-        failure = JobFailed(
-            f"{what}{tries} {error})".replace("( ", "("),
-            where={name: value for name, value in reason.items() if value},
-            fix="configure dead-letter, or on_error='skip' or 'dead-letter' for the action, to go on without such records",
-        )
-        failure.user_traceback = error.traceback
-        raise failure
+        raise job_failure(effect)
 
     def _advance_time(self, now_ms: int) -> None:
         """Tell operators that time has come, and wake up when it comes next."""
@@ -495,42 +523,9 @@ class Subtask:
         self._schedule()
 
     # -- checkpoints
-    async def _checkpoint_regularly(self) -> None:
-        interval_s = self._settings.checkpoint.interval_ms / 1000
-        wait_s = interval_s * self.first_interval_share
-        while True:
-            await asyncio.sleep(wait_s)
-            wait_s = interval_s
-            work = self._loop.create_task(self._checkpoint())
-            work.add_done_callback(_retrieve)
-            try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await asyncio.wait([work])  # the end of the job waits for a checkpoint that has begun
-                raise
-            except BaseException:  # noqa: BLE001 (the subtask's edge: it has failed with it)
-                return
-
     async def checkpoint_now(self) -> None:
         """Take a checkpoint beside the regular ones, as soon as one that is under way has ended. Its error ends `run`."""
-        await asyncio.wait([self._take_extra_checkpoint()])
-
-    def _take_extra_checkpoint(self) -> asyncio.Task[None]:
-        task = self._loop.create_task(self._checkpoint())
-        self._extra_checkpoints.add(task)
-        task.add_done_callback(_retrieve)
-        task.add_done_callback(self._extra_checkpoints.discard)
-        return task
-
-    async def _checkpoint(self) -> None:
-        async with self._one_checkpoint:
-            try:
-                await self._take_checkpoint()
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:
-                self.fail(error)  # before the next one begins: it would be behind a half one
-                raise
+        await asyncio.wait([self.checkpoint_schedule.take_extra()])
 
     async def _take_checkpoint(self) -> None:
         """Take one checkpoint: barrier in one turn, then make it durable while reading and actions go on.
@@ -549,6 +544,7 @@ class Subtask:
         snapshots, self._snapshots = self._snapshots, []
         has_output, self._has_output = self._has_output, False
         journal_position = None if self._journal is None else self._journal.position
+        positions = dict(self._positions)
         is_skipped = not has_output and all(snapshot.is_empty for snapshot in snapshots)
         if not is_skipped:
             began, self._delta_bytes = self._loop.time(), 0
@@ -557,6 +553,8 @@ class Subtask:
                 await self._checkpoints.complete(checkpoint, self._delta(snapshots, journal_position))
                 if self._journal is not None and journal_position:
                     await self._journal.release(journal_position)
+                if self._signals is not None:
+                    await self._signals.release(positions)
             counters = self._counters
             counters.checkpoint, counters.checkpoint_bytes = checkpoint, self._delta_bytes
             counters.checkpoint_ms = round((self._loop.time() - began) * 1000)
@@ -583,12 +581,6 @@ class Subtask:
         for writes in chain([first], *(snapshot.slices for snapshot in snapshots)):
             self._delta_bytes += sum([len(value) for _, _, _, _, value in writes if value is not None])
             yield writes
-
-
-def _retrieve(future: asyncio.Future[None]) -> None:
-    """Look at an error that ends the subtask, or came too late to end anything; asyncio would complain that nobody does."""
-    if not future.cancelled():
-        future.exception()
 
 
 def _too_large(record: Record, record_max: int) -> AgentflowError:

@@ -117,8 +117,8 @@ def cut_records_that_no_checkpoint_has(patch: pytest.MonkeyPatch) -> None:
 def leave_records_out_of_the_delta(patch: pytest.MonkeyPatch) -> None:
     whole = Steps.barrier
 
-    def without(self: Steps, checkpoint: int) -> list[Any]:
-        whole(self, checkpoint)
+    def without(self: Steps, operator: int, checkpoint: int, now_ms: int) -> list[Any]:
+        whole(self, operator, checkpoint, now_ms)
         return []
 
     patch.setattr(Steps, "barrier", without)
@@ -127,8 +127,8 @@ def leave_records_out_of_the_delta(patch: pytest.MonkeyPatch) -> None:
 def read_records_that_the_checkpoint_has(patch: pytest.MonkeyPatch) -> None:
     behind = Steps.restore
 
-    def all_of_them(self: Steps, rows: Any, journal: Any, checkpoint: int) -> None:
-        behind(self, rows, journal, 0)
+    def all_of_them(self: Steps, rows: Any, signals: Any, journal: Any, checkpoint: int) -> None:
+        behind(self, rows, signals, journal, 0)
         self._epoch = checkpoint + 1
 
     patch.setattr(Steps, "restore", all_of_them)

@@ -1,0 +1,98 @@
+"""Signals as they come in: one JSON document each, the same in a topic, in the spool of a state directory, and from code.
+
+    {"key": "order-7", "name": "approval", "value": {"by": "ann"}, "correlation": "…", "run": "…", "agent": "…"}
+
+``key`` and ``name`` have to be there (in a topic the record's key is the key where the document has none); ``correlation``, ``run``
+and ``agent`` narrow it down: to waits with that correlation, to one run, to one agent of a chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from agentflow.api.encoding import encode_json, encode_msgpack
+from agentflow.core.inputs import Signal, SignalReceived
+from agentflow.core.records import Record
+from agentflow.errors import DecodeError
+from agentflow.runtime.codecs import encode_key
+
+
+class SignalDocument(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One signal as JSON."""
+
+    name: str
+    key: Any | msgspec.UnsetType = msgspec.UNSET
+    value: Any = None
+    correlation: str = ""
+    run: str = ""
+    agent: str = ""
+
+
+_decode = msgspec.json.Decoder(SignalDocument).decode
+
+
+def encode_signal(
+    key: object, name: str, value: object = None, *, correlation: str = "", run: str = "", agent: str = ""
+) -> bytes:
+    """Return the document of a signal.
+
+    Raises:
+        TypeError: Key or value cannot be encoded.
+        ValueError: It has no name.
+    """
+    if not name:
+        msg = "a signal has a name"
+        raise ValueError(msg)
+    encode_key(key)
+    return encode_json(SignalDocument(name, key, value, correlation, run, agent))
+
+
+class SignalReader:
+    """Reads signals for a chain of agents.
+
+    Args:
+        agents: Their names, in order.
+    """
+
+    def __init__(self, agents: Sequence[str]) -> None:
+        self._agents = list(agents)
+
+    def read(self, record: Record) -> tuple[int, SignalReceived]:
+        """Return whom it is for, as the agent's place in the chain, and what it says.
+
+        Raises:
+            DecodeError: It is no signal, or for nobody here.
+        """
+        try:
+            document = _decode(record.value or b"")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _not_a_signal(record, str(error)) from error
+        key: Any = document.key
+        if key is msgspec.UNSET:
+            if record.key is None:
+                raise _not_a_signal(record, "it has no key")
+            key = record.key.decode(errors="replace")
+        if not document.agent and len(self._agents) > 1:
+            raise _not_a_signal(
+                record, f"the job has several agents ({', '.join(self._agents)}): say which, as 'agent'"
+            )
+        if document.agent and document.agent not in self._agents:
+            raise _not_a_signal(record, f"there is no agent '{document.agent}', only {', '.join(self._agents)}")
+        index = self._agents.index(document.agent) if document.agent else 0
+        try:
+            encoded = encode_key(key)
+        except (TypeError, ValueError) as error:
+            raise _not_a_signal(record, f"its key cannot be one: {error}") from error
+        signal = Signal(document.name, encode_msgpack(document.value), document.correlation, document.run)
+        return index, SignalReceived(record, encoded, signal)
+
+
+def _not_a_signal(record: Record, why: str) -> DecodeError:
+    return DecodeError(
+        f"this is no signal: {why}",
+        where={"record": record.run_id},
+        expected='JSON such as {"key": "order-7", "name": "approval", "value": true}',
+    )
