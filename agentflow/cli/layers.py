@@ -187,6 +187,8 @@ def unknown_note(table: KeyTable, section: Section, part: str, before: Sequence[
     if len(elsewhere) == 1:
         depth = "" if "." in elsewhere[0] else ", at the top level of the file"
         return f"did you mean '{elsewhere[0]}'{depth}?"
+    if len(elsewhere) == 2:
+        return f"did you mean '{elsewhere[0]}' or '{elsewhere[1]}'?"
     return f"known here: {', '.join(section.children)}" if section.children else "it has no keys"
 
 

@@ -67,8 +67,8 @@ class ResolveStep(msgspec.Struct, gc=False):
     Attributes:
         task: The task.
         path: The step.
-        kind: `RecordKind`: RESULT, ERROR, or CANCELLED: it never ends, as the last time.
-        payload: The encoded result or error.
+        kind: `RecordKind`: RESULT, ERROR, WAITED, or CANCELLED: it never ends, as the last time.
+        payload: The encoded result, error, or end of a wait.
     """
 
     task: ActionTask

@@ -32,9 +32,10 @@ class RecordKind(enum.IntEnum):
     FAILURE = 6  # the action's last attempt failed
     WAIT = 7  # it is no call, but waits for time or a signal
     ATTEMPT = 8  # a call failed, and another one follows
+    WAITED = 9  # a wait has ended: by a signal, or because time was up
 
 
-INTENT, RESULT, ERROR, CANCELLED, COMPLETION, FAILURE, WAIT, ATTEMPT = (int(kind) for kind in RecordKind)
+INTENT, RESULT, ERROR, CANCELLED, COMPLETION, FAILURE, WAIT, ATTEMPT, WAITED = (int(kind) for kind in RecordKind)
 
 
 class JournalRecord(msgspec.Struct, array_like=True):

@@ -50,6 +50,7 @@ class SignalBuffer:
         self._signals: dict[tuple[bytes, str], BufferedSignal] = {}  # by row, in order of arrival
         self._by_slot: dict[tuple[bytes, str, str], list[BufferedSignal]] = {}
         self._changed: dict[tuple[bytes, str], BufferedSignal | None] = {}
+        self._saved: set[tuple[bytes, str]] = set()
         self._taken: set[str] = set()  # positions of signals that the journal knows to have ended a wait
 
     @property
@@ -93,6 +94,8 @@ class SignalBuffer:
     def take_changes(self, operator: int) -> list[StateWrite]:
         """Return the rows that changed since the last call: the buffer's part of an epoch delta."""
         changed, self._changed = self._changed, {}
+        for slot, entry in changed.items():
+            self._saved.discard(slot) if entry is None else self._saved.add(slot)
         return [
             (Table.SIGNALS, operator, *slot, None if entry is None else _encode(entry))
             for slot, entry in changed.items()
@@ -108,6 +111,7 @@ class SignalBuffer:
         entries = [(row.key, decode_signal(row.value)) for row in rows]
         for key, entry in sorted(entries, key=lambda one: one[1].received_ms):
             self._add(key, entry)
+            self._saved.add((key, entry.row_name))
             if self.is_taken(entry.position):
                 self._remove(key, entry)
 
@@ -118,7 +122,10 @@ class SignalBuffer:
     def _remove(self, key: bytes, entry: BufferedSignal) -> None:
         slot = (key, entry.name, entry.correlation)
         del self._signals[key, entry.row_name]
-        self._changed[key, entry.row_name] = None
+        if (key, entry.row_name) in self._saved:
+            self._changed[key, entry.row_name] = None
+        else:
+            del self._changed[key, entry.row_name]
         others = self._by_slot[slot]
         others.remove(entry)
         if not others:

@@ -55,8 +55,8 @@ from agentflow.core.journal_records import (
     ERROR,
     FAILURE,
     INTENT,
-    RESULT,
     WAIT,
+    WAITED,
     JournalRecord,
     decode_ending,
     decode_record,
@@ -70,7 +70,6 @@ from agentflow.core.records import ErrorReport
 from agentflow.core.runs import RUNNING, ActionTask, KeyState, Run
 from agentflow.core.signals import SignalBuffer
 from agentflow.core.waits import (
-    WAIT_FOR,
     OpenWait,
     Wait,
     WaitOutcome,
@@ -201,7 +200,7 @@ class Steps:
         self.waits.close(task, call.path)
         if not wait.calls:
             payload = encode_wait(outcome)
-            self._record(task, call, RESULT, payload, ResolveStep(task, call.path, RESULT, payload), now_ms)
+            self._record(task, call, WAITED, payload, ResolveStep(task, call.path, WAITED, payload), now_ms)
         elif task.status == RUNNING:
             self._call(task, call, wait.calls, now_ms, needs_intent=wait.needs_intent)
 
@@ -320,7 +319,7 @@ class Steps:
             if record.epoch > checkpoint:
                 self._take(record, value).is_news = True
                 self._changed[record.key, record.name] = value
-                if record.kind == RESULT and record.function.startswith(WAIT_FOR):
+                if record.kind == WAITED:
                     taken.append(decode_outcome(record.payload).position)
         self.signals.restore(signals, taken)
         self.is_tracking = bool(self.runs)

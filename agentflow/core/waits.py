@@ -38,7 +38,7 @@ class Wait(msgspec.Struct, array_like=True, frozen=True):
 
 
 class WaitOutcome(msgspec.Struct, array_like=True, frozen=True):
-    """How a wait ended: the payload of its RESULT record.
+    """How a wait ended: the payload of its WAITED record.
 
     Attributes:
         value: Of the signal, encoded; None: time was up.

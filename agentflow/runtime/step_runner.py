@@ -27,7 +27,7 @@ from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import StepIntent
 from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
 from agentflow.core.inputs import ActionParked, StepCall, StepEnded, StepRequested, WaitOrder, WaitRequested
-from agentflow.core.journal_records import ATTEMPT, CANCELLED, ERROR, RESULT
+from agentflow.core.journal_records import ATTEMPT, CANCELLED, ERROR, RESULT, WAITED
 from agentflow.core.runs import ActionTask
 from agentflow.core.waits import SLEEP, WAIT_FOR, decode_outcome
 from agentflow.errors import ContextClosed, Divergence, RecordTooLarge, WrongContext
@@ -256,7 +256,7 @@ class StepRunner:
         if type(answer) is RefuseStep:
             raise Divergence(answer.message, where={"task": task.id}, fix=_DIVERGENCE_FIX)
         assert type(answer) is ResolveStep
-        if answer.kind == RESULT:
+        if answer.kind in (RESULT, WAITED):
             return answer.payload
         raise decode_error(answer.payload, self._errors)
 

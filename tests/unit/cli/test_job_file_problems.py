@@ -49,7 +49,7 @@ CASES = {
         """
         job.yaml:7: unknown key 'ttl'
           7 | ttl: 1d
-              ^^^ did you mean 'state.ttl'?
+              ^^^ did you mean 'signals.ttl' or 'state.ttl'?
         help: agentflow schema --describe
         """,
     ),

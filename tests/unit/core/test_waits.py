@@ -1,0 +1,297 @@
+"""Laws of waiting in the operator: deadlines, signals, retries of steps, parked tasks, and what a crash leaves of them."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from agentflow import Agent, Retry
+from agentflow.core.delta import Table
+from agentflow.core.inputs import StepEnded, StepRetry, WatermarkReceived
+from agentflow.core.journal_records import ATTEMPT, CANCELLED, WAITED
+from agentflow.core.limits import OperatorLimits
+from tests.steps_world import World, call
+
+TASK = "t/0/0:a"
+FIRST = call(".0")
+SECOND = call(".1")
+OUTPUT = (None, b'"asked"')
+
+
+def waiting_world(timeout_ms: int | None = None, **given: str) -> World:
+    """A world whose one run waits for the signal `go`, durably."""
+    world = World()
+    world.record("k", 0)
+    assert world.wait_for(TASK, FIRST, "go", timeout_ms, **given) == [f"persist wait {TASK}.0"]
+    assert world.append() == []
+    return world
+
+
+def test_a_deadline_ends_a_sleep_when_its_record_is_durable() -> None:
+    world = World()
+    world.record("k", 0)
+    assert world.sleep(TASK, FIRST, 500) == [f"persist wait {TASK}.0"]
+    assert world.operator.next_due_ms == 1500
+    assert world.until(1499) == []
+    assert world.until(1500) == [f"persist waited {TASK}.0"]
+    assert world.append() == [f"resolve {TASK}.0 waited time is up"]
+
+
+def test_a_restart_waits_for_what_is_left() -> None:
+    world = waiting_world(500)
+    world.now_ms = 1300
+    world.crash()
+    assert world.record("k", 0) == [f"start {TASK} attempt 1"]
+    assert world.wait_for(TASK, FIRST, "go", 500) == []
+    assert world.operator.next_due_ms == 1500
+    assert world.until(1500) == [f"persist waited {TASK}.0"]
+
+
+def test_how_a_wait_ended_does_not_change() -> None:
+    world = waiting_world(500)
+    world.until(1500)
+    world.append()
+    world.crash()
+    world.record("k", 0)
+    assert world.signal("k", "go", 0) == [], "it is too late, and is kept for the next wait"
+    assert world.wait_for(TASK, FIRST, "go", 500) == [f"resolve {TASK}.0 waited time is up"]
+
+
+def test_a_signal_ends_the_wait_of_its_key_name_and_correlation() -> None:
+    world = waiting_world(correlation="c")
+    assert world.signal("other", "go", 0, correlation="c") == []
+    assert world.signal("k", "stop", 1, correlation="c") == []
+    assert world.signal("k", "go", 2, correlation="d") == []
+    assert world.signal("k", "go", 3, run="t/7", correlation="c") == []
+    assert world.signal("k", "go", 4, "yes", correlation="c") == [f"persist waited {TASK}.0"]
+    assert world.append() == [f"resolve {TASK}.0 waited yes by signals/4"]
+
+
+def test_an_early_signal_is_taken_from_the_buffer_also_after_a_crash() -> None:
+    world = World()
+    world.signal("k", "go", 0, "first")
+    world.signal("k", "go", 1, "second")
+    world.take_checkpoint()
+    world.crash()
+    world.record("k", 0)
+    assert world.wait_for(TASK, FIRST, "go") == ["want checkpoint"], "as every first step of a process"
+    assert world.take_checkpoint() == [f"persist wait {TASK}.0", f"persist waited {TASK}.0"]
+    assert world.append() == [f"resolve {TASK}.0 waited first by signals/0"]
+    world.wait_for(TASK, SECOND, "go")
+    assert world.append() == [f"resolve {TASK}.1 waited second by signals/1"]
+
+
+@pytest.mark.parametrize("is_buffered_before", [True, False])
+def test_a_signal_that_ended_a_wait_is_dropped_when_it_comes_again(*, is_buffered_before: bool) -> None:
+    world = World()
+    if is_buffered_before:
+        world.signal("k", "go", 5)
+        world.take_checkpoint()
+    world.record("k", 0)
+    world.wait_for(TASK, FIRST, "go")
+    if not is_buffered_before:
+        world.signal("k", "go", 5)
+    assert world.append()[-1] == f"resolve {TASK}.0 waited True by signals/5"
+    world.crash()
+    world.record("k", 0)
+    if not is_buffered_before:
+        assert world.signal("k", "go", 5) == []
+    assert world.wait_for(TASK, FIRST, "go") == [f"resolve {TASK}.0 waited True by signals/5"]
+    assert world.wait_for(TASK, SECOND, "go") == [f"persist wait {TASK}.1"], "it is not there twice"
+
+
+def test_signals_beyond_the_limit_are_dead_letters_and_old_ones_are_dropped() -> None:
+    world = World(limits=OperatorLimits(signals_max=1, signal_ttl_ms=1000))
+    world.signal("k", "go", 0)
+    assert world.signal("k", "go", 1) == ["dead signals/1 SignalOverflow"]
+    world.now_ms += 1001
+    world.take_checkpoint()
+    assert world.signal("k", "go", 2) == []
+    world.record("k", 0)
+    world.wait_for(TASK, FIRST, "go")
+    assert world.append()[-1] == f"resolve {TASK}.0 waited True by signals/2"
+
+
+def test_outputs_leave_before_a_wait_and_not_again() -> None:
+    world = World()
+    world.record("k", 0)
+    assert world.sleep(TASK, FIRST, 500, [OUTPUT]) == [f'emit {TASK}/0 "asked"', f"persist wait {TASK}.0"]
+    world.append()
+    world.take_checkpoint()
+    world.crash()
+    assert world.sleep(TASK, FIRST, 500, [OUTPUT]) == [], "the checkpoint has them"
+    world.until(1500)
+    world.append()
+    assert world.complete(TASK, sent=[OUTPUT, (None, b"2")]) == [f"persist completion {TASK}", f"emit {TASK}/1 2"]
+
+
+def test_outputs_before_a_wait_that_no_checkpoint_has_leave_again() -> None:
+    world = World()
+    world.record("k", 0)
+    world.sleep(TASK, FIRST, 500, [OUTPUT])
+    world.append()
+    world.crash()
+    world.record("k", 0)
+    assert world.sleep(TASK, FIRST, 500, [OUTPUT]) == [f'emit {TASK}/0 "asked"']
+
+
+def test_a_parked_task_starts_from_its_beginning_when_its_wait_ends() -> None:
+    world = waiting_world()
+    assert world.park(TASK) == []
+    assert world.signal("k", "go", 0) == [f"persist waited {TASK}.0", f"start {TASK} attempt 1"]
+    assert world.wait_for(TASK, FIRST, "go") == [], "not before it is durable"
+    assert world.append() == [f"resolve {TASK}.0 waited True by signals/0"]
+    assert world.complete(TASK) == [f"persist completion {TASK}"]
+
+
+def test_a_parked_task_stays_parked_after_a_crash_and_goes_on_later() -> None:
+    world = waiting_world(500)
+    world.park(TASK)
+    world.take_checkpoint()
+    assert world.crash() == [], "no coroutine is started for it"
+    assert world.operator.next_due_ms == 1500
+    assert world.signal("k", "go", 0) == [f"persist waited {TASK}.0", f"start {TASK} attempt 1"]
+
+
+def test_a_parked_task_whose_wait_has_ended_behind_the_checkpoint_goes_on_at_once() -> None:
+    world = waiting_world()
+    world.park(TASK)
+    world.take_checkpoint()
+    world.signal("k", "go", 0)
+    world.append()
+    assert world.crash() == [f"start {TASK} attempt 1"]
+    assert world.wait_for(TASK, FIRST, "go") == [f"resolve {TASK}.0 waited True by signals/0"]
+    assert world.wait_for(TASK, SECOND, "go") == [f"persist wait {TASK}.1"]
+    world.append()
+    assert world.park(TASK) == [], "it has nothing new to do now"
+
+
+def test_a_task_that_was_parked_while_its_outcome_was_on_its_way_goes_on_at_once() -> None:
+    world = waiting_world()
+    world.signal("k", "go", 0)
+    assert world.park(TASK) == [f"start {TASK} attempt 1"]
+    assert world.wait_for(TASK, FIRST, "go") == []
+    assert world.append() == [f"resolve {TASK}.0 waited True by signals/0"]
+
+
+def test_a_parked_run_holds_no_watermark_and_one_that_goes_on_does() -> None:
+    world = waiting_world()
+    assert world.apply(WatermarkReceived(10)) == []
+    assert world.park(TASK) == ["watermark 10"]
+    world.signal("k", "go", 0)
+    assert world.apply(WatermarkReceived(20)) == []
+    world.wait_for(TASK, FIRST, "go")
+    world.append()
+    assert world.complete(TASK) == [f"persist completion {TASK}", "watermark 20"]
+
+
+def test_parked_runs_are_not_in_flight() -> None:
+    world = World(limits=OperatorLimits(in_flight_max=1, sleeping_max=2))
+    for offset in range(2):
+        assert "pause run.in-flight-max" in world.record(f"k{offset}", offset)
+        task = f"t/{offset}/0:a"
+        world.sleep(task, FIRST, 500)
+        world.append()
+        assert world.park(task) == (["resume"] if offset == 0 else []), "two are as many as may sleep"
+    world.until(1500)
+    world.append()
+
+
+def test_a_wait_that_user_code_cancelled_is_over() -> None:
+    world = waiting_world()
+    world.apply(StepEnded(world.tasks[TASK], FIRST, CANCELLED, b""))
+    assert world.signal("k", "go", 0) == [], "it is kept: nobody waits"
+    world.append()
+    world.crash()
+    world.record("k", 0)
+    assert world.wait_for(TASK, FIRST, "go") == [f"resolve {TASK}.0 cancelled "]
+
+
+def test_a_failed_call_is_an_attempt_and_the_next_one_comes_in_time_also_after_a_crash() -> None:
+    world = World()
+    world.record("k", 0)
+    assert world.request(TASK, FIRST) == [f"run {TASK}.0"]
+    failed = StepEnded(world.tasks[TASK], FIRST, ATTEMPT, b"err", StepRetry(1, 500, needs_intent=False))
+    assert world.apply(failed) == [f"persist attempt {TASK}.0"]
+    world.append()
+    world.crash()
+    world.record("k", 0)
+    assert world.request(TASK, FIRST) == []
+    assert world.until(1499) == []
+    assert world.until(1500) == [f"run {TASK}.0 behind 1"]
+    world.end_step(TASK, FIRST)
+    assert world.append() == [f"resolve {TASK}.0 result r"]
+
+
+def test_each_call_of_a_step_that_needs_it_has_an_intent() -> None:
+    world = World()
+    world.record("k", 0)
+    world.request(TASK, FIRST, needs_intent=True)
+    assert world.append() == [f"run {TASK}.0"]
+    world.apply(StepEnded(world.tasks[TASK], FIRST, ATTEMPT, b"err", StepRetry(1, 500, needs_intent=True)))
+    assert world.until(1500) == [f"persist intent {TASK}.0"]
+    assert world.append() == [f"run {TASK}.0 behind 1"]
+    world.crash()
+    world.record("k", 0)
+    assert world.request(TASK, FIRST, needs_intent=True) == [f"run {TASK}.0 in doubt behind 1"]
+
+
+def test_a_retry_of_the_action_waits_for_the_rest_of_a_sleep_and_calls_a_failed_step_anew() -> None:
+    world = World()
+    world.record("k", 0)
+    world.sleep(TASK, FIRST, 60_000)
+    world.request(TASK, SECOND)
+    world.apply(StepEnded(world.tasks[TASK], SECOND, ATTEMPT, b"err", StepRetry(1, 60_000, needs_intent=False)))
+    world.append()
+    assert world.fail(TASK) == [f"retry {TASK}"]
+    assert world.until(3000) == [f"start {TASK} attempt 2"]
+    assert world.sleep(TASK, FIRST, 60_000) == []
+    assert world.request(TASK, SECOND) == [f"run {TASK}.1"]
+    assert world.until(61_000) == [f"persist waited {TASK}.0"]
+
+
+def test_a_cancelled_member_of_a_group_waits_no_more() -> None:
+    agent = Agent("A")
+    for name in ("a", "b"):
+        agent.add_action(
+            name,
+            ["_input_event"],
+            lambda event, ctx: None,
+            parallel=True,
+            retry=Retry(attempts=1),
+            on_error="dead-letter",
+        )
+    world = World(agent, tracking=False)
+    world.record("k", 0)
+    world.sleep("t/0/0:a", FIRST, 10)
+    world.take_checkpoint()
+    world.wait_for("t/0/0:b", FIRST, "go")
+    world.append()
+    world.park("t/0/0:b")
+    assert world.fail("t/0/0:a") == ["persist failure t/0/0:a", "dead t/0 Oops"]
+    assert world.signal("k", "go", 0) == []
+    assert world.operator.runs_unfinished == 0
+
+
+def test_a_snapshot_of_the_restored_operator_is_the_same() -> None:
+    world = waiting_world(500)
+    world.signal("other", "go", 0)
+    world.park(TASK)
+    world.take_checkpoint()
+    tables = (Table.STEPS, Table.SIGNALS, Table.RUNS)
+    before = [write for write in world.operator.snapshot() if write[0] in tables]
+    assert len(before) == 3
+    world.crash()
+    assert [write for write in world.operator.snapshot() if write[0] in tables] == before
+
+
+def test_result_of_a_wait_says_where_its_signal_came_from() -> None:
+    world = waiting_world()
+    world.signal("k", "go", 9, {"by": "ann"})
+    world.append()
+    run = world.operator._recorded["t/0"]
+    step = run.tasks["0:a"].steps[".0"]
+    assert step.kind == WAITED
+    assert msgspec.msgpack.decode(step.row)[-1] == msgspec.msgpack.encode(
+        [msgspec.msgpack.encode({"by": "ann"}), "signals/9"]
+    )
