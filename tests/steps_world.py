@@ -177,13 +177,13 @@ class World:
 
     def sleep(self, task: str, step: StepCall, duration_ms: int, sent: list[SentEvent] | None = None) -> list[str]:
         request = StepRequested(self.tasks[task], step, order=WaitOrder(duration_ms))
-        return self.apply(WaitRequested(request, sent, None))
+        return self.apply(WaitRequested(request, sent or [], None))
 
     def wait_for(
         self, task: str, step: StepCall, signal: str, timeout_ms: int | None = None, correlation: str = ""
     ) -> list[str]:
         order = WaitOrder(timeout_ms, signal, correlation)
-        return self.apply(WaitRequested(StepRequested(self.tasks[task], step, order=order), None, None))
+        return self.apply(WaitRequested(StepRequested(self.tasks[task], step, order=order), [], None))
 
     def park(self, task: str) -> list[str]:
         return self.apply(ActionParked(self.tasks[task]))

@@ -135,7 +135,7 @@ class WaitRequested(msgspec.Struct):
     """
 
     request: StepRequested
-    sent: list[SentEvent] | None
+    sent: list[SentEvent]
     headers: dict[int, Headers] | None
 
 

@@ -82,7 +82,7 @@ class Waiting:
         request = received.request
         if request.task.status != RUNNING:
             return
-        if received.sent is not None:
+        if received.sent:
             self._changes.before_change(request.task.run)
             self._outcomes.emit_before_wait(request.task, received.sent, received.headers)
         self._steps.on_requested(request, now_ms)

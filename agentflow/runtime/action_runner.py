@@ -127,8 +127,9 @@ class ActionRunner:
 
     def _leave_coroutine(self, task: ActionTask, ctx: RunnerContext, running: asyncio.Task[None]) -> None:
         del self._timeouts[task]
-        if self._waiting.pop(task, None) is None:
+        if self._waiting.get(task) is not running:
             return
+        del self._waiting[task]
         self._timed_out.discard(running)
         self._forget(task, ctx)
         _abandon(running)
@@ -137,8 +138,11 @@ class ActionRunner:
             self._deliver(answer)
 
     def _coroutine_done(self, task: ActionTask, ctx: RunnerContext, done: asyncio.Task[None]) -> None:
-        timeout = self._timeouts.pop(task, None)
-        is_wanted = self._waiting.pop(task, None) is not None
+        timeout = None
+        is_wanted = self._waiting.get(task) is done  # else it was given up, and perhaps the next one runs
+        if is_wanted:
+            del self._waiting[task]
+            timeout = self._timeouts.pop(task, None)
         self._forget(task, ctx)
         is_timed_out = done in self._timed_out
         self._timed_out.discard(done)

@@ -65,7 +65,7 @@ class RunSettings(_Section, frozen=True):
         Count, Meta(description="Parked runs that sleep or wait for a signal, at which the source is paused.")
     ] = 1_000_000
     park_after_ms: Annotated[
-        DurationMs, Meta(description="How long the coroutine of a run is kept that only sleeps or waits.")
+        PositiveMs, Meta(description="How long the coroutine of a run is kept that only sleeps or waits.")
     ] = 10_000
     tasks_max: Annotated[
         Count, Meta(description="Action tasks after which a run is taken for an endless cycle of events.")

@@ -80,7 +80,7 @@ class TaskSteps:
         root: The asyncio task of an async action; None in a thread.
 
     Attributes:
-        waiting: Step → who waits for its answer.
+        waiting: Step → who waits for its answer, or has it and has not gone on yet.
         sleeping: Those of them that wait for time or a signal.
         calls: Functions that are being called, and steps that never end.
     """
@@ -176,8 +176,9 @@ class StepRunner:
     def answer(self, effect: Answer) -> None:
         """Carry out an effect of the operator: tell the one who waits for the step."""
         steps = self._tasks.get(effect.task)
-        future = None if steps is None else steps.waiting.pop(effect.path, None)
-        if future is not None and not future.done():
+        future = None if steps is None else steps.waiting.get(effect.path)
+        if steps is not None and future is not None and not future.done():
+            steps.sleeping.discard(effect.path)
             future.set_result(effect)
 
     def forget(self, task: ActionTask, ctx: RunnerContext) -> None:
@@ -266,15 +267,14 @@ class StepRunner:
         future: asyncio.Future[Answer] = self._loop.create_future()
         steps.waiting[call.path] = future
         is_wait = type(received) is WaitRequested or (type(received) is StepEnded and received.retry is not None)
-        if not is_wait:
-            self._apply(received)
-            return await future
-        steps.sleeping.add(call.path)
-        self._note_sleeper(steps)
+        if is_wait:
+            steps.sleeping.add(call.path)
+            self._note_sleeper(steps)
         try:
             self._apply(received)
             return await future
         finally:
+            del steps.waiting[call.path]
             steps.sleeping.discard(call.path)
 
     async def _settle_doubt(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepEnded | None:
@@ -336,9 +336,9 @@ class StepRunner:
 
     async def _await_signal(self, steps: TaskSteps, call: StepCall, order: WaitOrder, default: object) -> Any:  # noqa: ANN401
         task, ctx = steps.task, steps.ctx
-        request = StepRequested(task, call, order=order)
+        request, sent = StepRequested(task, call, order=order), list(ctx._sent or ())  # noqa: SLF001
         try:
-            answer = await self._ask(steps, call, WaitRequested(request, ctx._sent, ctx._headers))  # noqa: SLF001
+            answer = await self._ask(steps, call, WaitRequested(request, sent, ctx._headers))  # noqa: SLF001
         except asyncio.CancelledError:
             if not steps.is_interrupted:  # by user code
                 self._apply(StepEnded(task, call, CANCELLED, b""))

@@ -49,6 +49,7 @@ from agentflow.core.inputs import (
     RecordRejected,
     SignalReceived,
     TimeAdvanced,
+    WaitRequested,
     WatermarkReceived,
 )
 from agentflow.core.operator import Operator
@@ -144,7 +145,7 @@ class Subtask:
         self._hurry = asyncio.Event()
         self._batches: deque[Sequence[Record]] = deque()
         self._turn_records = _TURN_RECORDS_FIRST
-        self._answers: deque[tuple[int, ActionCompleted | ActionFailed | JournalAppended]] = deque()
+        self._answers: deque[tuple[int, ActionCompleted | ActionFailed | JournalAppended | WaitRequested]] = deque()
         self._journal: JournalWriter | None = None
         self._signals: Signals | None = None
         self._signal_reader = SignalReader([])
@@ -324,7 +325,14 @@ class Subtask:
 
     # -- turns
     def apply_step(self, index: int, received: StepInput) -> None:
-        """Apply what user code of operator ``index`` did about a step, and carry out what follows, at once."""
+        """Apply what user code of operator ``index`` did about a step, and carry out what follows, at once.
+
+        What it sent before a wait may start an action of the next operator, which cannot be inside of its task: a wait waits for a
+        turn.
+        """
+        if type(received) is WaitRequested:
+            self._deliver(index, received)
+            return
         if self._failure.done():
             return
         try:
@@ -332,6 +340,9 @@ class Subtask:
             self._stages[index].operator.apply(received, now_ms)
             if not self._is_in_effects:  # else its effects are read right behind this one
                 self._run_effects(index, now_ms)
+                due_ms = self._stages[index].operator.next_due_ms
+                if due_ms is not None and (self._timer_due_ms is None or due_ms < self._timer_due_ms):
+                    self._schedule()  # a turn sets the timer
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
@@ -340,7 +351,7 @@ class Subtask:
     def _answer_step(self, index: int, effect: RefuseStep | ResolveStep | RunStep, _: int) -> None:
         cast("StepRunner", self._stages[index].steps).answer(effect)
 
-    def _deliver(self, index: int, answer: ActionCompleted | ActionFailed | JournalAppended) -> None:
+    def _deliver(self, index: int, answer: ActionCompleted | ActionFailed | JournalAppended | WaitRequested) -> None:
         self._answers.append((index, answer))
         self._schedule()
 

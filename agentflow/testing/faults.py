@@ -164,6 +164,68 @@ class SinkDirectory:
         self.published = list(self._synced_published)
 
 
+class SignalBox:
+    """Signals that were sent to a job; durable at once, numbered from 0."""
+
+    def __init__(self) -> None:
+        self.documents: list[bytes] = []
+        self.on_append: Callable[[], object] = list
+
+    def append(self, document: bytes) -> None:
+        """Take a signal."""
+        self.documents.append(document)
+        self.on_append()
+
+
+class FaultySignals:
+    """The signals of a box as a source, one or a few at a time.
+
+    Args:
+        box: The box.
+        fuse: The machine's fuse.
+        luck: Decides how many come at once.
+    """
+
+    name = "signals"
+    is_replayable = True
+    codec = JSON
+    partitions = ()
+    idle_timeout_ms = None
+
+    def __init__(self, box: SignalBox, fuse: Fuse, luck: random.Random) -> None:
+        self._box = box
+        self._fuse = fuse
+        self._luck = luck
+        self._next = 0
+        self._arrived = asyncio.Event()
+        box.on_append = self._arrived.set
+
+    async def open(self, positions: Mapping[str, int]) -> None:
+        """Start behind what the last checkpoint has."""
+        self._next = positions.get(self.name, 0)
+
+    async def fetch(self, records_max: int) -> Sequence[Record]:
+        """Return the next ones."""
+        while self._next == len(self._box.documents):
+            self._arrived.clear()
+            await self._arrived.wait()
+        self._fuse.reach("signals.fetch", OSError)
+        end = min(self._next + self._luck.randint(1, min(records_max, 3)), len(self._box.documents))
+        records = [Record(self.name, n, n + 1, self._box.documents[n]) for n in range(self._next, end)]
+        self._next = end
+        return records
+
+    async def append(self, document: bytes) -> None:
+        """Send one."""
+        self._box.append(document)
+
+    async def release(self, positions: Mapping[str, int]) -> None:
+        """Keep them all: what comes twice would show."""
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
 class Machine:
     """What outlives a process.
 
@@ -175,6 +237,7 @@ class Machine:
         self.fuse = Fuse()
         self.storage = FaultyStorage(self.fuse)
         self.sinks = {role: SinkDirectory() for role in roles}
+        self.signals = SignalBox()
 
     def restart(self, fault: Fault) -> None:
         """Begin another life after a crash; all tasks of the former one have ended."""

@@ -16,7 +16,7 @@ from agentflow.api.events import EventType
 from agentflow.api.failure import OnError
 from agentflow.core.records import Record
 from agentflow.testing.paid_service import branches_price, price
-from agentflow.testing.program import NOTED, PATHS, TIMER_AFTER_MS, ActionSpec, Op, Program
+from agentflow.testing.program import NOTED, PATHS, TIMER_AFTER_MS, WAITS, ActionSpec, Op, Program
 
 Memory = dict[str, Any]
 DeadEntry = tuple[str, str, str]
@@ -67,6 +67,7 @@ class _Did(msgspec.Struct):
     sensory: Memory
     sent: list[tuple[str | None, Any]]
     timers: list[tuple[Op, str]]
+    left: int = 0  # how many were sent before the last wait
 
 
 class _Task(msgspec.Struct):
@@ -164,10 +165,17 @@ class _Sequence:
         if task.attempt <= task.spec.failures(self._program.seed, task_id):
             self._expected.troubled.add(self._encoded_key)
             if task.spec.failures(self._program.seed, task_id) >= task.spec.attempts:
+                self._emit_before_waits(task, self._perform(task.spec, task_id))
                 self._give_up(task, "ValueError")
                 return
             task.attempt = task.spec.failures(self._program.seed, task_id) + 1
         task.did = self._perform(task.spec, task_id)
+
+    def _emit_before_waits(self, task: _Task, did: _Did) -> None:
+        """Let the outputs go that left before a wait of a task that fails for good."""
+        for index, (event_type, value) in enumerate(did.sent[: did.left]):
+            if event_type is None:
+                self.outputs.append((f"{self._arrival.run}/{task.path}/{index}", value))
 
     def _give_up(self, task: _Task, error: str) -> None:
         task.did = None
@@ -194,6 +202,9 @@ class _Sequence:
                 did.sent.append((None, output | {"ts": self._arrival.timestamp_ms}))
             elif op is Op.SEND:
                 did.sent.append((name, None))
+            elif op in WAITS:
+                did.left = len(did.sent)
+                self._expected.troubled.add(self._encoded_key)  # while it is parked, watermarks pass
             elif op is Op.LUCK:
                 did.writes[name] = None  # nobody knows
             elif op is Op.PAY:

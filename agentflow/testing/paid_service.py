@@ -12,6 +12,7 @@ import random
 import zlib
 from typing import TYPE_CHECKING
 
+from agentflow.api.failure import Retry
 from agentflow.errors import SinkError
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ LUCK_PATH = "luck"
 """Memory path of what an action without steps drew: nothing but its recorded completion can bring it back."""
 
 _Step = tuple[str, str, str, str]  # task id, place in the action, arguments
+
+
+_FAILURES_MAX = 2  # of one step, in all its lives
+_RETRY = Retry(attempts=_FAILURES_MAX + 1, initial="2ms", wait_max="8ms")
 
 
 def price(*what: object) -> int:
@@ -44,6 +49,7 @@ class PaidService:
         self._fuse = fuse
         self._keys: dict[_Step, str] = {}
         self._seen: dict[_Step, int] = {}
+        self._failed: dict[_Step, int] = {}
 
     def draw(self) -> int:
         """Return a number that no second attempt draws again."""
@@ -61,11 +67,14 @@ class PaidService:
             if step in self._seen:
                 self.violations.append(f"step {step} is called again, and its outcome was seen")
             self.calls += 1
+            if self._luck.random() < 0.2 and self._failed.get(step, 0) < _FAILURES_MAX:
+                self._failed[step] = self._failed.get(step, 0) + 1
+                raise ConnectionError
             await asyncio.sleep(self._luck.choice([0, 0, 0.001, 0.01]))
             self._reach("service.call done")
             return [price(n), self._luck.getrandbits(40)]
 
-        paid, token = await ctx.durable_execute_async(pay, n, luck)
+        paid, token = await ctx.durable_execute_async(pay, n, luck, retry=_RETRY)
         if self._seen.setdefault(step, token) != token:
             self.violations.append(f"step {step} shows another outcome than before")
         return int(paid)

@@ -20,6 +20,7 @@ from agentflow.api.failure import OnError, Retry
 from agentflow.api.runner_context import RunnerContext
 from agentflow.core.records import Record
 from agentflow.testing.paid_service import LUCK_PATH, PaidService
+from agentflow.testing.people import People
 
 PATHS = ("a", "b", "o.x", "o.y")
 FIRED = "fired"
@@ -42,6 +43,13 @@ class Op(enum.Enum):
     PAY = "pay"
     PAY_IN_BRANCHES = "pay in branches"
     LUCK = "luck"
+    SLEEP = "sleep"
+    ASK = "ask"
+    ASK_IN_TIME = "ask in time"
+
+
+WAITS = (Op.SLEEP, Op.ASK, Op.ASK_IN_TIME)
+SLEEPS = ("1ms", "3ms", "20ms")
 
 
 class ActionSpec(msgspec.Struct, frozen=True):
@@ -92,7 +100,7 @@ class Program(msgspec.Struct, frozen=True):
     actions: tuple[ActionSpec, ...]
     has_timers: bool
 
-    def agent(self, name: str, service: PaidService | None = None) -> Agent:
+    def agent(self, name: str, service: PaidService | None = None, people: People | None = None) -> Agent:
         """Return the agent that the engine runs."""
         agent = Agent(name)
         if self.has_timers:
@@ -103,7 +111,9 @@ class Program(msgspec.Struct, frozen=True):
             agent.add_action(
                 spec.name,
                 [spec.trigger],
-                _async_function(self.seed, spec, service) if spec.is_async else _function(self.seed, spec, service),
+                _async_function(self.seed, spec, name, service, people)
+                if spec.is_async
+                else _function(self.seed, spec, service),
                 parallel=spec.is_parallel,
                 retry=retry,
                 on_error=spec.on_error,
@@ -132,7 +142,7 @@ def _function(seed: int, spec: ActionSpec, service: PaidService | None) -> Any: 
     return act
 
 
-def _async_function(seed: int, spec: ActionSpec, service: PaidService | None) -> Any:  # noqa: ANN401 (an action)
+def _async_function(seed: int, spec: ActionSpec, agent: str, service: PaidService | None, people: People | None) -> Any:  # noqa: ANN401 (an action)
     async def act(event: Event, ctx: RunnerContext) -> None:
         middle = len(spec.ops) // 2
         for place, (op, name) in enumerate(spec.ops):
@@ -142,6 +152,11 @@ def _async_function(seed: int, spec: ActionSpec, service: PaidService | None) ->
                 assert service is not None
                 pay = service.step if op is Op.PAY else service.branches
                 ctx.short_term_memory.set(name, await pay(ctx, str(place), _number(event)))
+            elif op is Op.SLEEP:
+                await ctx.sleep(name)
+            elif op in WAITS:
+                assert people is not None
+                await people.ask(ctx, agent, str(place), None if op is Op.ASK else "3ms")
             else:
                 _perform(((op, name),), event, ctx, service)
         _fail(seed, spec, ctx)
@@ -195,11 +210,14 @@ def random_program(luck: random.Random, *, has_timers: bool, has_steps: bool = F
         ops = [_random_op(luck, level, levels, has_timers=has_timers) for _ in range(luck.randint(1, 4))]
         if number == 0 or luck.random() < 0.5:
             ops.append((Op.EMIT, ""))
-        is_async = luck.random() < 0.6
+        is_async, is_parallel = luck.random() < 0.6, luck.random() < 0.4
         if has_steps and is_async and luck.random() < 0.7:
             for _ in range(luck.randint(1, 3)):
                 op = luck.choice([Op.PAY, Op.PAY_IN_BRANCHES])
                 ops.insert(luck.randint(0, len(ops)), (op, luck.choice(PATHS)))
+            if not is_parallel and luck.random() < 0.5:  # outputs of a group would leave in the order of their waits
+                for _ in range(luck.randint(1, 2)):
+                    ops.insert(luck.randint(0, len(ops)), (luck.choice(WAITS), luck.choice(SLEEPS)))
         elif has_steps:
             ops.append((Op.LUCK, LUCK_PATH))
         actions.append(
@@ -208,7 +226,7 @@ def random_program(luck: random.Random, *, has_timers: bool, has_steps: bool = F
                 trigger=EventType.InputEvent if level == 0 else f"level{level}",
                 ops=tuple(ops),
                 is_async=is_async,
-                is_parallel=luck.random() < 0.4,
+                is_parallel=is_parallel,
                 attempts=luck.randint(1, 3),
                 on_error=luck.choice([None, OnError.SKIP, OnError.DEAD_LETTER]),
                 failing_share=luck.choice([0, 0, 20, 50]),

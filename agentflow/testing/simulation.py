@@ -29,10 +29,19 @@ from agentflow.runtime.settings import (
     RunSettings,
     StateSettings,
 )
-from agentflow.testing.faults import Fault, FaultySink, FaultySource, FaultyState, Machine, SimulatedCrash
+from agentflow.testing.faults import (
+    Fault,
+    FaultySignals,
+    FaultySink,
+    FaultySource,
+    FaultyState,
+    Machine,
+    SimulatedCrash,
+)
 from agentflow.testing.judgement import Outcome, judge
 from agentflow.testing.oracle import Expected, run_sequentially
 from agentflow.testing.paid_service import PaidService
+from agentflow.testing.people import People
 from agentflow.testing.program import Program, random_program, random_script
 from agentflow.testing.virtual_time import VirtualClock, VirtualTimeLoop, VirtualTimeStopped
 
@@ -99,7 +108,11 @@ class Scenario:
             job="simulation",
             checkpoint=CheckpointSettings(interval_ms=luck.choice([1, 2, 5, 20, 100])),
             restart=RestartSettings(strategy="fixed-delay", delay_ms=10, attempts=20),
-            run=RunSettings(in_flight_max=luck.choice([1, 2, 10_000])),
+            run=RunSettings(
+                in_flight_max=luck.choice([1, 2, 10_000]),
+                sleeping_max=luck.choice([1, 10_000]),
+                park_after_ms=luck.choice([1, 2, 5, 10_000]),
+            ),
             key=KeySettings(pending_max=luck.choice([1, 2, 10_000])),
             state=StateSettings(cache_bytes=luck.choice([0, 2_000, 2**20])),
             event_time=EventTimeSettings(field="ts" if self.has_timers else None, max_out_of_orderness_ms=0),
@@ -119,7 +132,10 @@ class _World:
         self.lives = 0
         self._scenario = scenario
         self._service = PaidService(f"{scenario.seed}/service", self.machine.fuse)
-        self._plans = [_plan(program, index, self._service) for index, program in enumerate(scenario.programs)]
+        self._people = People(f"{scenario.seed}/people", self.machine.signals)
+        self._plans = [
+            _plan(program, index, self._service, self._people) for index, program in enumerate(scenario.programs)
+        ]
         self._now_s = 0.0
         self.complaints: list[str] = []
 
@@ -160,6 +176,7 @@ class _World:
 
     async def _run(self, loop: VirtualTimeLoop) -> None:
         try:
+            self._people.wake_up()
             await Job(self._spec(), clock=VirtualClock(loop)).run()
         except SimulatedCrash:
             return
@@ -183,6 +200,7 @@ class _World:
             lambda: FaultySource(scenario.records, fuse, luck, wait_ms_max),
             open_sinks,
             lambda: FaultyState(machine.storage, fuse),
+            open_signals=lambda: FaultySignals(machine.signals, fuse, luck),
         )
 
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG002 (asyncio)
@@ -192,7 +210,12 @@ class _World:
     def report(self) -> SimulationReport:
         """Judge what survived."""
         outcome = Outcome(self.machine.storage, {role: disk.outputs for role, disk in self.machine.sinks.items()})
-        violations = (*self.complaints, *self._service.violations, *judge(outcome, self._scenario.expected))
+        violations = (
+            *self.complaints,
+            *self._service.violations,
+            *self._people.violations,
+            *judge(outcome, self._scenario.expected),
+        )
         fuse = self.machine.fuse
         visible = len(outcome.outputs["sink"])
         return SimulationReport(self._scenario.seed, violations, self.lives, fuse.points, visible, tuple(fuse.trace))
@@ -202,8 +225,8 @@ def _stop_loop(main: asyncio.Task[None]) -> None:
     main.get_loop().stop()
 
 
-def _plan(program: Program, index: int, service: PaidService) -> AgentPlan:
-    return AgentPlan.from_agent(program.agent(f"agent{index}", service))
+def _plan(program: Program, index: int, service: PaidService, people: People) -> AgentPlan:
+    return AgentPlan.from_agent(program.agent(f"agent{index}", service, people))
 
 
 def end_tasks(loop: VirtualTimeLoop) -> None:
