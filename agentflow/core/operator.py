@@ -390,6 +390,6 @@ class Operator:
         for run in list(self._runs):
             if run.state.run is run and not self._tasks.resume(run):
                 self._advance(run, now_ms)
-            elif run.is_parked:
+            else:
                 self._waiting.restore(run)
         self._forward_watermarks(now_ms)

@@ -153,7 +153,7 @@ class Waiting:
 
     # -- restore
     def restore(self, run: Run) -> None:
-        """Let a parked run that is restored wait on, or go on where the journal knows that it did."""
+        """Let the parked tasks of a restored run wait on, or go on where the journal knows that they did."""
         for task in run.tasks:
             if task.status == PARKED:
                 self._steps.reopen(task)

@@ -84,6 +84,7 @@ class _Dead(Exception):
 
 
 _GONE = object()
+_PARKING = (*WAITS, Op.PAY, Op.PAY_IN_BRANCHES)  # paying waits for the next call where one fails
 
 
 class _Sequence:
@@ -186,6 +187,8 @@ class _Sequence:
         did = _Did({}, {}, [], [])
         for op, name in spec.ops:
             value = _value(did.writes, self._memory, name)
+            if op in _PARKING:
+                self._expected.troubled.add(self._encoded_key)  # while it is parked, watermarks pass
             if op is Op.COUNT:
                 did.writes[name] = (value if isinstance(value, int) else 0) + 1
             elif op is Op.APPEND:
@@ -204,7 +207,6 @@ class _Sequence:
                 did.sent.append((name, None))
             elif op in WAITS:
                 did.left = len(did.sent)
-                self._expected.troubled.add(self._encoded_key)  # while it is parked, watermarks pass
             elif op is Op.LUCK:
                 did.writes[name] = None  # nobody knows
             elif op is Op.PAY:

@@ -166,6 +166,21 @@ def test_a_parked_task_whose_wait_has_ended_behind_the_checkpoint_goes_on_at_onc
     assert world.park(TASK) == [], "it has nothing new to do now"
 
 
+def test_a_parked_member_of_a_group_goes_on_after_a_crash_in_the_middle_of_another_one() -> None:
+    agent = Agent("A")
+    for name in ("a", "b"):
+        agent.add_action(name, ["_input_event"], lambda event, ctx: None, parallel=True)
+    world = World(agent, tracking=False)
+    world.record("k", 0)
+    world.sleep("t/0/0:b", FIRST, 500)
+    world.take_checkpoint()
+    world.append()
+    world.park("t/0/0:b")
+    world.take_checkpoint()
+    assert world.crash() == ["start t/0/0:a attempt 1"]
+    assert world.until(1500) == ["persist waited t/0/0:b.0", "start t/0/0:b attempt 1"]
+
+
 def test_a_task_that_was_parked_while_its_outcome_was_on_its_way_goes_on_at_once() -> None:
     world = waiting_world()
     world.signal("k", "go", 0)
