@@ -28,7 +28,6 @@ import msgspec
 
 from agentflow.api.memory_codec import stamp_of
 from agentflow.core.delta import DeltaSlices, StoredRow, Table
-from agentflow.errors import StateCorrupted
 from agentflow.runtime.ports import Prepared, Staged
 from agentflow.state.directory import StateDirectory
 from agentflow.state.layout import (
@@ -40,17 +39,14 @@ from agentflow.state.layout import (
     end_of_prefix,
     key_prefix,
     seal,
-    split_storage_key,
     storage_key,
-    unescape,
     unseal,
 )
-from agentflow.state.rocksdb_errors import corrupted
 from agentflow.state.rocksdb_journal import RocksDBJournal
 from agentflow.state.rocksdb_large import LargeValues
 from agentflow.state.rocksdb_prepared import DECISION_KEY, Chunk, PreparedCheckpoint
+from agentflow.state.rocksdb_rows import CHECKPOINT_KEY, StateRows
 from agentflow.state.rocksdb_store import (
-    COLUMN_FAMILIES,
     DEFAULT,
     MEMORY,
     RocksDBResources,
@@ -62,11 +58,8 @@ FREE_MIN_BYTES: Final = 64 * 2**20
 SWEEP_ROWS_MAX: Final = 5_000
 """Rows that one `sweep` looks at."""
 
-_CHECKPOINT_KEY = b"checkpoint"
 _CHANGELOG_KEY = b"changelog"
-_PAGE_ROWS = 2_000
 _PAGE_BYTES = 4 * 2**20
-_decode_checkpoint = msgspec.msgpack.Decoder(tuple[int]).decode
 
 
 class RocksDBKeyedState:
@@ -82,8 +75,9 @@ class RocksDBKeyedState:
         self.journal = RocksDBJournal(directory.path, resources)
         self._read_memory = store.reader(MEMORY)
         self._sweep_from = b""
-        self._checkpoint = self._load_checkpoint()
         self._large = LargeValues(store)
+        self._rows = StateRows(store, self._large)
+        self._checkpoint = self._rows.checkpoint()
         self._prepared = PreparedCheckpoint(store, self._large)
 
     @classmethod
@@ -152,16 +146,16 @@ class RocksDBKeyedState:
             raise self._store.error(error, "reading memory") from error
         if not stored or stored[0] < LAYOUT_TAG_MIN:
             return stored
-        return self._value(stored)
+        return self._rows.value(stored)
 
     def scan(self, operator: int, key: bytes, prefix: str) -> list[tuple[str, bytes]]:
         """Return the memory values of ``key`` whose path starts with ``prefix``, ordered by the path's UTF-8 bytes."""
         start = key_prefix(operator, key) + encode_name(prefix)
-        return [(row.name, row.value) for row in self._rows(MEMORY, start, end_of_prefix(start))]
+        return [(row.name, row.value) for row in self._rows.of(MEMORY, start, end_of_prefix(start))]
 
     def rows(self, table: Table) -> Iterator[StoredRow]:
         """Iterate over a whole table, ordered by (operator, key, name), each compared as bytes."""
-        return self._rows(int(table), b"", None)
+        return self._rows.of(int(table))
 
     async def prepare(self, checkpoint: int, delta: DeltaSlices, staged: Mapping[str, Staged]) -> None:
         """Write the delta and then the decision row, and sync. When it returns, the checkpoint is decided.
@@ -188,7 +182,7 @@ class RocksDBKeyedState:
             self._apply(self._prepared.chunk(index))
             await asyncio.sleep(0)
         batch, handles = self._store.batch(), self._store.handles
-        batch.put(_CHECKPOINT_KEY, seal(encode((prepared.checkpoint,))), handles[DEFAULT])
+        batch.put(CHECKPOINT_KEY, seal(encode((prepared.checkpoint,))), handles[DEFAULT])
         batch.delete(DECISION_KEY, handles[DEFAULT])
         self._large.delete_superseded(batch)
         self._store.write(batch, "completing a checkpoint")
@@ -214,7 +208,7 @@ class RocksDBKeyedState:
         try:
             return msgspec.msgpack.decode(unseal(row), type=tuple[int, int])
         except (LayoutError, msgspec.DecodeError) as error:
-            raise self._damaged(f"the changelog position: {error}", DEFAULT) from error
+            raise self._rows.damaged(f"the changelog position: {error}", DEFAULT) from error
 
     def apply_changes(self, rows: Iterable[tuple[int, bytes, bytes | None]]) -> None:
         """Write (table, storage key, value) rows, unsynced: the log that they come from is what survives."""
@@ -229,7 +223,7 @@ class RocksDBKeyedState:
     def note_changelog(self, checkpoint: int, position: int, now_ms: int) -> None:
         """Note that everything before ``position`` is applied; in the order of writes behind them, so never too early."""
         batch, handles = self._store.batch(), self._store.handles
-        batch.put(_CHECKPOINT_KEY, seal(encode((checkpoint,))), handles[DEFAULT])
+        batch.put(CHECKPOINT_KEY, seal(encode((checkpoint,))), handles[DEFAULT])
         batch.put(_CHANGELOG_KEY, seal(encode((position, now_ms))), handles[DEFAULT])
         self._store.write(batch, "noting the changelog position")
         self._checkpoint = checkpoint
@@ -275,41 +269,7 @@ class RocksDBKeyedState:
                 put(row, stored, handles[table])
         self._store.write(batch, "applying a checkpoint")
 
-    def _rows(self, family: int, start: bytes, end: bytes | None) -> Iterator[StoredRow]:
-        while page := self._store.page(family, start, end, rows_max=_PAGE_ROWS, bytes_max=_PAGE_BYTES):
-            for row, stored in page:
-                try:
-                    operator, key, name = split_storage_key(row)
-                except LayoutError as error:
-                    raise self._damaged(str(error), family) from error
-                yield StoredRow(operator, key, name, self._value(stored))
-            start = page[-1][0] + b"\x00"
-
-    def _value(self, stored: bytes) -> bytes:
-        """Return the value of a stored value."""
-        if not stored or stored[0] < LAYOUT_TAG_MIN:
-            return stored
-        large = self._large.marker(stored)
-        if large is not None:
-            return self._large.read(large)
-        try:
-            return unescape(stored)
-        except LayoutError as error:
-            raise self._damaged(str(error), MEMORY) from error
-
     def _head(self, stored: bytes) -> bytes:
         """Return the first bytes of the value of a stored value, without reading its parts."""
         large = self._large.marker(stored)
         return stored if large is None else large.head
-
-    def _load_checkpoint(self) -> int:
-        row = self._store.get(DEFAULT, _CHECKPOINT_KEY)
-        if row is None:
-            return 0
-        try:
-            return _decode_checkpoint(unseal(row))[0]
-        except (LayoutError, msgspec.DecodeError) as error:
-            raise self._damaged(f"the checkpoint number: {error}", DEFAULT) from error
-
-    def _damaged(self, what: str, family: int) -> StateCorrupted:
-        return corrupted(what, {"directory": str(self._directory.path), "column family": COLUMN_FAMILIES[family]})

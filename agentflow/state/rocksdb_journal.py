@@ -9,7 +9,7 @@ same time; and a failed write of one says nothing about the other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from agentflow.state.directory import sync_directory
 from agentflow.state.rocksdb_store import DEFAULT, RocksDBResources, RocksDBStore
 
 JOURNAL_DIRECTORY: Final = "journal"
-_FAMILIES: Final = ("default",)
+FAMILIES: Final = ("default",)
 _SMALL_BYTES = 64 * 2**10
 _PAGE_ROWS, _PAGE_BYTES = 5_000, 8 * 2**20
 
@@ -45,14 +45,11 @@ class RocksDBJournal:
         records: list[tuple[int, bytes]] = []
         if not self._path.exists():
             return records, self._next
-        store = self._open()
-        start = _key(position)
-        while page := store.page(DEFAULT, start, None, rows_max=_PAGE_ROWS, bytes_max=_PAGE_BYTES):
-            for key, row in page:
-                self._next = int.from_bytes(key, "big") + 1
-                records.append((int.from_bytes(row[:2], "big"), row[2:]))
-            start = _key(self._next)
-            await asyncio.sleep(0)
+        for number, operator, record in records_of(self._open(), position):
+            self._next = number + 1
+            records.append((operator, record))
+            if number % _PAGE_ROWS == 0:
+                await asyncio.sleep(0)
         return records, self._next
 
     async def append(self, records: Sequence[tuple[int, bytes]]) -> int:
@@ -91,11 +88,20 @@ class RocksDBJournal:
         if self._store is None:
             is_new = not self._path.exists()
             self._store = RocksDBStore(
-                self._path, directory=self._directory, resources=self._resources, create=True, families=_FAMILIES
+                self._path, directory=self._directory, resources=self._resources, create=True, families=FAMILIES
             )
             if is_new:
                 sync_directory(self._directory)
         return self._store
+
+
+def records_of(store: RocksDBStore, position: int) -> Iterator[tuple[int, int, bytes]]:
+    """Iterate over the records of a journal from ``position`` on, as (position, operator, record)."""
+    start = _key(position)
+    while page := store.page(DEFAULT, start, None, rows_max=_PAGE_ROWS, bytes_max=_PAGE_BYTES):
+        for key, row in page:
+            yield int.from_bytes(key, "big"), int.from_bytes(row[:2], "big"), row[2:]
+        start = page[-1][0] + b"\x00"
 
 
 def _key(position: int) -> bytes:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from rocksdict import (
+    AccessType,
     BlockBasedOptions,
     Cache,
     ColumnFamily,
@@ -129,8 +130,9 @@ class RocksDBStore:
         resources: RocksDBResources,
         create: bool,
         families: Sequence[str] = COLUMN_FAMILIES,
+        secondary: Path | None = None,
     ) -> None:
-        """Open the database. Opening holds the GIL throughout (a thread would not help) and replays at most 48 MiB of log.
+        """Open the database; beside its owner, to read only, where ``secondary`` is a directory for its own few files. Opening holds the GIL throughout (a thread would not help) and replays at most 48 MiB of log.
 
         Raises:
             StateCorrupted, StateLocked, DiskFull, StateUnavailable: As RocksDB says.
@@ -148,6 +150,7 @@ class RocksDBStore:
                 str(path),
                 resources.database_options(create=create),
                 {name: resources.family_options() for name in families},
+                AccessType.read_write() if secondary is None else AccessType.secondary(str(secondary)),
             )
         except Exception as error:  # the binding raises bare Exception
             raise self.error(error, "opening the state") from error
