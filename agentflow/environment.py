@@ -243,8 +243,9 @@ class KafkaJob:
         self.is_rekeyed = self.stages[0].key_by != RECORD_KEY
         repartition = (f"{settings.job}-repartition",) if self.is_rekeyed else ()
         changelog, journal = f"{settings.job}-changelog", f"{settings.job}-journal"
-        self.topics = JobTopics(reading.topics, output, changelog, journal, dead_letters, repartition)
-        self.reading = msgspec.structs.replace(reading, topics=(*reading.topics, *repartition))
+        signals = settings.signals.topic
+        self.topics = JobTopics(reading.topics, output, changelog, journal, dead_letters, repartition, signals)
+        self.reading = msgspec.structs.replace(reading, topics=(*reading.topics, *repartition), signals=signals)
         self.facts = TopicFacts(0, {})
         self.partitioner: Partitioner = murmur2
 
@@ -294,6 +295,7 @@ class _KafkaSubtask:
             output_encoder(kafka.output_codec),
             has_tombstones=True,
             first_interval_share=1 - number * _GOLDEN_RATIO % 1,  # spread evenly, however many subtasks there are
+            open_signals=lambda: None if self._source is None else self._source.signals,
             rekeyed_source=f"{kafka.topics.repartition[0]}/{number}" if kafka.is_rekeyed else None,
         )
         self.job = Job(spec, on_event=lambda name, fields: on_event(name, {"subtask": number, **fields}))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from agentflow.connectors.kafka.dead_letters import DeadLetterEntry, DeadLetterTopic
 
 
-def _load(chosen: argparse.Namespace) -> JobFile:
+def load(chosen: argparse.Namespace) -> JobFile:
+    """Read the job file that the command line names."""
     from agentflow.cli.config_file import load_job_file
 
     return load_job_file(chosen.config, profile=chosen.profile, settings=chosen.settings)
@@ -30,7 +31,7 @@ def describe_group(chosen: argparse.Namespace) -> int:
     from agentflow.connectors.kafka.describe import describe_group
     from agentflow.runtime.codecs import RECORD_KEY
 
-    job_file = _load(chosen)
+    job_file = load(chosen)
     source, _, _ = check_is_kafka(job_file)
     settings = job_file.settings
     repartition = () if job_file.composition.key_by == RECORD_KEY else (f"{settings.job}-repartition",)
@@ -60,7 +61,7 @@ def _dead_letters(chosen: argparse.Namespace) -> DeadLetterTopic:
     from agentflow.cli.worker import check_is_kafka
     from agentflow.connectors.kafka.dead_letters import DeadLetterTopic
 
-    job_file = _load(chosen)
+    job_file = load(chosen)
     _, _, dead = check_is_kafka(job_file)
     if dead is None:
         raise ConfigError([f"{job_file.path}: the job has no dead-letter topic (dead-letter.kafka.topic)"])

@@ -110,6 +110,31 @@ def _dlq(chosen: argparse.Namespace) -> int:
     return verbs[chosen.verb](chosen)
 
 
+def _runs(chosen: argparse.Namespace) -> int:
+    from agentflow.cli import run_commands
+
+    verbs = {"list": run_commands.list_runs, "show": run_commands.show_run}
+    return verbs[chosen.verb](chosen)
+
+
+def _journal(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.run_commands import show_run
+
+    return show_run(chosen)
+
+
+def _inbox(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.run_commands import inbox
+
+    return inbox(chosen)
+
+
+def _send_signal(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.run_commands import send_signal
+
+    return send_signal(chosen)
+
+
 def _version(chosen: argparse.Namespace) -> int:
     from agentflow.cli.version import version
 
@@ -125,6 +150,10 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "simulate": _simulate,
     "group": _group,
     "dlq": _dlq,
+    "runs": _runs,
+    "journal": _journal,
+    "inbox": _inbox,
+    "signal": _send_signal,
     "version": _version,
 }
 
@@ -154,7 +183,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--all")  # fmt: skip
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--all", "--correlation", "--run", "--agent")  # fmt: skip
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -206,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument("--json", action="store_true", help="print a description as JSON")
     _add_simulate(commands)
     _add_kafka_commands(commands)
+    _add_run_commands(commands)
     version = _add_command(commands, "version", "print the version")
     version.add_argument("--json", action="store_true", help="print JSON, with the versions of what matters")
     return parser
@@ -234,6 +264,29 @@ def _add_kafka_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     show.add_argument("position", metavar="POSITION", help="where the record came from, topic/partition@offset")
     redrive.add_argument("positions", metavar="POSITION", nargs="*", help="records by where they came from")
     redrive.add_argument("--all", action="store_true", help="all that were not sent back yet, each once")
+
+
+def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    runs = _add_command(commands, "runs", "look at the unfinished runs of a job")
+    verbs = runs.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser, required=True)
+    listing = _add_command(verbs, "list", "list them: key, state, task, attempt, when it goes on")
+    show = _add_command(verbs, "show", "show one of them, and what is recorded of its steps")
+    journal = _add_command(commands, "journal", "look at the records of durable steps")
+    verbs = journal.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser, required=True)
+    records = _add_command(verbs, "show", "show the records of an unfinished run")
+    waiting = _add_command(commands, "inbox", "list who waits for which signal, and since when")
+    sending = _add_command(commands, "signal", "send a signal to runs that wait for it, or will")
+    for command in (listing, show, records, waiting, sending):
+        _add_job_file(command)
+        command.add_argument("--json", action="store_true", help="print JSON")
+    for command in (show, records):
+        command.add_argument("run", metavar="RUN", help="the run, as 'runs list' names it")
+    sending.add_argument("key", metavar="KEY", help="the key; a number is one, a text may have JSON's quotes")
+    sending.add_argument("name", metavar="NAME", help="the name that ctx.wait_for waits for")
+    sending.add_argument("value", metavar="VALUE", nargs="?", help="JSON; what ctx.wait_for returns")
+    sending.add_argument("--correlation", default="", metavar="TEXT", help="only for waits with the same one")
+    sending.add_argument("--run", default="", metavar="RUN", help="only for this run")
+    sending.add_argument("--agent", default="", metavar="NAME", help="for this agent of a chain")
 
 
 def _add_simulate(commands: argparse._SubParsersAction[_Parser]) -> None:

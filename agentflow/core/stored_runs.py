@@ -128,12 +128,12 @@ def _task_entry(task: ActionTask) -> TaskEntry:
     )
 
 
-def decode_run(value: bytes, state: KeyState, plan: AgentPlan, segments: dict[int, Segment]) -> Run:
-    """Rebuild a run from its row. It counts in its segment again; its tasks are not started.
+def decode_entry(value: bytes) -> RunEntry:
+    """Read the row of a run.
 
     Raises:
-        StateVersionTooNew: The row was written by a newer version.
-        StateMismatch: An action of an unfinished run is not in the plan any more, or the row is not one of ours.
+        StateVersionTooNew: It was written by a newer version.
+        StateMismatch: It is not one of ours.
     """
     try:
         entry = _decode(value)
@@ -147,6 +147,17 @@ def decode_run(value: bytes, state: KeyState, plan: AgentPlan, segments: dict[in
         raise StateVersionTooNew(
             f"a stored run has format {entry.format}", expected=f"at most {RUN_FORMAT}", fix="upgrade agentflow"
         )
+    return entry
+
+
+def decode_run(value: bytes, state: KeyState, plan: AgentPlan, segments: dict[int, Segment]) -> Run:
+    """Rebuild a run from its row. It counts in its segment again; its tasks are not started.
+
+    Raises:
+        StateVersionTooNew: The row was written by a newer version.
+        StateMismatch: An action of an unfinished run is not in the plan any more, or the row is not one of ours.
+    """
+    entry = decode_entry(value)
     record = Record(
         entry.source,
         entry.offset,

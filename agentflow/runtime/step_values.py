@@ -189,6 +189,12 @@ def encode_error(error: Exception) -> bytes:
     return _encode_plain(StepError(f"{kind.__module__}.{kind.__qualname__}", str(error), args, text))
 
 
+def describe_error(payload: bytes) -> str:
+    """Return a recorded error as one line."""
+    error = _decode_error(payload)
+    return f"{error.type.removeprefix('builtins.')}: {error.text}".splitlines()[0]
+
+
 def decode_error(payload: bytes, known: typing.Mapping[str, type[Exception]]) -> Exception:
     """Return a recorded error: of its own class where that is known, else `StepFailed`.
 

@@ -24,6 +24,7 @@ from agentflow.api.codecs import JSON, Codec
 from agentflow.connectors.kafka.assignor import subtask_assignor
 from agentflow.connectors.kafka.connection import Consumer, client_options, unreachable
 from agentflow.connectors.kafka.producer import SubtaskProducer
+from agentflow.connectors.kafka.signals import PartitionSignals
 from agentflow.core.records import Record
 from agentflow.errors import PartitionCountChanged, SourceError
 from agentflow.runtime.settings import KafkaSettings
@@ -51,12 +52,19 @@ class Reading(msgspec.Struct, frozen=True):
         codec: Of their values.
         on_offset_reset: Where to go on when the next record does not exist any more: ``fail``, ``earliest`` or ``latest``.
         idle_timeout_ms: See `Source.idle_timeout_ms`.
+        signals: Topic of signals; None: there is none.
     """
 
     topics: tuple[str, ...]
     codec: Codec = JSON
     on_offset_reset: str = "fail"
     idle_timeout_ms: int | None = None
+    signals: str | None = None
+
+    @property
+    def every(self) -> tuple[str, ...]:
+        """All topics that the group reads."""
+        return self.topics if self.signals is None else (*self.topics, self.signals)
 
 
 class KafkaGroup:
@@ -120,7 +128,7 @@ class KafkaGroup:
             metadata_max_age_ms=_METADATA_MS,
             partition_assignment_strategy=[subtask_assignor(lambda: sorted(self._sources))],
         )
-        consumer.subscribe(self.reading.topics, listener=_Listener(self, on_assigned, on_revoked))
+        consumer.subscribe(self.reading.every, listener=_Listener(self, on_assigned, on_revoked))
         try:
             await consumer.start()
         except KafkaError as error:
@@ -199,7 +207,7 @@ class KafkaGroup:
         """
         consumer = self._consumer
         assert consumer is not None
-        for topic in self.reading.topics:
+        for topic in self.reading.every:
             partition = TopicPartition(topic, subtask)
             if partition not in consumer.assignment():
                 continue
@@ -236,7 +244,7 @@ class KafkaGroup:
         consumer = self._consumer
         if consumer is None:
             return  # the first assignment comes while the consumer starts
-        for topic in self.reading.topics:
+        for topic in self.reading.every:
             count = len(consumer.partitions_for_topic(topic) or ())
             if count and count != self._subtasks:
                 raise _other_partitions(topic, self._subtasks, count)
@@ -305,7 +313,7 @@ class KafkaGroup:
         wanted = [
             partition
             for partition in sorted(consumer.assignment())
-            if (source := self._sources.get(partition.partition)) is not None and source.wants_more
+            if (source := self._sources.get(partition.partition)) is not None and source.wants(partition.topic)
         ]
         if not wanted:
             self._wake.clear()
@@ -365,6 +373,8 @@ class PartitionSource:
         self.codec = group.reading.codec
         self.partitions = [f"{topic}/{subtask}" for topic in group.reading.topics]
         self.idle_timeout_ms = group.reading.idle_timeout_ms
+        signals = group.reading.signals
+        self.signals = None if signals is None else PartitionSignals(f"{signals}/{subtask}")
         self._next: dict[str, int] = {}  # label → offset behind the last record that was taken out
         self.is_open = False
         self.is_placed = False  # since the last rebalance
@@ -384,12 +394,21 @@ class PartitionSource:
         """Whether its partitions are to be asked for."""
         return self.is_open and self.is_placed and len(self._buffer) < _BUFFERED_MAX
 
+    def wants(self, topic: str) -> bool:
+        """Whether the partition of a topic is to be asked for: signals also when records are not."""
+        signals = self.signals
+        if signals is None or topic != self._group.reading.signals:
+            return self.wants_more
+        return self.is_open and self.is_placed and len(signals.buffer) < _BUFFERED_MAX
+
     def next_offset(self, label: str) -> int:
         """Offset behind the last record that was taken out."""
         return self._next.get(label, 0)
 
     def wanted_offset(self, label: str) -> int:
         """Offset of the next record that is wanted from a partition."""
+        if self.signals is not None and label == self.signals.label:
+            return self.signals.wanted_offset
         for record in reversed(self._buffer):
             if record.source == label:
                 return record.next_offset
@@ -397,12 +416,16 @@ class PartitionSource:
 
     def skip_to(self, label: str, offset: int) -> None:
         """Want nothing before ``offset`` of a partition."""
+        if self.signals is not None and label == self.signals.label:
+            self.signals.next_offset = offset
         self._next[label] = offset
 
     async def open(self, positions: Mapping[str, int]) -> None:
         """Start at positions; a partition without one at its beginning."""
         self._buffer.clear()
         self._next = dict(positions)
+        if self.signals is not None:
+            self.signals.next_offset = positions.get(self.signals.label, 0)
         await self._group.seek(self._subtask, self._next)
         self.is_placed = True
         self.is_open = True
@@ -414,7 +437,11 @@ class PartitionSource:
             await self._producer.prove_ownership()
         if self.is_open:  # still
             self._buffer.clear()
-            await self._group.seek(self._subtask, self._next)
+            positions = dict(self._next)
+            if self.signals is not None:
+                self.signals.buffer.clear()
+                positions[self.signals.label] = self.signals.next_offset
+            await self._group.seek(self._subtask, positions)
             self.is_placed = True
             self._group.wake()
 
@@ -423,11 +450,15 @@ class PartitionSource:
         expected = self.wanted_offset(label)
         if records[0].offset < expected:
             records = [r for r in records if r.offset >= expected]
-        self._buffer += [
+        taken = [
             Record(label, r.offset, r.offset + 1, r.value, r.key, r.timestamp, _headers(r.headers) if r.headers else ())
             for r in records
         ]
-        self._arrived.set()
+        if self.signals is not None and label == self.signals.label:
+            self.signals.take(taken)
+        else:
+            self._buffer += taken
+            self._arrived.set()
 
     async def fetch(self, records_max: int) -> Sequence[Record]:
         """Wait for records, and for room in the outbox of the producer."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -28,6 +30,7 @@ class JobTopics(msgspec.Struct, frozen=True):
         journal: Durable steps; the same.
         dead_letters: Records that failed; None: there are none, the job stops.
         repartition: Between a source and an operator with another key, by name; as many partitions as there are subtasks.
+        signals: Signals to runs; None: the job reads none. As many partitions as there are subtasks.
     """
 
     inputs: tuple[str, ...]
@@ -36,17 +39,20 @@ class JobTopics(msgspec.Struct, frozen=True):
     journal: str
     dead_letters: str | None = None
     repartition: tuple[str, ...] = ()
+    signals: str | None = None
 
     @property
     def every(self) -> tuple[str, ...]:
         """All of them, each once."""
         written = (self.output, *([self.dead_letters] if self.dead_letters is not None else []))
-        return tuple(dict.fromkeys((*self.inputs, *written, *self.repartition, self.changelog, self.journal)))
+        signals = () if self.signals is None else (self.signals,)
+        return tuple(dict.fromkeys((*self.inputs, *written, *self.repartition, self.changelog, self.journal, *signals)))
 
     @property
     def roles(self) -> dict[str, str]:
         """The job's own topics, with what they are for."""
-        return {self.changelog: "changelog", self.journal: "journal"} | dict.fromkeys(self.repartition, "repartition")
+        roles = {self.changelog: "changelog", self.journal: "journal"} | dict.fromkeys(self.repartition, "repartition")
+        return roles if self.signals is None else roles | {self.signals: "signals"}
 
 
 class TopicFacts(msgspec.Struct, frozen=True):
@@ -74,6 +80,7 @@ _CONFIGS = {
     "repartition": _KEPT | _SMALL_SEGMENTS,
     # Cut behind checkpoints. Compaction would lose records of aborted transactions.
     "journal": _KEPT | _SMALL_SEGMENTS,
+    "signals": {"cleanup.policy": "delete"},
 }
 
 
@@ -94,6 +101,24 @@ async def prepare_topics(
         await admin.start()
         preparation = _Preparation(admin, settings, creation, topics)
         return await preparation.run(checkpoint_interval_ms)
+    except KafkaError as error:
+        raise unreachable(settings, error) from error
+    finally:
+        await admin.close()
+
+
+async def partition_counts(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
+    """Return the number of partitions of those topics that exist.
+
+    Raises:
+        SourceError: No broker answers.
+    """
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    try:
+        await admin.start()
+        known = sorted(set(topics) & set(await admin.list_topics()))
+        described = await admin.describe_topics(known) if known else ()
+        return {topic["topic"]: len(topic["partitions"]) for topic in described}
     except KafkaError as error:
         raise unreachable(settings, error) from error
     finally:

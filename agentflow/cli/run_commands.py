@@ -1,0 +1,205 @@
+"""Commands that look at the runs of a job and talk to them: `runs list|show`, `journal show`, `inbox`, `signal`.
+
+They work beside a running job and on a stopped one. What a job's state holds is seen as of its last checkpoint, with the journal of
+an embedded job up to this moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentflow.cli.kafka_commands import load, print_table
+from agentflow.cli.output import EXIT_DONE, EXIT_PROBLEMS_FOUND, print_json
+from agentflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agentflow.cli.job_file import JobFile
+    from agentflow.runtime.inspection import RunView, StepView
+
+
+def _runs(job_file: JobFile) -> list[RunView]:
+    from agentflow.core.delta import Table
+    from agentflow.runtime.inspection import unfinished_runs
+    from agentflow.state.rocksdb_rows import StateView
+
+    views: list[RunView] = []
+    for subtask in _subtasks(job_file):
+        view = StateView(subtask)
+        try:
+            views += unfinished_runs(view.rows(Table.RUNS), view.rows(Table.STEPS), view.journal, view.checkpoint)
+        finally:
+            view.close()
+    return views
+
+
+def _subtasks(job_file: JobFile) -> list[Path]:
+    directory = _state_dir(job_file)
+    return sorted(directory.glob("subtask-*")) or [directory / "subtask-0"]
+
+
+def _state_dir(job_file: JobFile) -> Path:
+    directory = job_file.settings.state.dir
+    if directory is None:
+        raise ConfigError(
+            [f"{job_file.path}: the job's state is in memory, where nobody else can see it: set state.dir"]
+        )
+    return Path(directory)
+
+
+def list_runs(chosen: argparse.Namespace) -> int:
+    """Print the unfinished runs of a job, a line each."""
+    import msgspec
+
+    runs = _runs(load(chosen))
+    if chosen.json:
+        print_json([{**msgspec.to_builtins(run), "steps": len(run.steps)} for run in runs])
+        return EXIT_DONE
+    rows = [
+        [run.run, repr(run.key), run.state, run.task or "-", run.attempt, len(run.steps), _time(run.admitted_ms), _due(run.due_ms)]
+        for run in runs
+    ]  # fmt: skip
+    print_table(["RUN", "KEY", "STATE", "TASK", "ATTEMPT", "RECORDS", "ADMITTED", "NEXT"], rows)
+    return EXIT_DONE
+
+
+def show_run(chosen: argparse.Namespace) -> int:
+    """Print an unfinished run and what is recorded of it; exit status 3 when there is none of that id."""
+    import msgspec
+
+    found = [run for run in _runs(load(chosen)) if run.run == chosen.run]
+    if not found:
+        print(f"there is no unfinished run {chosen.run}")
+        return EXIT_PROBLEMS_FOUND
+    run = found[0]
+    if chosen.json:
+        print_json(msgspec.to_builtins(run))
+        return EXIT_DONE
+    if chosen.command == "runs":
+        for name, value in (
+            ("run", run.run),
+            ("key", repr(run.key)),
+            ("state", run.state),
+            ("admitted", _time(run.admitted_ms)),
+            ("task", run.task or "-"),
+            ("attempt", run.attempt),
+            ("next", _due(run.due_ms)),
+        ):
+            print(f"{name:<9} {value}")
+        print()
+    print_table(
+        ["STEP", "CALLS", "RECORD", "ATTEMPT", "AT", "ARGUMENTS", "CALLED AT", "WHAT"],
+        [_step_cells(step) for step in run.steps],
+    )
+    return EXIT_DONE
+
+
+def _step_cells(step: StepView) -> list[object]:
+    due = f" until {_time(step.due_ms)}" if step.due_ms is not None else ""
+    return [
+        f"{step.task}{step.path}",
+        step.function or "-",
+        step.kind,
+        step.attempt,
+        _time(step.at_ms),
+        step.digest[:8] or "-",
+        step.where or "-",
+        f"{step.preview}{due}".strip() or "-",
+    ]
+
+
+def inbox(chosen: argparse.Namespace) -> int:
+    """Print who waits for which signal, and since when."""
+    import msgspec
+
+    from agentflow.runtime.inspection import waits_for_signals
+
+    waits = waits_for_signals(_runs(load(chosen)))
+    if chosen.json:
+        print_json(msgspec.to_builtins(waits))
+        return EXIT_DONE
+    rows = [
+        [repr(wait.key), wait.name, wait.correlation or "-", wait.run, _time(wait.since_ms), _due(wait.due_ms)]
+        for wait in waits
+    ]
+    print_table(["KEY", "SIGNAL", "CORRELATION", "RUN", "SINCE", "UNTIL"], rows)
+    return EXIT_DONE
+
+
+def send_signal(chosen: argparse.Namespace) -> int:
+    """Send a signal to a job; it is durable when the command ends, whether the job runs or not."""
+    import msgspec
+
+    from agentflow.runtime.signals import encode_signal
+
+    job_file = load(chosen)
+    try:
+        value: Any = msgspec.json.decode(chosen.value) if chosen.value is not None else None
+    except msgspec.DecodeError as error:
+        raise ConfigError(
+            [f"the value of the signal is no JSON ({error}): {chosen.value}\nhelp: texts have quotes: '\"yes\"'"]
+        ) from None
+    key = _key(chosen.key)
+    document = encode_signal(
+        key, chosen.name, value, correlation=chosen.correlation, run=chosen.run, agent=chosen.agent
+    )
+    _deliver(job_file, key, document)
+    if chosen.json:
+        print_json(msgspec.json.decode(document))
+    else:
+        print(f"signal '{chosen.name}' sent to key {key!r}")
+    return EXIT_DONE
+
+
+def _deliver(job_file: JobFile, key: object, document: bytes) -> None:
+    from agentflow.cli.job_file import KafkaSource
+
+    source = job_file.composition.source
+    if isinstance(source, KafkaSource):
+        topic = job_file.settings.signals.topic
+        if topic is None:
+            raise ConfigError([f"{job_file.path}: the job reads no signals: set signals.topic"])
+        asyncio.run(_send(job_file, source.topics, topic, key, document))
+        return
+    from agentflow.connectors.signal_spool import SignalSpool
+
+    SignalSpool(_state_dir(job_file) / "signals").append_now(document)
+
+
+async def _send(job_file: JobFile, inputs: Sequence[str], topic: str, key: object, document: bytes) -> None:
+    """Write a signal where the keys of the job are."""
+    from agentflow.connectors.kafka.placement import find_partitioner
+    from agentflow.connectors.kafka.signals import send_signal
+    from agentflow.connectors.kafka.topics import partition_counts
+    from agentflow.runtime.codecs import RECORD_KEY
+
+    settings = job_file.settings.kafka
+    counts = await partition_counts(settings, [topic])
+    if topic not in counts:
+        raise ConfigError([f"the topic '{topic}' (signals.topic) does not exist: a worker of the job creates it"])
+    is_checked = job_file.composition.key_by == RECORD_KEY
+    partitioner = await find_partitioner(settings, inputs, counts[topic], is_checked=is_checked)
+    await send_signal(settings, topic, partitioner, key, document)
+
+
+def _key(text: str) -> object:
+    """Return a key as it is written: JSON where that is a number, or a text in quotes; else the text itself."""
+    import msgspec
+
+    try:
+        value: object = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text
+    return value if isinstance(value, int | float | str) and not isinstance(value, bool) else text
+
+
+def _time(ms: int | None) -> str:
+    return "-" if ms is None else datetime.fromtimestamp(ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _due(ms: int | None) -> str:
+    return "-" if ms is None else _time(ms)

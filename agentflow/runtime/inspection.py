@@ -1,0 +1,250 @@
+"""Unfinished runs as rows and records say: what a job is doing, for those who look from outside.
+
+Functions of (rows, journal): nothing is started, no user code is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from agentflow.core.delta import StoredRow
+from agentflow.core.journal_records import (
+    ATTEMPT,
+    COMPLETION,
+    ERROR,
+    FAILURE,
+    INTENT,
+    RESULT,
+    WAIT,
+    WAITED,
+    JournalRecord,
+    RecordKind,
+    decode_record,
+)
+from agentflow.core.runs import TaskStatus
+from agentflow.core.stored_runs import RunEntry, TaskEntry, decode_entry
+from agentflow.core.waits import decode_outcome, decode_wait
+from agentflow.runtime.step_values import describe_error
+
+_SECRET = re.compile(r"passw|secret|token|api[-_]?key|authorization|credential|private[-_]?key", re.IGNORECASE)
+_PREVIEW_CHARS = 200
+
+
+class StepView(msgspec.Struct, rename="kebab"):
+    """The last record of a step, or how a task ended.
+
+    Attributes:
+        task: Path of its task.
+        path: Path of the step; empty: how the task ended.
+        function: What it calls, or waits for.
+        kind: What the record says: intent, result, error, cancelled, wait, waited, attempt, completion, failure.
+        attempt: Attempt of the action that recorded it.
+        at_ms: When, epoch milliseconds.
+        where: File and line of the call.
+        digest: Of the arguments, as hex digits.
+        preview: Result, error or deadline in short; what looks secret is left out.
+        due_ms: When a wait ends, or the next call comes; null: not by itself.
+    """
+
+    task: str
+    path: str
+    function: str
+    kind: str
+    attempt: int
+    at_ms: int
+    where: str
+    digest: str
+    preview: str
+    due_ms: int | None = None
+
+
+class RunView(msgspec.Struct, rename="kebab"):
+    """An unfinished run.
+
+    Attributes:
+        run: Its id.
+        key: The decoded key.
+        agent: Place of the agent in the chain.
+        number: Admission number within the key.
+        state: pending (behind its key), running, retrying, waiting (parked for time or a signal).
+        admitted_ms: When it was admitted, epoch milliseconds; null: behind the last checkpoint.
+        task: Path of the task that is at work; empty: none is.
+        attempt: Its attempt.
+        due_ms: When something happens by itself; null: never, or at once.
+        steps: Its steps.
+    """
+
+    run: str
+    key: Any
+    agent: int
+    number: int
+    state: str
+    admitted_ms: int | None
+    task: str
+    attempt: int
+    due_ms: int | None
+    steps: list[StepView]
+
+
+class WaitView(msgspec.Struct, rename="kebab"):
+    """A run that waits for a signal."""
+
+    key: Any
+    name: str
+    correlation: str
+    run: str
+    since_ms: int
+    due_ms: int | None
+
+
+def unfinished_runs(
+    runs: Iterable[StoredRow], steps: Iterable[StoredRow], journal: Iterable[tuple[int, bytes]], checkpoint: int
+) -> list[RunView]:
+    """Return the unfinished runs of one subtask, in the order of their admission.
+
+    Args:
+        runs: Rows of the table of runs.
+        steps: Rows of the table of steps.
+        journal: (operator, record) pairs.
+        checkpoint: The checkpoint that the rows are of: what the journal has of it is not news.
+    """
+    records: dict[tuple[int, str], dict[str, JournalRecord]] = {}
+    for row in steps:
+        record = decode_record(row.value)
+        records.setdefault((row.operator, record.run), {})[record.name] = record
+    for operator, value in journal:
+        record = decode_record(value)
+        if record.epoch > checkpoint:
+            records.setdefault((operator, record.run), {})[record.name] = record
+    views = []
+    for row in runs:
+        entry = decode_entry(row.value)
+        run_id = f"{entry.source}/{entry.offset}"
+        views.append(_run_view(row.operator, row.key, run_id, entry, records.pop((row.operator, run_id), {})))
+    for (operator, run_id), of_run in records.items():  # admitted behind the checkpoint
+        first = next(iter(of_run.values()))
+        views.append(_run_view(operator, first.key, run_id, first, of_run))
+    return sorted(views, key=lambda view: (view.admitted_ms is None, view.admitted_ms or 0, view.agent, view.run))
+
+
+def _run_view(
+    operator: int, key: bytes, run_id: str, known: RunEntry | JournalRecord, records: dict[str, JournalRecord]
+) -> RunView:
+    steps = [_step_view(record) for record in sorted(records.values(), key=lambda record: record.at_ms)]
+    task = _task_at_work(known)
+    state, due_ms = "running", None
+    if isinstance(known, RunEntry) and not known.is_started:
+        state = "pending"
+    elif task is not None and task.status == TaskStatus.WAITING:
+        state, due_ms = "retrying", task.due_ms
+    elif steps and all(step.kind in _SETTLED for step in steps):
+        waits = [step for step in steps if step.kind in ("wait", "attempt")]
+        if waits:
+            state = "waiting"
+            due_ms = min((step.due_ms for step in waits if step.due_ms is not None), default=None)
+    return RunView(
+        run_id,
+        msgspec.msgpack.decode(key),
+        operator,
+        known.number,
+        state,
+        known.admitted_ms if isinstance(known, RunEntry) else None,
+        task.path if task is not None else (known.task if isinstance(known, JournalRecord) else ""),
+        task.attempt if task is not None else 1,
+        due_ms,
+        steps,
+    )
+
+
+_SETTLED = ("wait", "attempt", "waited", "result", "error", "cancelled", "completion", "failure")
+
+
+def _task_at_work(known: RunEntry | JournalRecord) -> TaskEntry | None:
+    tasks = known.tasks if isinstance(known, RunEntry) else []
+    at_work = (TaskStatus.RUNNING, TaskStatus.PARKED, TaskStatus.WAITING)
+    return next((task for task in tasks if task.status in at_work), None)
+
+
+def waits_for_signals(runs: Iterable[RunView]) -> list[WaitView]:
+    """Return who waits for which signal, longest first."""
+    waits = []
+    for run in runs:
+        for step in run.steps:
+            name, correlation, due_ms = _signal_of(step)
+            if name:
+                waits.append(WaitView(run.key, name, correlation, run.run, step.at_ms, due_ms))
+    return sorted(waits, key=lambda wait: wait.since_ms)
+
+
+def _signal_of(step: StepView) -> tuple[str, str, int | None]:
+    if step.kind != "wait" or not step.function.startswith("ctx.wait_for:"):
+        return "", "", None
+    return step.function.partition(":")[2], step.preview, step.due_ms
+
+
+def _step_view(record: JournalRecord) -> StepView:
+    preview, due_ms = _preview(record)
+    return StepView(
+        record.task,
+        record.step,
+        record.function,
+        RecordKind(record.kind).name.lower(),
+        record.attempt,
+        record.at_ms,
+        record.where,
+        record.digest.hex(),
+        preview,
+        due_ms,
+    )
+
+
+def _preview(record: JournalRecord) -> tuple[str, int | None]:
+    """Return in short what a record holds, and when something follows by itself."""
+    kind, payload = record.kind, record.payload
+    if kind == RESULT:
+        return _short(payload), None
+    if kind == ERROR:
+        return describe_error(payload), None
+    if kind == WAIT:
+        wait = decode_wait(payload)
+        return wait.correlation, wait.due_ms
+    if kind == ATTEMPT:
+        wait = decode_wait(payload)
+        return f"call {wait.calls} failed: {describe_error(wait.error)}", wait.due_ms
+    if kind == WAITED:
+        outcome = decode_outcome(payload)
+        return "time was up" if outcome.value is None else f"{_short(outcome.value)} by {outcome.position}", None
+    if kind == INTENT:
+        return "called, and no outcome is known", None
+    if kind == COMPLETION:
+        sent = msgspec.msgpack.decode(payload)[0] or ()
+        return f"{len(sent)} events sent", None
+    if kind == FAILURE:
+        error: Sequence[Any] = tuple(msgspec.msgpack.decode(payload).values())
+        return f"{error[0]}: {error[1]}", None
+    return "", None
+
+
+def _short(payload: bytes) -> str:
+    """Return a value as JSON, cut; the values of fields whose name says that they are secret are left out."""
+    try:
+        text = msgspec.json.encode(redacted(msgspec.msgpack.decode(payload, strict=False))).decode()
+    except (msgspec.DecodeError, TypeError, ValueError):
+        text = repr(payload)
+    return text if len(text) <= _PREVIEW_CHARS else f"{text[:_PREVIEW_CHARS]}…"
+
+
+def redacted(value: Any) -> Any:  # noqa: ANN401 (any value)
+    """Return a value without secrets: fields are judged by their name."""
+    if isinstance(value, dict):
+        return {
+            str(name): "***" if isinstance(name, str) and _SECRET.search(name) else redacted(inner)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [redacted(inner) for inner in value]
+    return value
