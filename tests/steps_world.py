@@ -10,6 +10,7 @@ from agentflow import Agent
 from agentflow.core.delta import StoredRow, Table
 from agentflow.core.effects import (
     DeadLetter,
+    Drained,
     EmitRecord,
     ForwardWatermark,
     PauseSource,
@@ -162,6 +163,8 @@ class World:
                 return f"pause {limit}"
             case ResumeSource():
                 return "resume"
+            case Drained():
+                return "drained"
         raise AssertionError(effect)
 
     def apply(self, received: Any) -> list[str]:

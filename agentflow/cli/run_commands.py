@@ -174,8 +174,9 @@ async def _send(job_file: JobFile, inputs: Sequence[str], topic: str, key: objec
     """Write a signal where the keys of the job are."""
     from agentflow.connectors.kafka.placement import find_partitioner
     from agentflow.connectors.kafka.signals import send_signal
+    from agentflow.connectors.kafka.sinks import kafka_key
     from agentflow.connectors.kafka.topics import partition_counts
-    from agentflow.runtime.codecs import RECORD_KEY
+    from agentflow.runtime.codecs import RECORD_KEY, encode_key
 
     settings = job_file.settings.kafka
     counts = await partition_counts(settings, [topic])
@@ -183,7 +184,7 @@ async def _send(job_file: JobFile, inputs: Sequence[str], topic: str, key: objec
         raise ConfigError([f"the topic '{topic}' (signals.topic) does not exist: a worker of the job creates it"])
     is_checked = job_file.composition.key_by == RECORD_KEY
     partitioner = await find_partitioner(settings, inputs, counts[topic], is_checked=is_checked)
-    await send_signal(settings, topic, partitioner, key, document)
+    await send_signal(settings, topic, partitioner, kafka_key(encode_key(key)), document)
 
 
 def _key(text: str) -> object:

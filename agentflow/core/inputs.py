@@ -248,7 +248,13 @@ class CheckpointCompleted(msgspec.Struct, gc=False):
 
 
 class DrainRequested(msgspec.Struct, gc=False):
-    """No record will follow; `Drained` is wanted when the last run has ended."""
+    """No record will follow; `Drained` is wanted when the last run has ended.
+
+    Attributes:
+        awaits_sleepers: Runs that sleep or wait for a signal are waited for too; else they stay state.
+    """
+
+    awaits_sleepers: bool = True
 
 
 Input = (

@@ -97,7 +97,7 @@ class Operator:
             self.effects, policy, self._changes, self._steps, self._tasks, self._outcomes, self._segments
         )
         self._pressure = Backpressure(self.effects, limits)
-        self._is_draining = False
+        self._is_draining, self._awaits_sleepers = False, True
         self._handlers: dict[type, Callable[[Any, int], None]] = {
             RecordReceived: self._on_record,
             RecordRejected: self._on_rejected,
@@ -246,8 +246,8 @@ class Operator:
             state.run = None
         if self._pressure.is_paused:
             self._pressure.relieve(len(self._runs), self._waiting.sleeping)
-        if self._is_draining and not self._runs:
-            self.effects.append(Drained())
+        if self._is_draining:
+            self._tell_drained()
         return state.run
 
     # -- actions
@@ -299,6 +299,8 @@ class Operator:
         self._waiting.handlers[type(received)](received, now_ms)
         if self._pressure.is_paused:
             self._pressure.relieve(len(self._runs), self._waiting.sleeping)
+        if self._is_draining:
+            self._tell_drained()
         if self._segments.is_ready:
             self._forward_watermarks(now_ms)
 
@@ -333,8 +335,11 @@ class Operator:
             self._admit(state, record, _TIMER, segment, now_ms)
 
     def _on_drain(self, received: DrainRequested, now_ms: int) -> None:  # noqa: ARG002 (one signature)
-        self._is_draining = True
-        if not self._runs:
+        self._is_draining, self._awaits_sleepers = True, received.awaits_sleepers
+        self._tell_drained()
+
+    def _tell_drained(self) -> None:
+        if len(self._runs) == (0 if self._awaits_sleepers else self._waiting.sleeping):
             self.effects.append(Drained())
 
     # -- checkpoints

@@ -45,6 +45,7 @@ from agentflow.runtime.step_work import StepWork
 if TYPE_CHECKING:
     from types import FrameType
 
+_STOPPING_PARK_S = 0.05
 Answer = RunStep | ResolveStep | RefuseStep
 StepInput = StepRequested | WaitRequested | StepEnded | ActionParked
 
@@ -377,6 +378,11 @@ class StepRunner:
         steps.end()
         self._apply(ActionParked(task))
         return True
+
+    def park_soon(self) -> None:
+        """Keep coroutines that only wait no more than for a moment from now on: the job is stopping."""
+        self._park_after_s = min(self._park_after_s, _STOPPING_PARK_S)
+        self.park_all()
 
     def park_all(self) -> None:
         """Close every coroutine that only waits: their number is a limit."""

@@ -57,6 +57,7 @@ from agentflow.core.records import ErrorReport, Record
 from agentflow.core.segments import END_OF_TIME_MS
 from agentflow.errors import AgentflowError, DecodeError, MissingKey, RecordTooLarge
 from agentflow.runtime.action_runner import ActionRunner
+from agentflow.runtime.alarm import Alarm
 from agentflow.runtime.checkpoint_schedule import CheckpointSchedule, look_at
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyReader, TimestampReader
@@ -156,8 +157,7 @@ class Subtask:
         self._drain_requested = False
         self._is_restored = False
         self.checkpoint_schedule = CheckpointSchedule(self._take_checkpoint, self.fail, settings.checkpoint.interval_ms)
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due_ms: int | None = None
+        self._alarm = Alarm(self._schedule)
         event_time = settings.event_time
         self._timestamps = TimestampReader(event_time.field, source.codec) if event_time.field else None
         self._watermarks = WatermarkGenerator(event_time, source.partitions, source.idle_timeout_ms, clock.now_ms())
@@ -224,8 +224,7 @@ class Subtask:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            if self._timer is not None:
-                self._timer.cancel()
+            self._alarm.cancel()
             for stage in self._stages:
                 await stage.runner.close()
             if self._journal is not None:
@@ -264,6 +263,9 @@ class Subtask:
             await asyncio.wait([drained, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not drained.done():
                 self._drain_requested = True
+                for stage in self._stages:
+                    if stage.steps is not None:
+                        stage.steps.park_soon()
                 self._schedule()
                 hurry = self._loop.create_task(self._hurry.wait())
                 timeout = self._settings.shutdown.drain_timeout_ms / 1000
@@ -340,9 +342,8 @@ class Subtask:
             self._stages[index].operator.apply(received, now_ms)
             if not self._is_in_effects:  # else its effects are read right behind this one
                 self._run_effects(index, now_ms)
-                due_ms = self._stages[index].operator.next_due_ms
-                if due_ms is not None and (self._timer_due_ms is None or due_ms < self._timer_due_ms):
-                    self._schedule()  # a turn sets the timer
+                if self._alarm.is_late_for(self._stages[index].operator.next_due_ms):
+                    self._schedule()  # a turn sets it
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
@@ -386,7 +387,7 @@ class Subtask:
                 self._has_room.set()
             if self._drain_requested:
                 self._drain_requested = False
-                self._stages[0].operator.apply(DrainRequested(), now_ms)
+                self._stages[0].operator.apply(self._drain(), now_ms)
                 self._run_effects(0, now_ms)
             self._advance_time(now_ms)
         except (KeyboardInterrupt, SystemExit):
@@ -486,9 +487,13 @@ class Subtask:
         if index < self._last:
             self._stages[index + 1].operator.apply(WatermarkReceived(effect.watermark_ms), now_ms)
 
+    def _drain(self) -> DrainRequested:
+        """Runs that sleep stay state when the job is stopped; at the end of its input they are part of its work."""
+        return DrainRequested(awaits_sleepers=not self._stopping.is_set())
+
     def _pass_drain(self, index: int, effect: Drained, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         if index < self._last:
-            self._stages[index + 1].operator.apply(DrainRequested(), now_ms)
+            self._stages[index + 1].operator.apply(self._drain(), now_ms)
         else:
             self._drained.set()
 
@@ -511,14 +516,7 @@ class Subtask:
                 next_ms = stage.operator.next_due_ms
             if next_ms is not None:
                 due_ms = next_ms if due_ms is None else min(due_ms, next_ms)
-        if due_ms == self._timer_due_ms and (due_ms is None or due_ms > now_ms):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_due_ms = due_ms
-        self._timer = (
-            None if due_ms is None else self._loop.call_later(max(0, due_ms - now_ms) / 1000 + 0.0005, self._time_came)
-        )
+        self._alarm.set(due_ms, now_ms)
 
     def _advance_idleness(self, now_ms: int) -> int | None:
         """Let the watermark go on without idle partitions; return when to look again."""
@@ -528,10 +526,6 @@ class Subtask:
             due_ms = self._watermarks.next_idle_ms
             due_ms = None if due_ms is None else max(due_ms, now_ms + _IDLE_STEP_MS)
         return due_ms
-
-    def _time_came(self) -> None:
-        self._timer, self._timer_due_ms = None, None
-        self._schedule()
 
     # -- checkpoints
     async def checkpoint_now(self) -> None:

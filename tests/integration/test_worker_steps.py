@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.kafka_place import Place
+from tests.kafka_place import ROOT, Place
 from tests.payments import AGENT, CALLS_PER_RUN, check, serve_payments
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
@@ -40,3 +44,59 @@ def test_a_worker_that_has_only_kafka_pays_nothing_twice(place, monkeypatch):
         with place.worker() as worker:
             values = place.wait_for(place.sink, RUNS, worker)
         check(service, values, RUNS)
+
+
+APPROVALS = """\
+from agentflow import Agent, EventType, OutputEvent, action
+
+
+class Approvals(Agent):
+    @action(EventType.InputEvent)
+    async def ask(event, ctx):
+        ctx.send_event(OutputEvent({"asked": ctx.key}))
+        answer = await ctx.wait_for("approval", timeout="1h")
+        ctx.send_event(OutputEvent({"k": ctx.key, "answer": answer}))
+"""
+
+
+@pytest.mark.parametrize("key_by", ["record.key", "order"])
+def test_runs_wait_for_signals_that_come_by_a_topic_whoever_owns_them(tmp_path, kafka, key_by):
+    place = Place(tmp_path, kafka)
+    (tmp_path / "approvals.py").write_text(APPROVALS)
+    job = (tmp_path / "job.yaml").read_text().replace("agents:Count", "approvals:Approvals")
+    job = job.replace("key-by: record.key", f"key-by: {key_by}")
+    signals = f"signals: {{topic: {place.job}-signals}}\nrun: {{park-after: 200ms}}\n"
+    (tmp_path / "job.yaml").write_text(job + signals)
+    place.topics.create(place.source, 3)
+    keys = [f"k{n}" for n in range(12)]
+    place.topics.write(
+        place.source, [(f"{n}" if key_by == "order" else key, {"order": key}) for n, key in enumerate(keys)]
+    )
+
+    def agentflow(*arguments):
+        command = [sys.executable, "-m", "agentflow", *arguments]
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    with place.worker(sends=signal.SIGKILL) as worker:
+        place.wait_for(place.sink, len(keys), worker)
+        waiting = json.loads(agentflow("inbox", "job.yaml", "--json"))
+        assert sorted(wait["key"] for wait in waiting) == sorted(keys)
+        agentflow("signal", "job.yaml", "k0", "approval", '"first"')
+        place.wait_for(place.sink, len(keys) + 1, worker)
+    shutil.rmtree(place.path / "state")
+    agentflow("signal", "job.yaml", "k1", "approval", '"while nobody was there"')
+    with place.worker() as worker:
+        place.wait_for(place.sink, len(keys) + 2, worker)
+        for key in keys[2:]:
+            agentflow("signal", "job.yaml", key, "approval", '"last"')
+        values = place.wait_for(place.sink, 2 * len(keys), worker)
+    answers = {value["k"]: value["answer"] for value in values if "k" in value}
+    assert answers == dict.fromkeys(keys, "last") | {"k0": "first", "k1": "while nobody was there"}
+    assert sorted(value["asked"] for value in values if "asked" in value) == sorted(keys)

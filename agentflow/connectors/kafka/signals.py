@@ -12,10 +12,8 @@ from aiokafka.errors import KafkaError
 from agentflow.api.codecs import JSON
 from agentflow.connectors.kafka.connection import client_options, unreachable
 from agentflow.connectors.kafka.partitioners import Partitioner
-from agentflow.connectors.kafka.sinks import kafka_key
 from agentflow.core.records import Record
 from agentflow.errors import NotConfigured
-from agentflow.runtime.codecs import encode_key
 from agentflow.runtime.settings import KafkaSettings
 
 
@@ -82,7 +80,7 @@ class PartitionSignals:
 
 
 async def send_signal(
-    settings: KafkaSettings, topic: str, partitioner: Partitioner, key: object, document: bytes
+    settings: KafkaSettings, topic: str, partitioner: Partitioner, key: bytes, document: bytes
 ) -> None:
     """Write a signal to where the subtask of its key reads it; the topic exists.
 
@@ -93,10 +91,7 @@ async def send_signal(
     try:
         await producer.start()
         partitions = await producer.partitions_for(topic)
-        record_key = kafka_key(encode_key(key))
-        await producer.send_and_wait(
-            topic, document, key=record_key, partition=partitioner(record_key, len(partitions))
-        )
+        await producer.send_and_wait(topic, document, key=key, partition=partitioner(key, len(partitions)))
     except KafkaError as error:
         raise unreachable(settings, error) from error
     finally:

@@ -116,5 +116,5 @@ class KafkaRepartition(_Topic):
         headers = [*record.headers, (ORIGIN_HEADER, record.run_id.encode())]
         if record.key is not None:
             headers.append((ORIGINAL_KEY_HEADER, record.key))
-        partition = self._partitioner(key, self._partitions)
+        partition = self._partitioner(kafka_key(key), self._partitions)  # where outputs and signals of the key are too
         self._producer.append(self._topic, partition, key, record.value, headers, record.timestamp_ms)

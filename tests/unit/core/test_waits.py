@@ -7,7 +7,7 @@ import pytest
 
 from agentflow import Agent, Retry
 from agentflow.core.delta import Table
-from agentflow.core.inputs import StepEnded, StepRetry, WatermarkReceived
+from agentflow.core.inputs import DrainRequested, StepEnded, StepRetry, WatermarkReceived
 from agentflow.core.journal_records import ATTEMPT, CANCELLED, WAITED
 from agentflow.core.limits import OperatorLimits
 from tests.steps_world import World, call
@@ -210,6 +210,19 @@ def test_parked_runs_are_not_in_flight() -> None:
         assert world.park(task) == (["resume"] if offset == 0 else []), "two are as many as may sleep"
     world.until(1500)
     world.append()
+
+
+def test_a_job_that_stops_does_not_wait_for_sleepers_and_one_whose_input_has_ended_does() -> None:
+    world = waiting_world()
+    assert world.apply(DrainRequested(awaits_sleepers=False)) == []
+    assert world.park(TASK) == ["drained"]
+    world = waiting_world()
+    assert world.apply(DrainRequested()) == []
+    assert world.park(TASK) == []
+    world.signal("k", "go", 0)
+    world.wait_for(TASK, FIRST, "go")
+    world.append()
+    assert world.complete(TASK) == [f"persist completion {TASK}", "drained"]
 
 
 def test_a_wait_that_user_code_cancelled_is_over() -> None:
