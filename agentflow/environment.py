@@ -44,8 +44,12 @@ def state_opener(settings: JobSettings) -> Callable[[], KeyedState]:
         def open_rocksdb() -> KeyedState:
             from agentflow.state.rocksdb import RocksDBKeyedState  # 20 ms that memory jobs do not pay
 
+            journal = settings.journal
             return RocksDBKeyedState.open(
-                f"{directory}/subtask-0", job=settings.job, free_min_bytes=settings.state.free_min_bytes
+                f"{directory}/subtask-0",
+                job=settings.job,
+                free_min_bytes=settings.state.free_min_bytes,
+                journal_sync_interval_ms=journal.sync_interval_ms if journal.sync == "interval" else None,
             )
 
         return open_rocksdb

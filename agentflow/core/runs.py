@@ -185,7 +185,7 @@ class ActionTask(msgspec.Struct, eq=False):
         outcome: Of a COMPLETED member of a parallel group.
         error: Why it is DEAD, or, while QUEUED, why it cannot start (its condition failed).
         due_ms: When a WAITING task starts again.
-        stored_path: Its path, when it was restored.
+        stored_path: Its path, when it was restored, or has records.
         recorded: Its records in the journal; None while there are none.
         emitted: How many of the events that it sends have been looked at for outputs: those of before a wait have left.
     """
@@ -209,6 +209,8 @@ class ActionTask(msgspec.Struct, eq=False):
     @property
     def path(self) -> str:
         """Path of the task within its run: ``0:score/1:alert``."""
+        if self.stored_path is not None:
+            return self.stored_path
         parts: list[str] = []
         task: ActionTask | None = self
         while task is not None:

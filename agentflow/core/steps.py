@@ -340,7 +340,8 @@ class Steps:
         if task.recorded is None:
             run = task.run
             new = RecordedRun(run.key, run.number, run.event_type == _TIMER, {})
-            task.recorded = self._task_of(run.id, task.path, new)
+            task.stored_path = task.path  # its records ask for it often
+            task.recorded = self._task_of(run.id, task.stored_path, new)
         return task.recorded
 
     def _task_of(self, run_id: str, path: str, new: RecordedRun) -> RecordedTask:

@@ -13,30 +13,23 @@ class Alarm:
 
     Args:
         ring: Called on the loop.
-
-    Attributes:
-        due_ms: When it rings; None: it is not set.
     """
 
     def __init__(self, ring: Callable[[], object]) -> None:
-        self.due_ms: int | None = None
+        self._due_ms: int | None = None
         self._ring = ring
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, due_ms: int | None, now_ms: int) -> None:
         """Let it ring at a time, and not at the former one; None: never."""
-        if due_ms == self.due_ms and (due_ms is None or due_ms > now_ms):
+        if due_ms == self._due_ms and (due_ms is None or due_ms > now_ms):
             return
         if self._timer is not None:
             self._timer.cancel()
-        self.due_ms = due_ms
+        self._due_ms = due_ms
         wait_s = None if due_ms is None else max(0, due_ms - now_ms) / 1000 + _LATE_S
         self._timer = None if wait_s is None else self._loop.call_later(wait_s, self._came)
-
-    def is_late_for(self, due_ms: int | None) -> bool:
-        """Whether it would ring behind ``due_ms``."""
-        return due_ms is not None and (self.due_ms is None or due_ms < self.due_ms)
 
     def cancel(self) -> None:
         """Never ring."""
@@ -44,5 +37,5 @@ class Alarm:
             self._timer.cancel()
 
     def _came(self) -> None:
-        self.due_ms = self._timer = None
+        self._due_ms = self._timer = None
         self._ring()

@@ -92,6 +92,19 @@ class SignalSettings(_Section, frozen=True):
     ] = 100_000
 
 
+class JournalSettings(_Section, frozen=True):
+    """`journal.*`: records of durable steps."""
+
+    sync: Annotated[
+        Literal["always", "interval"],
+        Meta(
+            description="always: a step waits until the disk has its record; interval: it does not, a process that is killed "
+            "loses nothing, a machine that loses power the last sync-interval. Kafka jobs: always."
+        ),
+    ] = "always"
+    sync_interval_ms: Annotated[PositiveMs, Meta(description="Time between syncs, with sync: interval.")] = 100
+
+
 class TimerSettings(_Section, frozen=True):
     """`timer.*`"""
 
@@ -244,6 +257,7 @@ class JobSettings(_Section, frozen=True):
     run: RunSettings = RunSettings()
     key: KeySettings = KeySettings()
     signals: SignalSettings = SignalSettings()
+    journal: JournalSettings = JournalSettings()
     timer: TimerSettings = TimerSettings()
     blocking: BlockingSettings = BlockingSettings()
     restart: RestartSettings = RestartSettings()

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from agentflow.api.encoding import encode_json, encode_msgpack
-from agentflow.core.inputs import Signal, SignalReceived
-from agentflow.core.records import Record
+from agentflow.core.inputs import RecordRejected, Signal, SignalReceived
+from agentflow.core.records import ErrorReport, Record
 from agentflow.errors import DecodeError
 from agentflow.runtime.codecs import encode_key
 
@@ -60,12 +60,14 @@ class SignalReader:
     def __init__(self, agents: Sequence[str]) -> None:
         self._agents = list(agents)
 
-    def read(self, record: Record) -> tuple[int, SignalReceived]:
-        """Return whom it is for, as the agent's place in the chain, and what it says.
+    def read(self, record: Record) -> tuple[int, SignalReceived | RecordRejected]:
+        """Return whom it is for, as the agent's place in the chain, and what it says; rejected: it is no signal, or for nobody."""
+        try:
+            return self._read(record)
+        except DecodeError as error:
+            return 0, RecordRejected(record, ErrorReport(type(error).__name__, error.what, is_retryable=False))
 
-        Raises:
-            DecodeError: It is no signal, or for nobody here.
-        """
+    def _read(self, record: Record) -> tuple[int, SignalReceived]:
         try:
             document = _decode(record.value or b"")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

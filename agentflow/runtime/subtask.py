@@ -47,7 +47,7 @@ from agentflow.core.inputs import (
     JournalAppended,
     RecordReceived,
     RecordRejected,
-    SignalReceived,
+    StepEnded,
     TimeAdvanced,
     WaitRequested,
     WatermarkReceived,
@@ -74,6 +74,9 @@ _TURN_MS = 10
 _IDLE_STEP_MS = 100
 INCARNATION_NAME = "incarnation"
 JOURNAL_NAME = "journal"  # of the META row that holds the position up to which the checkpoint has the journal
+
+
+_Answer = ActionCompleted | ActionFailed | JournalAppended | StepInput
 
 
 class Stage(msgspec.Struct):
@@ -146,7 +149,7 @@ class Subtask:
         self._hurry = asyncio.Event()
         self._batches: deque[Sequence[Record]] = deque()
         self._turn_records = _TURN_RECORDS_FIRST
-        self._answers: deque[tuple[int, ActionCompleted | ActionFailed | JournalAppended | WaitRequested]] = deque()
+        self._answers: deque[tuple[int, _Answer]] = deque()
         self._journal: JournalWriter | None = None
         self._signals: Signals | None = None
         self._signal_reader = SignalReader([])
@@ -309,12 +312,7 @@ class Subtask:
             self.fail(error)
 
     def _take_signal(self, record: Record, now_ms: int) -> None:
-        received: SignalReceived | RecordRejected
-        try:
-            index, received = self._signal_reader.read(record)
-        except DecodeError as error:
-            report = ErrorReport(type(error).__name__, error.what, is_retryable=False)
-            index, received = 0, RecordRejected(record, report)
+        index, received = self._signal_reader.read(record)
         self._positions[record.source] = record.next_offset
         self._stages[index].operator.apply(received, now_ms)
         self._run_effects(index, now_ms)
@@ -329,21 +327,24 @@ class Subtask:
     def apply_step(self, index: int, received: StepInput) -> None:
         """Apply what user code of operator ``index`` did about a step, and carry out what follows, at once.
 
-        What it sent before a wait may start an action of the next operator, which cannot be inside of its task: a wait waits for a
-        turn.
+        A wait waits for a turn, which sets the alarm; and what was sent before it may start an action of the next operator, which
+        cannot be inside of its task.
         """
-        if type(received) is WaitRequested:
+        if type(received) is WaitRequested or (type(received) is StepEnded and received.retry is not None):
             self._deliver(index, received)
             return
         if self._failure.done():
             return
         try:
             now_ms = self._clock.now_ms()
-            self._stages[index].operator.apply(received, now_ms)
-            if not self._is_in_effects:  # else its effects are read right behind this one
+            operator = self._stages[index].operator
+            operator.apply(received, now_ms)
+            if self._is_in_effects:
+                return  # they are read right behind this one
+            if operator.effects:
                 self._run_effects(index, now_ms)
-                if self._alarm.is_late_for(self._stages[index].operator.next_due_ms):
-                    self._schedule()  # a turn sets it
+            else:
+                self._schedule()  # perhaps it waits, as recorded
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
@@ -352,7 +353,7 @@ class Subtask:
     def _answer_step(self, index: int, effect: RefuseStep | ResolveStep | RunStep, _: int) -> None:
         cast("StepRunner", self._stages[index].steps).answer(effect)
 
-    def _deliver(self, index: int, answer: ActionCompleted | ActionFailed | JournalAppended | WaitRequested) -> None:
+    def _deliver(self, index: int, answer: _Answer) -> None:
         self._answers.append((index, answer))
         self._schedule()
 

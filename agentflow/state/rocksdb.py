@@ -69,10 +69,16 @@ class RocksDBKeyedState:
     is decided.
     """
 
-    def __init__(self, directory: StateDirectory, store: RocksDBStore, resources: RocksDBResources) -> None:
+    def __init__(
+        self,
+        directory: StateDirectory,
+        store: RocksDBStore,
+        resources: RocksDBResources,
+        journal_sync_interval_ms: int | None = None,
+    ) -> None:
         self._directory = directory
         self._store = store
-        self.journal = RocksDBJournal(directory.path, resources)
+        self.journal = RocksDBJournal(directory.path, resources, journal_sync_interval_ms)
         self._read_memory = store.reader(MEMORY)
         self._sweep_from = b""
         self._large = LargeValues(store)
@@ -88,6 +94,7 @@ class RocksDBKeyedState:
         job: str,
         free_min_bytes: int = FREE_MIN_BYTES,
         resources: RocksDBResources | None = None,
+        journal_sync_interval_ms: int | None = None,
     ) -> RocksDBKeyedState:
         """Open the state of one subtask; a missing or empty directory is created.
 
@@ -99,6 +106,7 @@ class RocksDBKeyedState:
             job: Name of the job that the directory belongs to.
             free_min_bytes: Free disk space below which `open` and `prepare` refuse.
             resources: Cache and write buffers; those of the process if not given.
+            journal_sync_interval_ms: Time between syncs of the journal; None: every append is synced.
 
         Raises:
             DiskFull, StateLocked, StateVersionTooNew, StateMismatch, StateCorrupted, StateUnavailable: See `StateDirectory`.
@@ -117,7 +125,7 @@ class RocksDBKeyedState:
             # RocksDB has put what it replayed from its log into synced table files, so what is found here is durable.
             if directory.is_new:
                 directory.mark_ready()
-            state = cls(directory, store, resources)
+            state = cls(directory, store, resources, journal_sync_interval_ms)
             if state.prepared is None:
                 state._prepared.discard_undecided(state.checkpoint + 1)
             opened.pop_all()

@@ -9,10 +9,12 @@ same time; and a failed write of one says nothing about the other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from agentflow.errors import StateError
 from agentflow.state.directory import sync_directory
 from agentflow.state.rocksdb_store import DEFAULT, RocksDBResources, RocksDBStore
 
@@ -28,9 +30,13 @@ class RocksDBJournal:
     Args:
         directory: The state directory.
         resources: Cache and write buffers.
+        sync_interval_ms: Time between syncs; None: every append is synced, and waits for it.
     """
 
-    def __init__(self, directory: Path, resources: RocksDBResources) -> None:
+    def __init__(self, directory: Path, resources: RocksDBResources, sync_interval_ms: int | None = None) -> None:
+        self._sync_interval_ms = sync_interval_ms
+        self._sync: asyncio.TimerHandle | None = None
+        self._syncing: asyncio.Task[None] | None = None
         self._directory = directory
         self._resources = resources
         self._path = directory / JOURNAL_DIRECTORY
@@ -65,8 +71,21 @@ class RocksDBJournal:
                 size += len(record)
             store.write(batch, "writing the journal")
             self._next = position
-            await store.sync("writing the journal", is_small=size < _SMALL_BYTES)
+            if self._sync_interval_ms is None:
+                await store.sync("writing the journal", is_small=size < _SMALL_BYTES)
+            elif self._sync is None:
+                self._sync = asyncio.get_running_loop().call_later(self._sync_interval_ms / 1000, self._sync_now)
             return position
+
+    def _sync_now(self) -> None:
+        self._sync, self._syncing = None, asyncio.ensure_future(self._sync_late())
+
+    async def _sync_late(self) -> None:
+        """Sync what was appended meanwhile; an error is that of the next append."""
+        async with self._one_at_a_time:
+            if self._store is not None:
+                with contextlib.suppress(StateError):
+                    await self._store.sync("writing the journal")
 
     async def release(self, position: int) -> None:
         """See `Journal`."""
@@ -80,6 +99,10 @@ class RocksDBJournal:
 
     def close(self) -> None:
         """Close the database, if there is one. Idempotent."""
+        if self._sync is not None:
+            self._sync.cancel()
+        if self._syncing is not None:
+            self._syncing.cancel()
         if self._store is not None:
             self._store.close()
             self._store = None
