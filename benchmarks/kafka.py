@@ -172,6 +172,7 @@ def _worker(
     interval_ms: int = 1_000,
     guarantee: str = "exactly-once",
     processes: int = 1,
+    in_flight: int = 10_000,
     **kafka: str,
 ) -> list[str]:
     """Write a job file and return the command of a worker."""
@@ -180,7 +181,7 @@ def _worker(
         f"job: {place.job}\nagent: benchmarks.kafka_agents:{action.upper()}\n"
         f"source: {{kafka: {{topics: {place.job}-in}}}}\nsink: {{kafka: {{topic: {place.job}-out}}}}\n"
         f"guarantee: {guarantee}\ncheckpoint: {{interval: {interval_ms}ms}}\nstate: {{dir: state}}\n"
-        f"kafka: {{brokers: '{place.brokers}'{extra}}}\nlog: {{level: warning}}\n"
+        f"kafka: {{brokers: '{place.brokers}'{extra}}}\nlog: {{level: warning}}\nrun: {{in-flight-max: {in_flight}}}\n"
     )
     several = ["--processes", str(processes)] if processes > 1 else []
     return [sys.executable, "-m", "agentflow", "worker", "job.yaml", *several]
@@ -282,6 +283,20 @@ def start_ms(factor: float) -> float:  # noqa: ARG001 (one size)
             with _process(_worker(place, directory, "stateful", 100), directory):
                 await _until_more(place, consumer, 0)
                 return (time.monotonic() - began) * 1000
+
+    return _timed(scenario, 1)
+
+
+def step_ms(factor: float) -> float:  # noqa: ARG001 (one size)
+    """Measure the median of a durable step, one at a time, with the journal in Kafka."""
+
+    async def scenario(place: Place, directory: str) -> float:
+        await place.load(_records(1, 1))
+        async with place.reader() as consumer:
+            with _process(_worker(place, directory, "step_times"), directory):
+                await _until_more(place, consumer, 0)
+        (value,) = await place.values()
+        return float(value["ms"])
 
     return _timed(scenario, 1)
 

@@ -148,12 +148,63 @@ ENGINE = {
     "import agentflow": Workload(processes.import_ms, "ms", 150, "-"),
 }
 
-SUITES = {"engine": ENGINE, "kafka": {**_kafka_rates(), **_kafka_peers(), **_kafka_rest()}}
+
+def _durable(name: str, *arguments: Any) -> float:
+    from benchmarks import durable  # with the factor last
+
+    return float(getattr(durable, name)(*arguments))
+
+
+def _durable_suite() -> dict[str, Workload]:
+    def one(name: str, unit: str, target: float | None, *arguments: Any, **options: Any) -> Workload:
+        return Workload(partial(_durable, name, *arguments), unit, target, **options)
+
+    more = {"is_more_better": True}
+    ours = {
+        "fdatasync of this disk": one("sync_ms", "ms", None, guarantee="-"),
+        "step, one at a time": one("step_ms", "ms", None),
+        "- above an fdatasync": one("step_above_sync_ms", "ms", 0.2),
+        "step, sync: interval": one("unsynced_step_us", "us", 60, guarantee="killed"),
+        "steps, 1,000 in flight": one("rate", "steps/s", 20_000, 1_000, **more),
+        "steps, 200 in flight": one("rate", "steps/s", None, 200, **more),
+        "replay": one("replay_rate", "steps/s", 100_000, **more),
+        "recovery, 10,000 runs": one("recovery_ms", "ms", 1_000, is_size_named=True),
+        "recovery, process, 200 runs": one("process_recovery_ms", "ms", 800),
+        "memory per sleeping run": one("sleeping_run_bytes", "bytes", 2_048),
+        "disk per byte of results": one("disk_times", "times", 3),
+    }
+    on_kafka = {
+        "Kafka: steps, 1,000 in flight": Workload(
+            partial(_kafka_steps, "rate"), "steps/s", 10_000, EXACTLY_ONCE, is_more_better=True
+        ),
+        "Kafka: step, one at a time": Workload(partial(_kafka_steps, "step_ms"), "ms", 0.6),
+    }
+    peers = {
+        f"{name}: {what}": one("peer", unit, None, name, mode, guarantee="-", is_more_better=mode == "rate")
+        for mode, unit, what in (("rate", "steps/s", "steps"), ("step", "ms", "step"))
+        for name in ("dbos", "dbos-wal", "langgraph")
+    }
+    return {**ours, **on_kafka, **peers}
+
+
+def _kafka_steps(name: str, factor: float) -> float:
+    from benchmarks import kafka  # needs the extra `kafka`, and a broker
+
+    if name == "rate":
+        run = kafka.run("agentflow", "steps", 20_000, int(40_000 * factor), in_flight=1_000)
+        return 5 * run.rate
+    return kafka.step_ms(factor)
+
+
+SUITES = {"durable": _durable_suite(), "engine": ENGINE, "kafka": {**_kafka_rates(), **_kafka_peers(), **_kafka_rest()}}
 
 RATIOS = (
     ("trivial", "quix: trivial, 1,000", None),
     ("stateful, 1,000 keys", "quix: stateful, 1,000", 1.6),
     ("stateful, 50,000 keys", "quix: stateful, 50,000", 2.0),
+    ("steps, 1,000 in flight", "dbos: steps", 25),
+    ("steps, 1,000 in flight", "dbos-wal: steps", 25),
+    ("steps, 1,000 in flight", "langgraph: steps", 20),
 )
 """Workload, peer, and how many times as fast the one has to be as the other in the same run."""
 
