@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextvars
+import functools
 import hashlib
 import inspect
 import sys
@@ -590,4 +591,9 @@ def _unknown(task: ActionTask) -> None:  # noqa: ARG001 (the signature)
 
 def _where(frame: FrameType) -> str:
     """Return file and line, the file with its directory: it is in every record."""
-    return f"{'/'.join(frame.f_code.co_filename.split('/')[-2:])}:{frame.f_lineno}"
+    return _place_of(frame.f_code.co_filename, frame.f_lineno)
+
+
+@functools.lru_cache(maxsize=4096)
+def _place_of(file: str, line: int) -> str:
+    return f"{'/'.join(file.split('/')[-2:])}:{line}"
