@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from agentflow.api.agent import Agent
 from agentflow.api.codecs import Codec
 from agentflow.api.decorators import action
-from agentflow.api.events import Event, EventType, InputEvent, OutputEvent, TimerEvent
+from agentflow.api.events import CancelEvent, Event, EventType, InputEvent, OutputEvent, TimerEvent
 from agentflow.api.failure import OnError, Retry
 from agentflow.api.memory import MemoryObject, MemoryRef, MemoryType
 from agentflow.api.options import ConfigOption, Configuration
@@ -32,6 +32,7 @@ __all__ = [
     "AgentPlan",
     "AgentflowError",
     "AgentsExecutionEnvironment",
+    "CancelEvent",
     "CheckpointSettings",
     "Codec",
     "CollectionSink",

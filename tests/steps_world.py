@@ -9,6 +9,7 @@ import msgspec
 from agentflow import Agent
 from agentflow.core.delta import StoredRow, Table
 from agentflow.core.effects import (
+    CancelAction,
     DeadLetter,
     Drained,
     EmitRecord,
@@ -163,6 +164,8 @@ class World:
                 return f"pause {limit}"
             case ResumeSource():
                 return "resume"
+            case CancelAction(task):
+                return f"cancel {task.id}"
             case Drained():
                 return "drained"
         raise AssertionError(effect)

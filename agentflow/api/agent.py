@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from agentflow.api.decorators import ACTION_MARK, ActionDeclaration, trigger_text
 from agentflow.api.events import Event
@@ -22,6 +22,10 @@ class Agent:
 
     errors: Sequence[type[Exception]] = ()
     """Error classes of steps. A recorded error is raised again as its own class if it is here, or Python's own."""
+
+    on_new_input: Literal["queue", "reject", "interrupt"] = "queue"
+    """What an input does whose key has a run already: wait behind it; go to the dead letters; or cancel it (`CancelEvent`), and all
+    that wait before it."""
 
     def __init__(self, name: str | None = None) -> None:
         self._name = name

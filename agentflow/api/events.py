@@ -18,6 +18,7 @@ class EventType:
     InputEvent: Final = "_input_event"
     OutputEvent: Final = "_output_event"
     TimerEvent: Final = "_timer_event"
+    CancelEvent: Final = "_cancel_event"
 
 
 class EventOrigin(Protocol):
@@ -165,3 +166,24 @@ class TimerEvent(Event):
     def due_ms(self) -> int:
         """When it was due, epoch milliseconds (event time or processing time, as it was set)."""
         return int(self.attributes["due_ms"])
+
+
+class CancelEvent(Event):
+    """The run was cancelled: by request, or because the next input of its key supersedes it.
+
+    Actions that listen to it compensate, in the same run: they have its sensory memory, and durable steps. Attributes of the event:
+    ``reason``, ``task`` (the path of the task that was at work) and ``input``.
+    """
+
+    __slots__ = ()
+    EVENT_TYPE = EventType.CancelEvent
+
+    @property
+    def reason(self) -> str:
+        """Why; as the request says, or ``superseded by`` a run."""
+        return str(self.attributes["reason"])
+
+    @property
+    def input(self) -> Any:  # noqa: ANN401 (a user's value)
+        """The input of the run, of the action's ``input=`` type where it has one."""
+        return self.attributes["input"]

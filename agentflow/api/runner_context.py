@@ -430,7 +430,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         _not_configured("action_metric_group", "no metrics are configured")
 
 
-_ENGINE_TYPES = frozenset({EventType.InputEvent, EventType.TimerEvent})
+_ENGINE_TYPES = frozenset({EventType.InputEvent, EventType.TimerEvent, EventType.CancelEvent})
 
 
 def _check_size(event_type: str, size: int, services: ContextServices) -> None:

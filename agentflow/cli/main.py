@@ -113,7 +113,12 @@ def _dlq(chosen: argparse.Namespace) -> int:
 def _runs(chosen: argparse.Namespace) -> int:
     from agentflow.cli import run_commands
 
-    verbs = {"list": run_commands.list_runs, "show": run_commands.show_run}
+    verbs = {
+        "list": run_commands.list_runs,
+        "show": run_commands.show_run,
+        "cancel": run_commands.control_run,
+        "retry": run_commands.control_run,
+    }
     return verbs[chosen.verb](chosen)
 
 
@@ -183,7 +188,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--all", "--correlation", "--run", "--agent")  # fmt: skip
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--all", "--correlation", "--run", "--agent", "--reason")  # fmt: skip
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -271,22 +276,27 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     verbs = runs.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser, required=True)
     listing = _add_command(verbs, "list", "list them: key, state, task, attempt, when it goes on")
     show = _add_command(verbs, "show", "show one of them, and what is recorded of its steps")
+    cancelling = _add_command(verbs, "cancel", "cancel the run of a key; what listens to CancelEvent compensates")
+    retrying = _add_command(verbs, "retry", "try at once what the run of a key would try later")
     journal = _add_command(commands, "journal", "look at the records of durable steps")
     verbs = journal.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser, required=True)
     records = _add_command(verbs, "show", "show the records of an unfinished run")
     waiting = _add_command(commands, "inbox", "list who waits for which signal, and since when")
     sending = _add_command(commands, "signal", "send a signal to runs that wait for it, or will")
-    for command in (listing, show, records, waiting, sending):
+    for command in (listing, show, records, waiting, sending, cancelling, retrying):
         _add_job_file(command)
         command.add_argument("--json", action="store_true", help="print JSON")
     for command in (show, records):
         command.add_argument("run", metavar="RUN", help="the run, as 'runs list' names it")
-    sending.add_argument("key", metavar="KEY", help="the key; a number is one, a text may have JSON's quotes")
+    for command in (sending, cancelling, retrying):
+        command.add_argument("key", metavar="KEY", help="the key; a number is one, a text may have JSON's quotes")
+        command.add_argument("--agent", default="", metavar="NAME", help="for this agent of a chain")
+    cancelling.add_argument("--reason", default="", metavar="TEXT", help="why; the CancelEvent has it")
     sending.add_argument("name", metavar="NAME", help="the name that ctx.wait_for waits for")
     sending.add_argument("value", metavar="VALUE", nargs="?", help="JSON; what ctx.wait_for returns")
     sending.add_argument("--correlation", default="", metavar="TEXT", help="only for waits with the same one")
-    sending.add_argument("--run", default="", metavar="RUN", help="only for this run")
-    sending.add_argument("--agent", default="", metavar="NAME", help="for this agent of a chain")
+    for command in (sending, cancelling):
+        command.add_argument("--run", default="", metavar="RUN", help="only for this run")
 
 
 def _add_simulate(commands: argparse._SubParsersAction[_Parser]) -> None:

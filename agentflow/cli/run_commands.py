@@ -1,4 +1,4 @@
-"""Commands that look at the runs of a job and talk to them: `runs list|show`, `journal show`, `inbox`, `signal`.
+"""Commands that look at the runs of a job and talk to them: `runs list|show|cancel|retry`, `journal show`, `inbox`, `signal`.
 
 They work beside a running job and on a stopped one. What a job's state holds is seen as of its last checkpoint, with the journal of
 an embedded job up to this moment.
@@ -152,6 +152,23 @@ def send_signal(chosen: argparse.Namespace) -> int:
         print_json(msgspec.json.decode(document))
     else:
         print(f"signal '{chosen.name}' sent to key {key!r}")
+    return EXIT_DONE
+
+
+def control_run(chosen: argparse.Namespace) -> int:
+    """Cancel a run, or let it try again at once; the request is durable when the command ends."""
+    import msgspec
+
+    from agentflow.runtime.signals import encode_control
+
+    job_file, key = load(chosen), _key(chosen.key)
+    run, reason = getattr(chosen, "run", ""), getattr(chosen, "reason", "")
+    document = encode_control(key, chosen.verb, run=run, reason=reason, agent=chosen.agent)
+    _deliver(job_file, key, document)
+    if chosen.json:
+        print_json(msgspec.json.decode(document))
+    else:
+        print(f"{chosen.verb} sent to key {key!r}")
     return EXIT_DONE
 
 

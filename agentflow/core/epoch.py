@@ -177,6 +177,15 @@ class EpochChanges:
         """Writes that keyed state does not have yet, by key; oldest first."""
         return (self._memory,) if self._frozen is None else (self._frozen.memory, self._memory)
 
+    def unapplied_rows(self) -> list[StateWrite]:
+        """Return them as rows, oldest first."""
+        return [
+            (Table.MEMORY, self._operator, state.key, path, value)
+            for unapplied in self.unapplied
+            for state, changed in unapplied.items()
+            for path, value in changed.items()
+        ]
+
     def before_change(self, run: Run) -> None:
         """Capture a frozen run: the delta being written has it as it was at the barrier. Call before every change."""
         if run.is_frozen:

@@ -207,6 +207,34 @@ class SignalReceived(msgspec.Struct):
     signal: Signal
 
 
+class CancelRequested(msgspec.Struct):
+    """Somebody wants a run to stop.
+
+    Attributes:
+        record: The record that says so.
+        key: Canonical encoding of the key.
+        run: Id of the run; empty: the one that is active.
+        reason: Why; the `CancelEvent` has it.
+    """
+
+    record: Record
+    key: bytes
+    run: str = ""
+    reason: str = ""
+
+
+class RetryRequested(msgspec.Struct):
+    """Somebody wants what waits for a retry to be tried now.
+
+    Attributes:
+        record: The record that says so.
+        key: Canonical encoding of the key.
+    """
+
+    record: Record
+    key: bytes
+
+
 class JournalAppended(msgspec.Struct, gc=False):
     """The operator's next ``count`` records, in the order of their `PersistStep`, are durable."""
 
@@ -267,6 +295,8 @@ Input = (
     | WaitRequested
     | ActionParked
     | SignalReceived
+    | CancelRequested
+    | RetryRequested
     | JournalAppended
     | WatermarkReceived
     | TimeAdvanced

@@ -1,10 +1,13 @@
-"""Limits of an operator, and the backpressure that keeps them."""
+"""Limits of an operator, the backpressure that keeps them, and the end of a drain."""
 
 from __future__ import annotations
 
 import msgspec
 
-from agentflow.core.effects import Effect, PauseSource, ResumeSource
+from agentflow.core.effects import DeadLetter, Drained, Effect, FailJob, PauseSource, ResumeSource
+from agentflow.core.failures import FailurePolicy
+from agentflow.core.inputs import DrainRequested
+from agentflow.core.records import ErrorReport, Record
 from agentflow.core.runs import KeyState
 
 
@@ -35,22 +38,32 @@ class OperatorLimits(msgspec.Struct, frozen=True):
 
 
 class Backpressure:
-    """Pauses the source at a limit, and resumes it when every limit is left (that of runs by a quarter).
+    """Pauses the source at a limit, and resumes it when every limit is left (that of runs by a quarter); refuses single records.
 
     Attributes:
         is_paused: Between `PauseSource` and `ResumeSource`.
         overflowing: Keys with too many inputs behind them.
     """
 
-    def __init__(self, effects: list[Effect], limits: OperatorLimits) -> None:
+    def __init__(
+        self, effects: list[Effect], limits: OperatorLimits, policy: FailurePolicy, *, is_rejecting: bool
+    ) -> None:
         self._effects = effects
         self._limits = limits
+        self._policy = policy
+        self._is_rejecting = is_rejecting
         self.overflowing: dict[KeyState, None] = {}
         self.is_paused = False
 
-    def refuses(self, state: KeyState) -> bool:
-        """Whether a record of this key is dead-lettered instead of admitted."""
-        return self._limits.is_overflow_dead and state in self.overflowing
+    def refusal(self, state: KeyState, record: Record) -> DeadLetter | FailJob | None:
+        """Return what becomes of a record that is not admitted, because of the runs that its key has; None: it is."""
+        if self._limits.is_overflow_dead and state in self.overflowing:
+            message = f"{self._limits.key_pending_max} inputs wait behind this key (key.pending-max)"
+            return self._policy.dead_letter(record, ErrorReport("KeyOverflow", message, is_retryable=False))
+        if self._is_rejecting and state.run is not None:
+            message = f"run {state.run.id} of this key is not over (on_new_input: reject)"
+            return self._policy.last_word(record, ErrorReport("RunActive", message, is_retryable=False))
+        return None
 
     def overflow(self, state: KeyState) -> None:
         """Note that a key has as many inputs behind it as it may have."""
@@ -82,3 +95,20 @@ class Backpressure:
         if not self.is_paused:
             self.is_paused = True
             self._effects.append(PauseSource(limit))
+
+
+class Drain:
+    """Says when a drain is done.
+
+    Attributes:
+        requested: The request; None: there is none.
+    """
+
+    def __init__(self, effects: list[Effect]) -> None:
+        self.requested: DrainRequested | None = None
+        self._effects = effects
+
+    def tell(self, unfinished: int, sleeping: int) -> None:
+        """Answer, if no run is left but those that need not be awaited."""
+        if self.requested is not None and unfinished == (0 if self.requested.awaits_sleepers else sleeping):
+            self._effects.append(Drained())

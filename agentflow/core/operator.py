@@ -24,8 +24,9 @@ from typing import Any
 import msgspec
 
 from agentflow.api.events import EventType
+from agentflow.core.cancelling import Cancelling
 from agentflow.core.delta import POSITIONS_NAME, StateWrite, StoredRow, Table
-from agentflow.core.effects import Drained, Effect, ForwardWatermark, TakeSnapshot
+from agentflow.core.effects import Effect, ForwardWatermark, TakeSnapshot
 from agentflow.core.epoch import META_NAME, EpochChanges, decode_meta, encode_meta, operator_meta
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import (
@@ -42,9 +43,9 @@ from agentflow.core.inputs import (
 )
 from agentflow.core.key_order import ExpectedRuns, wait_behind
 from agentflow.core.keys import KeyTable
-from agentflow.core.limits import Backpressure, OperatorLimits
+from agentflow.core.limits import Backpressure, Drain, OperatorLimits
 from agentflow.core.outcomes import Outcomes
-from agentflow.core.records import ErrorReport, Record
+from agentflow.core.records import Record
 from agentflow.core.routing import Router
 from agentflow.core.run_table import RunTable, oldest_admitted_ms, restore_runs, run_writes
 from agentflow.core.runs import COMPLETED, RUNNING, WAITING, KeyState, Run
@@ -53,7 +54,7 @@ from agentflow.core.signals import SignalBuffer
 from agentflow.core.steps import Steps
 from agentflow.core.stored_runs import waits_only
 from agentflow.core.tasks import TaskScheduler
-from agentflow.core.timers import TimerTable, timer_write
+from agentflow.core.timers import TimerTable
 from agentflow.core.waiting import Waiting
 from agentflow.errors import InternalError
 from agentflow.plan.plan import AgentPlan
@@ -94,17 +95,22 @@ class Operator:
             self.effects, self._changes, self._router, self._tasks, self._timers, limits.timers_max
         )
         self._waiting = Waiting(
-            self.effects, policy, self._changes, self._steps, self._tasks, self._outcomes, self._segments
+            self.effects, policy, self._changes, self._steps, self._tasks, self._outcomes, self._segments, self._timers
         )
-        self._pressure = Backpressure(self.effects, limits)
-        self._is_draining, self._awaits_sleepers = False, True
+        self._cancelling = Cancelling(
+            self.effects, self._changes, self._steps, self._router, self._waiting, self._states, self._runs
+        )
+        self._is_rejecting, self._is_superseding = (plan.on_new_input == name for name in ("reject", "interrupt"))
+        self._controls = {**self._waiting.handlers, **self._cancelling.handlers}
+        self._pressure = Backpressure(self.effects, limits, policy, is_rejecting=self._is_rejecting)
+        self._drain = Drain(self.effects)
         self._handlers: dict[type, Callable[[Any, int], None]] = {
             RecordReceived: self._on_record,
             RecordRejected: self._on_rejected,
             ActionCompleted: self._on_completed,
             ActionFailed: self._on_failed,
             **self._steps.handlers,
-            **dict.fromkeys(self._waiting.handlers, self._on_waiting),
+            **dict.fromkeys(self._controls, self._on_control),
             WatermarkReceived: self._on_watermark,
             TimeAdvanced: self._on_time,
             BarrierReceived: self._on_barrier,
@@ -147,10 +153,7 @@ class Operator:
     @property
     def next_due_ms(self) -> int | None:
         """When `TimeAdvanced` is wanted; None when nothing waits for time."""
-        timer_ms, wait_ms = self._timers.next_due_ms(is_event_time=False), self._waiting.next_due_ms
-        if timer_ms is None or wait_ms is None:
-            return timer_ms if wait_ms is None else wait_ms
-        return min(timer_ms, wait_ms)
+        return self._waiting.next_due_ms
 
     def oldest_run_ms(self, now_ms: int) -> int:
         """Return the clock of the oldest unfinished run: what it may still read must not be swept away."""
@@ -162,11 +165,11 @@ class Operator:
         state = self._states.get(key)
         if state is None:
             state = self._states[key] = KeyState(key, {})
-        elif self._pressure.overflowing and self._pressure.refuses(state):
-            message = f"{self._limits.key_pending_max} inputs wait behind this key (key.pending-max)"
-            error = ErrorReport("KeyOverflow", message, is_retryable=False)
-            self.effects.append(self._policy.dead_letter(received.record, error))
-            return
+        elif (self._pressure.overflowing or self._is_rejecting) and not self._missing:
+            refused = self._pressure.refusal(state, received.record)
+            if refused is not None:
+                self.effects.append(refused)
+                return
         self._admit(state, received.record, _INPUT, self._segments.last, now_ms)
         if self._segments.is_ready:
             self._forward_watermarks(now_ms)
@@ -194,6 +197,8 @@ class Operator:
                 self._expected.free_watermark(run, self._segments)
             elif len(state.pending or ()) >= self._limits.key_pending_max:
                 self._pressure.overflow(state)
+            if self._is_superseding and event_type == _INPUT and (over := self._cancelling.supersede(run)) is not None:
+                self._advance(over, now_ms)
         if len(self._runs) >= self._limits.in_flight_max and not self._missing:  # what is expected must be read
             self._pressure.pause_at(len(self._runs), self._waiting.sleeping)
 
@@ -246,8 +251,8 @@ class Operator:
             state.run = None
         if self._pressure.is_paused:
             self._pressure.relieve(len(self._runs), self._waiting.sleeping)
-        if self._is_draining:
-            self._tell_drained()
+        if self._drain.requested is not None:
+            self._drain.tell(len(self._runs), self._waiting.sleeping)
         return state.run
 
     # -- actions
@@ -295,12 +300,15 @@ class Operator:
         if self._segments.is_ready:
             self._forward_watermarks(now_ms)
 
-    def _on_waiting(self, received: Input, now_ms: int) -> None:
-        self._waiting.handlers[type(received)](received, now_ms)
+    def _on_control(self, received: Input, now_ms: int) -> None:
+        """Wait, wake, or cancel, and go on with the run that this lets go on."""
+        run = self._controls[type(received)](received, now_ms)
+        if run is not None:
+            self._advance(run, now_ms)
         if self._pressure.is_paused:
             self._pressure.relieve(len(self._runs), self._waiting.sleeping)
-        if self._is_draining:
-            self._tell_drained()
+        if self._drain.requested is not None:
+            self._drain.tell(len(self._runs), self._waiting.sleeping)
         if self._segments.is_ready:
             self._forward_watermarks(now_ms)
 
@@ -327,20 +335,14 @@ class Operator:
 
     def _fire(self, due: Iterable[tuple[bytes, str, Any]], segment: Segment, now_ms: int) -> None:
         for key, name, timer in due:
-            state = self._states.get(key)
-            if state is None:
-                state = self._states[key] = KeyState(key, {})
+            state = self._states.setdefault(key, KeyState(key, {}))
             timestamp_ms = timer.due_ms if timer.is_event_time else None
             record = Record(f"{timer.task_id}@{name}", timer.due_ms, timer.due_ms, timer.payload, None, timestamp_ms)
             self._admit(state, record, _TIMER, segment, now_ms)
 
     def _on_drain(self, received: DrainRequested, now_ms: int) -> None:  # noqa: ARG002 (one signature)
-        self._is_draining, self._awaits_sleepers = True, received.awaits_sleepers
-        self._tell_drained()
-
-    def _tell_drained(self) -> None:
-        if len(self._runs) == (0 if self._awaits_sleepers else self._waiting.sleeping):
-            self.effects.append(Drained())
+        self._drain.requested = received
+        self._drain.tell(len(self._runs), self._waiting.sleeping)
 
     # -- checkpoints
     def _on_barrier(self, received: BarrierReceived, now_ms: int) -> None:
@@ -354,6 +356,8 @@ class Operator:
     def _on_checkpoint_completed(self, received: CheckpointCompleted, now_ms: int) -> None:
         self._changes.complete()
         self._steps.checkpoint_completed(received.checkpoint, now_ms, is_skipped=received.is_skipped)
+        for run in self._cancelling.released():
+            self._advance(run, now_ms)
         self._evict()
 
     def _evict(self) -> None:
@@ -362,14 +366,10 @@ class Operator:
     # -- restore
     def snapshot(self) -> list[StateWrite]:
         """Return all state as rows, sorted; of memory only what is not yet applied to keyed state."""
-        writes: list[StateWrite] = [(Table.META, self.index, b"", META_NAME, operator_meta(self.plan, self._segments))]
-        writes += run_writes(self.index, self._runs)
-        writes += [timer_write(self.index, slot, timer) for slot, timer in self._timers.all().items()]
-        writes += self._steps.rows(self.index)
-        for unapplied in self._changes.unapplied:
-            for state, changed in unapplied.items():
-                writes += [(Table.MEMORY, self.index, state.key, p, v) for p, v in changed.items()]
-        return sorted(writes, key=lambda write: write[:4])
+        index = self.index
+        writes: list[StateWrite] = [(Table.META, index, b"", META_NAME, operator_meta(self.plan, self._segments))]
+        writes += run_writes(index, self._runs) + self._timers.rows(index) + self._steps.rows(index)
+        return sorted(writes + self._changes.unapplied_rows(), key=lambda write: write[:4])
 
     def restore(
         self, rows: dict[Table, list[StoredRow]], now_ms: int, journal: Iterable[bytes] = (), checkpoint: int = 0
@@ -389,7 +389,7 @@ class Operator:
             self._segments = self._waiting.segments = SegmentedQueue(meta.closed, meta.open_number, meta.forwarded_ms)
         self._changes.last_meta = {name: stored[name] for name in (META_NAME, POSITIONS_NAME) if name in stored}
         self._timers.restore(rows.get(Table.TIMERS, []))
-        self._runs = restore_runs(rows.get(Table.RUNS, []), self._states, self.plan, self._segments)
+        self._runs.update(restore_runs(rows.get(Table.RUNS, []), self._states, self.plan, self._segments))
         self._steps.restore(rows.get(Table.STEPS, []), rows.get(Table.SIGNALS, []), journal, checkpoint)
         self._expected.expect(self._steps.runs, self._runs, self._segments)
         for run in list(self._runs):

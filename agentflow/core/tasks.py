@@ -137,7 +137,7 @@ class TaskScheduler:
 
     def next_retry_ms(self) -> int | None:
         """Return when the next attempt is due; None when no task waits."""
-        while self._retries and self._retries[0][2].status != WAITING:
+        while self._retries and not _is_live(self._retries[0]):
             heapq.heappop(self._retries)
         return self._retries[0][0] if self._retries else None
 
@@ -213,6 +213,12 @@ class TaskScheduler:
         run.written = dict(run.written or {})
         for path, is_leaf in _written_paths(member).items():
             run.written[path] = (run.applied, is_leaf)
+
+
+def _is_live(retry: tuple[int, int, ActionTask]) -> bool:
+    """Whether a task still waits for that time: it may have been tried before."""
+    due_ms, _, task = retry
+    return task.status == WAITING and task.due_ms == due_ms
 
 
 _SENSORY = "\0"  # marks paths of sensory memory, which share no path with short-term memory

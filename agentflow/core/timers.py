@@ -96,9 +96,9 @@ class TimerTable:
         changes, self._changed = self._changed, {}
         return changes
 
-    def all(self) -> dict[_Slot, Timer]:
-        """Return every timer, for a whole snapshot."""
-        return dict(self._timers)
+    def rows(self, operator: int) -> list[StateWrite]:
+        """Return every timer as a row, for a whole snapshot."""
+        return [timer_write(operator, slot, timer) for slot, timer in self._timers.items()]
 
     def restore(self, rows: list[StoredRow]) -> None:
         """Fill an empty table from stored rows."""

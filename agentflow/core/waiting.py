@@ -17,12 +17,13 @@ from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import ActionParked, SignalReceived, WaitRequested
 from agentflow.core.outcomes import Outcomes
 from agentflow.core.records import ErrorReport
-from agentflow.core.runs import PARKED, RUNNING, ActionTask, Run
+from agentflow.core.runs import PARKED, RUNNING, WAITING, ActionTask, Run
 from agentflow.core.segments import SegmentedQueue
 from agentflow.core.signals import SignalBuffer
 from agentflow.core.steps import Steps
 from agentflow.core.stored_runs import waits_only
 from agentflow.core.tasks import TaskScheduler
+from agentflow.core.timers import TimerTable
 from agentflow.core.waits import OpenWait, WaitOutcome
 
 
@@ -43,8 +44,10 @@ class Waiting:
         tasks: TaskScheduler,
         outcomes: Outcomes,
         segments: SegmentedQueue,
+        timers: TimerTable,
     ) -> None:
         self.segments = segments
+        self._timers = timers
         self.sleeping = 0
         self._effects = effects
         self._policy = policy
@@ -54,20 +57,30 @@ class Waiting:
         self._signals: SignalBuffer = steps.signals
         self._tasks = tasks
         self._outcomes = outcomes
-        self.handlers: dict[type, Callable[[Any, int], None]] = {
+        self.handlers: dict[type, Callable[[Any, int], Run | None]] = {
             WaitRequested: self._on_wait_requested,
             ActionParked: self._on_parked,
             SignalReceived: self._on_signal,
         }
 
+    def retry_now(self, run: Run, now_ms: int) -> None:
+        """Try at once what waits for a retry: tasks, and steps."""
+        for task in run.tasks:
+            if task.status == WAITING:
+                self._go_on(task)
+            for opened in self._waits.of(task):
+                if opened.wait.calls:
+                    self._end(opened, WaitOutcome(), now_ms)
+
     # -- time
     @property
     def next_due_ms(self) -> int | None:
-        """When the next retry or deadline is due; None when there is none."""
-        retry_ms, wait_ms = self._tasks.next_retry_ms(), self._waits.next_due_ms()
-        if retry_ms is None or wait_ms is None:
-            return wait_ms if retry_ms is None else retry_ms
-        return min(retry_ms, wait_ms)
+        """When the next retry, deadline or timer of processing time is due; None when there is none."""
+        earliest_ms = self._tasks.next_retry_ms()
+        for due_ms in (self._waits.next_due_ms(), self._timers.next_due_ms(is_event_time=False)):
+            if due_ms is not None and (earliest_ms is None or due_ms < earliest_ms):
+                earliest_ms = due_ms
+        return earliest_ms
 
     def advance(self, now_ms: int) -> None:
         """Let everything go on whose time has come."""

@@ -26,6 +26,9 @@ from agentflow.plan.triggers import Triggers
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # a name is part of task paths: no '/', no ':', no space
 
 
+_ON_NEW_INPUT = ("queue", "reject", "interrupt")
+
+
 class CompiledAgent(msgspec.Struct, frozen=True):
     """What a plan is made of."""
 
@@ -35,6 +38,7 @@ class CompiledAgent(msgspec.Struct, frozen=True):
     resources: tuple[PlannedResource, ...]
     config: Configuration
     errors: tuple[type[Exception], ...] = ()
+    on_new_input: str = "queue"
 
 
 def compile_agent(agent: Agent, config: Configuration | Mapping[str, Any] | None) -> CompiledAgent:
@@ -54,6 +58,8 @@ def compile_agent(agent: Agent, config: Configuration | Mapping[str, Any] | None
     problems = ProblemList(name)
     if not isinstance(name, str) or not name.strip():
         problems.add(f"the agent's name is {name!r}", expected="a text that is not blank", fix="Agent(name='reviews')")
+    if agent.on_new_input not in _ON_NEW_INPUT:
+        problems.add(f"on_new_input={agent.on_new_input!r}", expected=f"one of: {', '.join(_ON_NEW_INPUT)}")
     declared = agent.actions
     if not declared:
         problems.add(
@@ -69,7 +75,9 @@ def compile_agent(agent: Agent, config: Configuration | Mapping[str, Any] | None
     resources = plan_resources(agent.resources, problems)
     configuration = _configuration(config, problems)
     problems.raise_all()
-    return CompiledAgent(name, tuple(actions), conditions, resources, configuration, tuple(agent.errors))
+    return CompiledAgent(
+        name, tuple(actions), conditions, resources, configuration, tuple(agent.errors), agent.on_new_input
+    )
 
 
 def _configuration(config: Configuration | Mapping[str, Any] | None, problems: ProblemList) -> Configuration:

@@ -29,6 +29,7 @@ class AgentPlan:
         resources: In the order of `add_resource`.
         config: Options of the job for this agent.
         errors: Classes that recorded errors of steps come back as, beside Python's own.
+        on_new_input: What an input does whose key has a run: ``queue``, ``reject`` or ``interrupt``.
         has_conditions: Some action has a CEL condition, so `match` must be asked.
     """
 
@@ -38,6 +39,7 @@ class AgentPlan:
         self.resources: tuple[PlannedResource, ...] = parts.resources
         self.config: Configuration = parts.config
         self.errors: tuple[type[Exception], ...] = parts.errors
+        self.on_new_input: str = parts.on_new_input
         self.action_by_name: dict[str, Action] = {action.name: action for action in self.actions}
         by_event: dict[str, list[Action]] = {}
         for action in self.actions:

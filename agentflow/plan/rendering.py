@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from agentflow.plan.plan import Action, AgentPlan
 
 _LABEL_MAX = 60
-_ENGINE_NODES = {EventType.InputEvent: ("input", "input"), EventType.TimerEvent: ("timer", "timer")}
+_ENGINE_NODES = {
+    EventType.InputEvent: ("input", "input"),
+    EventType.TimerEvent: ("timer", "timer"),
+    EventType.CancelEvent: ("cancel", "cancelled"),
+}
 
 
 def render_text(plan: AgentPlan) -> str:
@@ -78,7 +82,14 @@ def _duration(ms: int) -> str:
 
 
 def _event_label(event_type: str) -> str:
-    return {EventType.InputEvent: "input event", EventType.TimerEvent: "timer event"}.get(event_type, event_type)
+    return _ENGINE_LABELS.get(event_type, event_type)
+
+
+_ENGINE_LABELS = {
+    EventType.InputEvent: "input event",
+    EventType.TimerEvent: "timer event",
+    EventType.CancelEvent: "cancel event",
+}
 
 
 def render_mermaid(plan: AgentPlan) -> str:

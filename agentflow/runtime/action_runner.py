@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from agentflow.api.codecs import Codec
-from agentflow.api.events import Event, EventType, InputEvent, TimerEvent
+from agentflow.api.events import CancelEvent, Event, EventType, InputEvent, TimerEvent
 from agentflow.api.runner_context import RunnerContext
 from agentflow.core.inputs import ActionCompleted, ActionFailed, TimerOrder
 from agentflow.core.records import ErrorReport
@@ -28,7 +28,8 @@ from agentflow.runtime.eager import start_eagerly
 from agentflow.runtime.services import OperatorServices
 
 _INPUT = EventType.InputEvent
-_TIMER = EventType.TimerEvent
+_CANCEL = EventType.CancelEvent
+_ENGINE_EVENTS = {EventType.TimerEvent: TimerEvent, _CANCEL: CancelEvent}
 _SYNC, _ASYNC = ActionKind.SYNC, ActionKind.ASYNC  # members of an enum take ten times as long to look up
 _new_event = object.__new__
 _decode_attributes = msgspec.msgpack.Decoder().decode
@@ -89,6 +90,9 @@ class ActionRunner:
                 event.origin = task
             else:
                 event = _internal_event(task)
+                if task.event_type == _CANCEL:
+                    value = task.run.record.value
+                    event.attributes["input"] = None if value is None else self._decoders[action](value)
             if kind is _SYNC:
                 action.function(event, ctx)
                 return _completed(task, ctx)
@@ -285,7 +289,7 @@ class ActionRunner:
 
 def _internal_event(task: ActionTask) -> Event:
     """Decode an event that an action sent, or a timer."""
-    event: Event = _new_event(TimerEvent if task.event_type == _TIMER else Event)
+    event: Event = _new_event(_ENGINE_EVENTS.get(task.event_type, Event))
     event.type = task.event_type
     assert task.payload is not None, "only a record may have no value"
     event.attributes = _decode_attributes(task.payload)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from agentflow.runtime.failing import look_at
+
 
 class CheckpointSchedule:
     """Takes the checkpoints of one subtask.
@@ -67,9 +69,3 @@ class CheckpointSchedule:
             except BaseException as error:
                 self._fail(error)
                 raise
-
-
-def look_at(future: asyncio.Future[None]) -> None:
-    """Look at an error that ends the subtask, or came too late to end anything; asyncio would complain that nobody does."""
-    if not future.cancelled():
-        future.exception()

@@ -41,7 +41,7 @@ from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
 from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Signals, Sink, Source
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
-from agentflow.runtime.signals import SignalReader, encode_signal
+from agentflow.runtime.signals import SignalReader, encode_control, encode_signal
 from agentflow.runtime.step_runner import StepRunner
 from agentflow.runtime.subtask import INCARNATION_NAME, JOURNAL_NAME, Counters, Stage, Subtask
 
@@ -203,12 +203,33 @@ class Job:
         Raises:
             NotConfigured: The job is not running, or takes no signals.
         """
+        await self._send(encode_signal(key, name, value, correlation=correlation, run=run, agent=agent))
+
+    async def cancel(self, key: object, *, run: str = "", reason: str = "", agent: str = "") -> None:
+        """Cancel the active run of a key, or the one with an id; what listens to `CancelEvent` compensates.
+
+        The request is durable, as the job's state is, when this returns; the run stops a moment later.
+
+        Raises:
+            NotConfigured: The job is not running, or takes no signals.
+        """
+        await self._send(encode_control(key, "cancel", run=run, reason=reason, agent=agent))
+
+    async def retry(self, key: object, *, agent: str = "") -> None:
+        """Try at once what the active run of a key would try later: its action, or its steps.
+
+        Raises:
+            NotConfigured: The job is not running, or takes no signals.
+        """
+        await self._send(encode_control(key, "retry", agent=agent))
+
+    async def _send(self, document: bytes) -> None:
         if self._signals is None:
             raise NotConfigured(
-                f"signal '{name}' finds nobody: the job is not running, or takes no signals",
+                "a signal finds nobody: the job is not running, or takes no signals",
                 fix="send it while the job runs; a stopped one gets signals by 'agentflow signal'",
             )
-        await self._signals.append(encode_signal(key, name, value, correlation=correlation, run=run, agent=agent))
+        await self._signals.append(document)
 
     async def run(self) -> JobStatus:
         """Run to the end of input, or until `request_stop`.

@@ -1,6 +1,8 @@
 """Signals as they come in: one JSON document each, the same in a topic, in the spool of a state directory, and from code.
 
     {"key": "order-7", "name": "approval", "value": {"by": "ann"}, "correlation": "…", "run": "…", "agent": "…"}
+    {"key": "order-7", "kind": "cancel", "reason": "…", "run": "…", "agent": "…"}
+    {"key": "order-7", "kind": "retry", "agent": "…"}
 
 ``key`` and ``name`` have to be there (in a topic the record's key is the key where the document has none); ``correlation``, ``run``
 and ``agent`` narrow it down: to waits with that correlation, to one run, to one agent of a chain.
@@ -9,12 +11,12 @@ and ``agent`` narrow it down: to waits with that correlation, to one run, to one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from agentflow.api.encoding import encode_json, encode_msgpack
-from agentflow.core.inputs import RecordRejected, Signal, SignalReceived
+from agentflow.core.inputs import CancelRequested, RecordRejected, RetryRequested, Signal, SignalReceived
 from agentflow.core.records import ErrorReport, Record
 from agentflow.errors import DecodeError
 from agentflow.runtime.codecs import encode_key
@@ -23,8 +25,10 @@ from agentflow.runtime.codecs import encode_key
 class SignalDocument(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One signal as JSON."""
 
-    name: str
+    name: str = ""
     key: Any | msgspec.UnsetType = msgspec.UNSET
+    kind: Literal["signal", "cancel", "retry"] = "signal"
+    reason: str = ""
     value: Any = None
     correlation: str = ""
     run: str = ""
@@ -47,7 +51,22 @@ def encode_signal(
         msg = "a signal has a name"
         raise ValueError(msg)
     encode_key(key)
-    return encode_json(SignalDocument(name, key, value, correlation, run, agent))
+    return encode_json(SignalDocument(name, key, value=value, correlation=correlation, run=run, agent=agent))
+
+
+def encode_control(
+    key: object, kind: Literal["cancel", "retry"], *, run: str = "", reason: str = "", agent: str = ""
+) -> bytes:
+    """Return the document that cancels a run, or lets it try again at once.
+
+    Raises:
+        TypeError: The key cannot be encoded.
+    """
+    encode_key(key)
+    return encode_json(SignalDocument(key=key, kind=kind, run=run, reason=reason, agent=agent))
+
+
+Control = SignalReceived | CancelRequested | RetryRequested | RecordRejected
 
 
 class SignalReader:
@@ -60,14 +79,14 @@ class SignalReader:
     def __init__(self, agents: Sequence[str]) -> None:
         self._agents = list(agents)
 
-    def read(self, record: Record) -> tuple[int, SignalReceived | RecordRejected]:
+    def read(self, record: Record) -> tuple[int, Control]:
         """Return whom it is for, as the agent's place in the chain, and what it says; rejected: it is no signal, or for nobody."""
         try:
             return self._read(record)
         except DecodeError as error:
             return 0, RecordRejected(record, ErrorReport(type(error).__name__, error.what, is_retryable=False))
 
-    def _read(self, record: Record) -> tuple[int, SignalReceived]:
+    def _read(self, record: Record) -> tuple[int, Control]:
         try:
             document = _decode(record.value or b"")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -88,6 +107,12 @@ class SignalReader:
             encoded = encode_key(key)
         except (TypeError, ValueError) as error:
             raise _not_a_signal(record, f"its key cannot be one: {error}") from error
+        if document.kind == "cancel":
+            return index, CancelRequested(record, encoded, document.run, document.reason)
+        if document.kind == "retry":
+            return index, RetryRequested(record, encoded)
+        if not document.name:
+            raise _not_a_signal(record, "it has no name")
         signal = Signal(document.name, encode_msgpack(document.value), document.correlation, document.run)
         return index, SignalReceived(record, encoded, signal)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, cast
 
@@ -58,9 +58,10 @@ from agentflow.core.segments import END_OF_TIME_MS
 from agentflow.errors import AgentflowError, DecodeError, MissingKey, RecordTooLarge
 from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.alarm import Alarm
-from agentflow.runtime.checkpoint_schedule import CheckpointSchedule, look_at
+from agentflow.runtime.checkpoint_schedule import CheckpointSchedule
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyReader, TimestampReader
+from agentflow.runtime.failing import look_at, unless_failed
 from agentflow.runtime.journal_writer import JournalWriter
 from agentflow.runtime.ports import Clock, Journal, KeyedState, Repartition, Signals, Sink, Source
 from agentflow.runtime.settings import JobSettings
@@ -218,10 +219,10 @@ class Subtask:
             readers.append(self._loop.create_task(self._read_signals(self._signals)))
         timer = self._loop.create_task(self.checkpoint_schedule.run())
         try:
-            await self._or_fail(self._wait_drained())
+            await unless_failed(self._wait_drained(), self._failure)
             timer.cancel()
             await asyncio.wait([timer])
-            await self._or_fail(self.checkpoint_schedule.take())
+            await unless_failed(self.checkpoint_schedule.take(), self._failure)
         finally:
             tasks = [*readers, timer, *self.checkpoint_schedule.extra]
             for task in tasks:
@@ -243,22 +244,6 @@ class Subtask:
         """End `run` with an error; the first one counts."""
         if not self._failure.done():
             self._failure.set_exception(error)
-
-    async def _or_fail(self, work: Awaitable[None]) -> None:
-        """Await ``work``, unless the subtask fails first."""
-        task = asyncio.ensure_future(work)
-        if self._failure.done():
-            task.cancel()  # before its first step
-        try:
-            await asyncio.wait([task, self._failure], return_when=asyncio.FIRST_COMPLETED)
-            if self._failure.done():
-                self._failure.result()
-            await task
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
-            look_at(task)  # the subtask may have failed at the same moment, and that is what ends it
 
     async def _wait_drained(self) -> None:
         drained, stopping = (self._loop.create_task(event.wait()) for event in (self._drained, self._stopping))
@@ -567,15 +552,26 @@ class Subtask:
             self._is_first_checkpoint = False
         if self._failure.done():
             return
+        told: asyncio.Future[None] = self._loop.create_future()
+        self._loop.call_soon(self._tell_completed, checkpoint, is_skipped, told, context=self._context)
+        await told
         now_ms = self._clock.now_ms()
-        self._counters.checkpoint_completed_ms = now_ms
-        for index, stage in enumerate(self._stages):
-            stage.operator.apply(CheckpointCompleted(checkpoint, is_skipped=is_skipped), now_ms)
-            self._run_effects(index, now_ms)
         ttl_ms = self._settings.state.ttl_ms
         if ttl_ms is not None:
             oldest_ms = min(stage.operator.oldest_run_ms(now_ms) for stage in self._stages)
             await self._state.sweep(oldest_ms - ttl_ms)
+
+    def _tell_completed(self, checkpoint: int, is_skipped: bool, told: asyncio.Future[None]) -> None:  # noqa: FBT001 (a callback)
+        """Tell the operators, as in a turn: what they start is not inside of the checkpoint's task."""
+        try:
+            now_ms = self._counters.checkpoint_completed_ms = self._clock.now_ms()
+            for index, stage in enumerate(self._stages):
+                stage.operator.apply(CheckpointCompleted(checkpoint, is_skipped=is_skipped), now_ms)
+                self._run_effects(index, now_ms)
+        except Exception as error:  # noqa: BLE001 (the subtask's edge: the job decides)
+            self.fail(error)
+        if not told.done():
+            told.set_result(None)
 
     def _delta(self, snapshots: Sequence[TakeSnapshot], journal_position: int | None) -> DeltaSlices:
         first: list[StateWrite] = []

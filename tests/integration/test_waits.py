@@ -11,7 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentflow import Agent, AgentsExecutionEnvironment, EventType, OutputEvent, Retry, RunnerContext
+from agentflow import (
+    Agent,
+    AgentsExecutionEnvironment,
+    CancelEvent,
+    EventType,
+    OutputEvent,
+    Retry,
+    RunnerContext,
+)
 from agentflow.connectors.collections import CollectionSink
 from agentflow.connectors.signal_spool import SignalSpool
 from agentflow.errors import JobFailed, WrongContext
@@ -40,14 +48,15 @@ class Outputs(CollectionSink):
 
 
 def job_of(
-    act: Callable[..., Any],
+    act: Callable[..., Any] | Agent,
     state: Path | None = None,
     *,
     park_after_ms: int = 10_000,
     dead: Any = None,
     inputs: int = 1,
+    values: list[Any] | None = None,
 ) -> tuple[Job, Outputs]:
-    """Return a job of one action over some inputs, and where its outputs are seen."""
+    """Return a job of one action, or of an agent, over some inputs, and where its outputs are seen."""
     settings = JobSettings(
         checkpoint=CheckpointSettings(interval_ms=20),
         run=RunSettings(park_after_ms=park_after_ms),
@@ -56,8 +65,12 @@ def job_of(
     )
     environment = AgentsExecutionEnvironment.get_execution_environment(settings)
     outputs = Outputs()
-    agent = Agent("A").add_action("act", [EventType.InputEvent], act, retry=Retry(attempts=1))
-    stream = environment.from_list([{"k": n} for n in range(inputs)]).key_by("k").apply(agent).to_sink(outputs)
+    agent = act
+    if not isinstance(agent, Agent):
+        agent = Agent("A").add_action("act", [EventType.InputEvent], agent, retry=Retry(attempts=1))
+    stream = (
+        environment.from_list(values or [{"k": n} for n in range(inputs)]).key_by("k").apply(agent).to_sink(outputs)
+    )
     if dead is not None:
         stream.dead_letters_to(dead)
     return environment.job(), outputs
@@ -309,3 +322,49 @@ def test_a_signal_that_cannot_be_sent_is_refused_where_it_is_made() -> None:
     with pytest.raises(TypeError):
         encode_signal("k", "go", object())
     assert msgspec.json.decode(encode_signal("k", "go")) == {"name": "go", "key": "k"}
+
+
+@pytest.mark.parametrize("park_after_ms", [1, 10_000], ids=["parked", "kept"])
+async def test_a_cancelled_run_gets_its_cancellation_and_compensates(tmp_path: Path, park_after_ms: int) -> None:
+    seen: list[str] = []
+
+    async def act(event: Any, ctx: RunnerContext) -> None:
+        await ctx.durable_execute_async(seen.append, "charged")
+        ctx.sensory_memory.set("unseen", value=True)
+        ctx.send_event(OutputEvent("asked"))
+        try:
+            await ctx.wait_for("never")
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async def undo(event: Any, ctx: RunnerContext) -> None:
+        await ctx.durable_execute_async(seen.append, f"refunded {event.input['k']} because {event.reason}")
+        assert not ctx.sensory_memory.is_exist("unseen"), "a task that did not complete leaves no trace"
+        ctx.send_event(OutputEvent("refunded"))
+
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act).add_action("undo", [CancelEvent], undo)
+    job, outputs = job_of(agent, tmp_path, park_after_ms=park_after_ms)
+    running = asyncio.create_task(job.run())
+    await outputs.until(1)
+    await job.cancel(0, reason="the customer left")
+    await running
+    assert outputs.values == ["asked", "refunded"]
+    assert seen == ["charged", "cancelled", "refunded 0 because the customer left"]
+
+
+async def test_the_latest_input_of_a_key_interrupts_those_before_it() -> None:
+    started: list[int] = []
+
+    async def act(event: Any, ctx: RunnerContext) -> None:
+        started.append(event.input["n"])
+        if event.input["n"] < 2:
+            await asyncio.Event().wait()
+        ctx.send_event(OutputEvent(event.input["n"]))
+
+    agent = Agent("Latest").add_action("act", [EventType.InputEvent], act)
+    agent.on_new_input = "interrupt"
+    job, outputs = job_of(agent, values=[{"k": 0, "n": n} for n in range(3)])
+    await job.run()
+    assert outputs.values == [2]
+    assert started in ([0, 2], [0, 1, 2])

@@ -1,0 +1,29 @@
+"""Work that ends when something else has failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+
+
+async def unless_failed(work: Awaitable[None], failure: asyncio.Future[None]) -> None:
+    """Await ``work``, unless ``failure`` comes first: then its error is raised, behind the end of the work."""
+    task = asyncio.ensure_future(work)
+    if failure.done():
+        task.cancel()  # before its first step
+    try:
+        await asyncio.wait([task, failure], return_when=asyncio.FIRST_COMPLETED)
+        if failure.done():
+            failure.result()
+        await task
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+        look_at(task)  # it may have failed at the same moment, and the other one is what counts
+
+
+def look_at(future: asyncio.Future[None]) -> None:
+    """Look at an error that came too late to end anything, or ends it elsewhere; asyncio would complain that nobody does."""
+    if not future.cancelled():
+        future.exception()
