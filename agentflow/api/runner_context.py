@@ -398,6 +398,17 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         runner = self._step_runner("wait_for")
         return runner.wait_for(self, name, correlation, timeout_ms, default)  # type: ignore[no-any-return]
 
+    def patch(self, change: str) -> bool:
+        """Say whether this run goes the new way of a change of its code, so that old and new runs live side by side.
+
+        False where records of the run show that it has gone past this point the old way; else True, which is recorded. Remove the
+        old way when no run of it is unfinished (`agentflow runs list`), and then the call.
+
+            if ctx.patch("ask-the-supplier-first"):
+                await ctx.durable_execute_async(ask, …)
+        """
+        return self._step_runner("patch").patch(self, change)  # type: ignore[no-any-return]
+
     @property
     def idempotency_key(self) -> str:
         """Key of the step whose function is being called: the same on every attempt, by every owner, for 32 hex digits."""

@@ -7,6 +7,9 @@ import msgspec
 from agentflow.core.effects import ResolveStep, RunStep
 from agentflow.core.inputs import StepCall
 
+PATCH = "ctx.patch"
+"""Function of a record that says that a run goes the new way of a change."""
+
 
 class RecordedStep(msgspec.Struct, eq=False):
     """The last record of one step.
@@ -55,7 +58,7 @@ class RecordedTask(msgspec.Struct, eq=False):
     def unasked(self, attempt: int) -> str | None:
         """Return which step of an attempt is recorded and was not called again; None: there is none."""
         for step in self.steps.values():
-            if step.attempt == attempt and not step.is_asked:
+            if step.attempt == attempt and not step.is_asked and step.call.function != PATCH:
                 call = step.call
                 return (
                     f"step {call.path} is recorded ({call.function}, called at {call.where}) and was not called again"

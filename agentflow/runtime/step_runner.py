@@ -1,14 +1,4 @@
-"""Durable steps of one operator as user code meets them: it calls, and gets the recorded outcome.
-
-A step is named where it is called, not where it is awaited: by the scope it is called in and a counter of that scope. The
-action's own coroutine is one scope. Every other asyncio task in which steps are called (`asyncio.gather`, `TaskGroup`,
-`create_task`) is a branch with a scope of its own, named by its first step and counted among branches that begin the same, so
-the order in which branches go on renumbers nothing.
-
-    path = scope "." counter        scope = "" | scope "/" function ":" digest "#" count | scope "/branches#" group "[" place "]"
-
-The last form is that of a branch of `ctx.gather` and `ctx.as_completed`, whose place is known.
-"""
+"""Durable steps of one operator as user code meets them: it calls, and gets the recorded outcome."""
 
 from __future__ import annotations
 
@@ -30,6 +20,7 @@ from agentflow.api.steps import StepIntent
 from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
 from agentflow.core.inputs import ActionParked, StepCall, StepEnded, StepRequested, WaitOrder, WaitRequested
 from agentflow.core.journal_records import ATTEMPT, CANCELLED, ERROR, RESULT, WAITED
+from agentflow.core.recorded import PATCH
 from agentflow.core.runs import ActionTask
 from agentflow.core.waits import SLEEP, WAIT_FOR, decode_outcome
 from agentflow.errors import ContextClosed, Divergence, RecordTooLarge, WrongContext
@@ -43,104 +34,18 @@ from agentflow.runtime.step_values import (
     innermost,
 )
 from agentflow.runtime.step_work import StepWork
+from agentflow.runtime.task_steps import Answer, Scope, TaskSteps
 
 if TYPE_CHECKING:
     from types import FrameType
 
 _STOPPING_PARK_S = 0.05
-Answer = RunStep | ResolveStep | RefuseStep
 StepInput = StepRequested | WaitRequested | StepEnded | ActionParked
 
 _current: contextvars.ContextVar[tuple[TaskSteps, StepCall] | None] = contextvars.ContextVar(
     "agentflow_step", default=None
 )
 """The step whose function is being called."""
-
-
-class _Scope(msgspec.Struct, eq=False):
-    name: str
-    steps: int = 0
-    groups: int = 0
-    branches: dict[str, int] = {}
-
-    def branch(self, first: str) -> _Scope:
-        """Return the scope of a new branch, by what it calls first."""
-        count = self.branches.get(first, 0)
-        self.branches[first] = count + 1
-        return _Scope(f"{self.name}/{first}#{count}")
-
-
-_scope: contextvars.ContextVar[tuple[TaskSteps | None, _Scope | None]] = contextvars.ContextVar(
-    "agentflow_scope", default=(None, None)
-)
-"""The scope from which an asyncio task was started, as far as it had called a step by then."""
-
-
-class TaskSteps:
-    """The steps of one attempt of a task: scopes, and who waits for which step.
-
-    Args:
-        task: The task.
-        ctx: The context of the attempt.
-        root: The asyncio task of an async action; None in a thread.
-
-    Attributes:
-        waiting: Step → who waits for its answer, or has it and has not gone on yet.
-        sleeping: Those of them that wait for time or a signal.
-        calls: Functions that are being called, and steps that never end.
-    """
-
-    def __init__(self, task: ActionTask, ctx: RunnerContext, root: asyncio.Task[Any] | None) -> None:
-        self.task = task
-        self.ctx = ctx
-        self.is_interrupted = False
-        self.waiting: dict[str, asyncio.Future[Answer]] = {}
-        self.sleeping: set[str] = set()
-        self.calls = 0
-        self._root = root
-        self._root_scope = _Scope("")
-        self._scopes: dict[asyncio.Task[Any], _Scope] = {}
-
-    @property
-    def is_in_thread(self) -> bool:
-        """Whether the action runs in a thread: nobody can close that."""
-        return self._root is None
-
-    @property
-    def only_sleeps(self) -> bool:
-        """Whether all that the task does is to wait for time or signals."""
-        return bool(self.sleeping) and not self.calls and len(self.sleeping) == len(self.waiting)
-
-    def end(self) -> None:
-        """Cancel the branches and the action itself, as the engine's own will."""
-        self.is_interrupted = True
-        self.ctx.close()
-        for branch in (*self._scopes, self._root):
-            if branch is not None:
-                branch.cancel()
-
-    def name(self, branch: asyncio.Task[Any], scope: _Scope) -> None:
-        """Give a branch its scope."""
-        self._scopes[branch] = scope
-
-    def scope_of(self, current: asyncio.Task[Any] | None, first: str | None) -> _Scope:
-        """Return the scope of an asyncio task; of a new branch, by what it calls first."""
-        if current is self._root or current is None:
-            return self._root_scope
-        known = self._scopes.get(current)
-        if known is None:
-            owner, outer = _scope.get()
-            outer = outer if owner is self and outer is not None else self._root_scope
-            known = self._scopes[current] = outer.branch(first or "branches")
-        return known
-
-    def next_path(self, function: str, arguments: bytes, current: asyncio.Task[Any] | None) -> str:
-        """Return the path of the step that is called now."""
-        scope = self.scope_of(current, f"{function}:{arguments.hex()[:8]}")
-        _scope.set((self, scope))
-        path = f"{scope.name}.{scope.steps}"
-        scope.steps += 1
-        return path
 
 
 class StepRunner:
@@ -320,6 +225,29 @@ class StepRunner:
             _current.reset(token)
         return StepEnded(steps.task, call, RESULT, _recordable(steps.ctx, call, work.function, result))
 
+    # -- changed code
+    def patch(self, ctx: RunnerContext, change: str) -> bool:
+        """See `RunnerContext.patch`."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # a thread
+            return asyncio.run_coroutine_threadsafe(self._patch(ctx, change, None), self._loop).result()
+        return self._patch_now(ctx, change, asyncio.current_task())
+
+    async def _patch(self, ctx: RunnerContext, change: str, current: asyncio.Task[Any] | None) -> bool:
+        return self._patch_now(ctx, change, current)
+
+    def _patch_now(self, ctx: RunnerContext, change: str, current: asyncio.Task[Any] | None) -> bool:
+        task = self._steps(ctx, current).task
+        call = StepCall(f"{PATCH}:{change}", PATCH, b"", "")
+        known = None if task.recorded is None else task.recorded.steps
+        if known is not None and call.path in known:
+            return True
+        if known is not None and any(step.attempt == task.attempt and not step.is_asked for step in known.values()):
+            return False  # this run has gone the old way
+        self._apply(StepEnded(task, call, RESULT, b""))  # recorded before whatever the new way records
+        return True
+
     # -- waits
     def sleep(self, ctx: RunnerContext, duration_ms: int) -> Coroutine[Any, Any, None]:
         """Name a wait for time, and return the coroutine that waits."""
@@ -434,7 +362,7 @@ class StepRunner:
         for place, awaitable in enumerate(aws):
             branch = asyncio.ensure_future(awaitable)
             if isinstance(branch, asyncio.Task):
-                steps.name(branch, _Scope(f"{outer.name}/{group}[{place}]"))
+                steps.name(branch, Scope(f"{outer.name}/{group}[{place}]"))
             branches.append(branch)
         return branches
 

@@ -368,3 +368,52 @@ async def test_the_latest_input_of_a_key_interrupts_those_before_it() -> None:
     await job.run()
     assert outputs.values == [2]
     assert started in ([0, 2], [0, 1, 2])
+
+
+async def test_changed_code_lives_with_old_runs(tmp_path: Path) -> None:
+    def old(event: object, ctx: RunnerContext) -> Any:
+        async def act() -> None:
+            await ctx.durable_execute_async(step, "first")
+            await ctx.wait_for("go")
+
+        return act()
+
+    def step(name: str) -> str:
+        return name
+
+    async def new(event: Any, ctx: RunnerContext) -> None:
+        way = ["first"]
+        if ctx.patch("check before"):
+            way = [await ctx.durable_execute_async(step, "check"), "first"]
+        await ctx.durable_execute_async(step, "first")
+        await ctx.wait_for("go")
+        if ctx.patch("check behind"):
+            way.append(await ctx.durable_execute_async(step, "check behind"))
+        ctx.send_event(OutputEvent([ctx.key, *way]))
+
+    async def first(event: Any, ctx: RunnerContext) -> None:
+        await old(event, ctx)
+
+    for act, inputs in ((first, 1), (new, 2), (new, 2)):
+        job, outputs = job_of(act, tmp_path, inputs=inputs)
+        running = asyncio.create_task(job.run())
+        if act is new and (tmp_path / "second").exists():
+            for key in range(2):
+                await SignalSpool(tmp_path / "signals").append(encode_signal(key, "go"))
+            await running
+            break
+        async with asyncio.timeout(20):
+            while job.status.runs_in_flight < inputs or not waits_everywhere(job):
+                await job.checkpoint_now()
+                await asyncio.sleep(0.01)
+        await stopped(job, running)
+        if act is new:
+            (tmp_path / "second").touch()
+    assert sorted(outputs.values) == [[0, "first", "check behind"], [1, "check", "first", "check behind"]]
+
+
+def waits_everywhere(job: Job) -> bool:
+    subtask = job._subtask
+    assert subtask is not None
+    operator = subtask._stages[0].operator
+    return all(operator._waiting._waits.of(task) for run in operator._runs for task in run.tasks)
