@@ -55,14 +55,11 @@ class RecordedTask(msgspec.Struct, eq=False):
     divergence: str | None = None
     is_news: bool = False
 
-    def unasked(self, attempt: int) -> str | None:
-        """Return which step of an attempt is recorded and was not called again; None: there is none."""
+    def unasked(self, attempt: int) -> StepCall | None:
+        """Return a step of an attempt that is recorded and was not called again; None: there is none."""
         for step in self.steps.values():
             if step.attempt == attempt and not step.is_asked and step.call.function != PATCH:
-                call = step.call
-                return (
-                    f"step {call.path} is recorded ({call.function}, called at {call.where}) and was not called again"
-                )
+                return step.call
         return None
 
 

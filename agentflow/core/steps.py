@@ -245,7 +245,9 @@ class Steps:
         recorded = task.recorded
         if recorded is None or task.attempt in recorded.endings:
             return None
-        message = recorded.divergence or recorded.unasked(task.attempt)
+        message, call = recorded.divergence, recorded.unasked(task.attempt)
+        if message is None and call is not None:
+            message = f"step {call.path} is recorded ({call.function}, called at {call.where}) and was not called again"
         return None if message is None else ErrorReport("Divergence", message, is_retryable=False)
 
     def ended(self, task: ActionTask, ending: ActionCompleted | ActionFailed, now_ms: int) -> None:

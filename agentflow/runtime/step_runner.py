@@ -240,10 +240,10 @@ class StepRunner:
     def _patch_now(self, ctx: RunnerContext, change: str, current: asyncio.Task[Any] | None) -> bool:
         task = self._steps(ctx, current).task
         call = StepCall(f"{PATCH}:{change}", PATCH, b"", "")
-        known = None if task.recorded is None else task.recorded.steps
-        if known is not None and call.path in known:
+        recorded = task.recorded
+        if recorded is not None and call.path in recorded.steps:
             return True
-        if known is not None and any(step.attempt == task.attempt and not step.is_asked for step in known.values()):
+        if recorded is not None and recorded.unasked(task.attempt) is not None:
             return False  # this run has gone the old way
         self._apply(StepEnded(task, call, RESULT, b""))  # recorded before whatever the new way records
         return True

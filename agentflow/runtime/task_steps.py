@@ -26,6 +26,8 @@ Answer = RunStep | ResolveStep | RefuseStep
 
 
 class Scope(msgspec.Struct, eq=False):
+    """Where steps are counted."""
+
     name: str
     steps: int = 0
     groups: int = 0
