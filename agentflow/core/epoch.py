@@ -58,13 +58,17 @@ class EpochDelta:
         run.is_frozen = False
         self._runs[run] = encode_run(run)
 
-    def slices(self, between: Callable[[], None], keys: KeyTable) -> DeltaSlices:
+    def slices(self, completed: int, keys: KeyTable) -> DeltaSlices:
         """Yield the delta.
 
         Args:
-            between: Called with each slice; may do a bounded piece of other work.
+            completed: The last epoch whose checkpoint is completed: keys that were idle since then may leave the cache between slices.
             keys: Accounts what was written.
         """
+
+        def between() -> None:
+            keys.evict(completed)
+
         operator = self._operator
         writes: list[StateWrite] = [(Table.META, operator, b"", name, value) for name, value in self._meta.items()]
         writes += [(Table.RUNS, operator, key, run_id, None) for key, run_id in self._ended]

@@ -7,10 +7,12 @@ what is still needed. A record is in checkpoint N exactly if its ``epoch`` is at
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 
 import msgspec
 
 from agentflow.api.events import EventType
+from agentflow.core.delta import StateWrite, Table
 from agentflow.core.inputs import ActionCompleted, ActionFailed, StepCall
 from agentflow.core.records import ErrorReport
 from agentflow.core.runs import ActionTask
@@ -151,3 +153,9 @@ def decode_ending(task: ActionTask, record: JournalRecord) -> ActionCompleted | 
     if record.kind == COMPLETION:
         return _decode_completion(record.payload).by(task)
     return ActionFailed(task, _decode_failure(record.payload))
+
+
+def rows_of(operator: int, records: Iterable[bytes]) -> list[StateWrite]:
+    """Return records as rows of keyed state."""
+    decoded = ((decode_record(value), value) for value in records)
+    return [(Table.STEPS, operator, record.key, record.name, value) for record, value in decoded]

@@ -47,6 +47,12 @@ class KeyTable:
             state.size = size
         self._bytes += grown
 
+    def drop(self, state: KeyState) -> None:
+        """Forget a key that is idle, or whose run is kept elsewhere; keyed state has all of its memory."""
+        del self.states[state.key]
+        self._seen_in.pop(state, None)
+        self._bytes -= state.size
+
     def evict(self, completed_epoch: int) -> None:
         """Drop idle keys while the cache is too large; bounded work.
 

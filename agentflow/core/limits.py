@@ -71,23 +71,22 @@ class Backpressure:
         if not self._limits.is_overflow_dead:
             self.pause("key.pending-max")
 
-    def relieve(self, unfinished: int, sleeping: int) -> None:
+    def relieve(self, in_flight: int, sleeping: int) -> None:
         """Resume a paused source if every limit is left."""
         limits = self._limits
         is_key_over = self.overflowing and not limits.is_overflow_dead
-        if (
-            not is_key_over
-            and unfinished - sleeping <= limits.in_flight_max * 3 // 4
-            and sleeping <= limits.sleeping_max * 3 // 4
-        ):
+        if not is_key_over and in_flight <= limits.in_flight_max * 3 // 4 and sleeping <= limits.sleeping_max * 3 // 4:
             self.is_paused = False
             self._effects.append(ResumeSource())
 
-    def pause_at(self, unfinished: int, sleeping: int) -> None:
-        """Pause the source if so many runs, so many of them asleep, are too many."""
-        if unfinished - sleeping >= self._limits.in_flight_max:
+    def pause_at(self, in_flight: int) -> None:
+        """Pause the source if so many runs are too many."""
+        if in_flight >= self._limits.in_flight_max:
             self.pause("run.in-flight-max")
-        elif sleeping >= self._limits.sleeping_max:
+
+    def limit_sleepers(self, sleeping: int) -> None:
+        """Pause the source if so many runs that sleep are too many."""
+        if sleeping >= self._limits.sleeping_max:
             self.pause("run.sleeping-max")
 
     def pause(self, limit: str) -> None:

@@ -51,11 +51,12 @@ from agentflow.core.run_table import RunTable, oldest_admitted_ms, restore_runs,
 from agentflow.core.runs import COMPLETED, RUNNING, WAITING, KeyState, Run
 from agentflow.core.segments import Segment, SegmentedQueue
 from agentflow.core.signals import SignalBuffer
+from agentflow.core.sleepers import Sleepers
 from agentflow.core.steps import Steps
 from agentflow.core.stored_runs import waits_only
 from agentflow.core.tasks import TaskScheduler
 from agentflow.core.timers import TimerTable
-from agentflow.core.waiting import Waiting
+from agentflow.core.waiting import Waiting, earliest
 from agentflow.errors import InternalError
 from agentflow.plan.plan import AgentPlan
 
@@ -97,6 +98,7 @@ class Operator:
         self._waiting = Waiting(
             self.effects, policy, self._changes, self._steps, self._tasks, self._outcomes, self._segments, self._timers
         )
+        self._sleepers = Sleepers(plan, self._changes, self.keys, self._runs, self._steps, self._waiting)
         self._cancelling = Cancelling(
             self.effects, self._changes, self._steps, self._router, self._waiting, self._states, self._runs
         )
@@ -106,7 +108,7 @@ class Operator:
         self._drain = Drain(self.effects)
         self._handlers: dict[type, Callable[[Any, int], None]] = {
             RecordReceived: self._on_record,
-            RecordRejected: self._on_rejected,
+            RecordRejected: lambda received, _: self.effects.append(policy.last_word(received.record, received.error)),
             ActionCompleted: self._on_completed,
             ActionFailed: self._on_failed,
             **self._steps.handlers,
@@ -148,24 +150,22 @@ class Operator:
     @property
     def runs_unfinished(self) -> int:
         """Runs admitted and not ended, waiting ones included."""
-        return len(self._runs)
+        return len(self._runs) + len(self._sleepers.by_key)
 
     @property
     def next_due_ms(self) -> int | None:
         """When `TimeAdvanced` is wanted; None when nothing waits for time."""
-        return self._waiting.next_due_ms
+        return earliest(self._waiting.next_due_ms, self._sleepers.next_due_ms)
 
     def oldest_run_ms(self, now_ms: int) -> int:
         """Return the clock of the oldest unfinished run: what it may still read must not be swept away."""
-        return oldest_admitted_ms(self._runs, now_ms)
+        return self._sleepers.oldest_ms(oldest_admitted_ms(self._runs, now_ms))
 
     # -- admission
     def _on_record(self, received: RecordReceived, now_ms: int) -> None:
         key = received.key
-        state = self._states.get(key)
-        if state is None:
-            state = self._states[key] = KeyState(key, {})
-        elif (self._pressure.overflowing or self._is_rejecting) and not self._missing:
+        state = self._states.get(key) or self._sleepers.open(key)
+        if (self._pressure.overflowing or self._is_rejecting) and not self._missing:
             refused = self._pressure.refusal(state, received.record)
             if refused is not None:
                 self.effects.append(refused)
@@ -200,10 +200,7 @@ class Operator:
             if self._is_superseding and event_type == _INPUT and (over := self._cancelling.supersede(run)) is not None:
                 self._advance(over, now_ms)
         if len(self._runs) >= self._limits.in_flight_max and not self._missing:  # what is expected must be read
-            self._pressure.pause_at(len(self._runs), self._waiting.sleeping)
-
-    def _on_rejected(self, received: RecordRejected, now_ms: int) -> None:  # noqa: ARG002 (one signature)
-        self.effects.append(self._policy.last_word(received.record, received.error))
+            self._pressure.pause_at(len(self._runs) - self._waiting.sleeping)
 
     # -- runs
     def _advance(self, run: Run, now_ms: int) -> None:
@@ -250,9 +247,9 @@ class Operator:
         else:
             state.run = None
         if self._pressure.is_paused:
-            self._pressure.relieve(len(self._runs), self._waiting.sleeping)
+            self._pressure.relieve(len(self._runs) - self._waiting.sleeping, self._sleepers.count)
         if self._drain.requested is not None:
-            self._drain.tell(len(self._runs), self._waiting.sleeping)
+            self._drain.tell(self.runs_unfinished, self._sleepers.count)
         return state.run
 
     # -- actions
@@ -302,18 +299,22 @@ class Operator:
 
     def _on_control(self, received: Input, now_ms: int) -> None:
         """Wait, wake, or cancel, and go on with the run that this lets go on."""
+        self._sleepers.open_for(received)
         run = self._controls[type(received)](received, now_ms)
         if run is not None:
             self._advance(run, now_ms)
+        self._sleepers.fold(is_behind_checkpoint=False)
+        self._pressure.limit_sleepers(self._sleepers.count)
         if self._pressure.is_paused:
-            self._pressure.relieve(len(self._runs), self._waiting.sleeping)
+            self._pressure.relieve(len(self._runs) - self._waiting.sleeping, self._sleepers.count)
         if self._drain.requested is not None:
-            self._drain.tell(len(self._runs), self._waiting.sleeping)
+            self._drain.tell(self.runs_unfinished, self._sleepers.count)
         if self._segments.is_ready:
             self._forward_watermarks(now_ms)
 
     # -- time
     def _on_time(self, received: TimeAdvanced, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        self._sleepers.wake(now_ms)
         self._waiting.advance(now_ms)
         self._fire(self._timers.pop_due(now_ms, is_event_time=False), self._segments.last, now_ms)
         if self._segments.is_ready:
@@ -335,14 +336,12 @@ class Operator:
 
     def _fire(self, due: Iterable[tuple[bytes, str, Any]], segment: Segment, now_ms: int) -> None:
         for key, name, timer in due:
-            state = self._states.setdefault(key, KeyState(key, {}))
-            timestamp_ms = timer.due_ms if timer.is_event_time else None
-            record = Record(f"{timer.task_id}@{name}", timer.due_ms, timer.due_ms, timer.payload, None, timestamp_ms)
-            self._admit(state, record, _TIMER, segment, now_ms)
+            state = self._states.get(key) or self._sleepers.open(key)
+            self._admit(state, timer.record(name), _TIMER, segment, now_ms)
 
     def _on_drain(self, received: DrainRequested, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         self._drain.requested = received
-        self._drain.tell(len(self._runs), self._waiting.sleeping)
+        self._drain.tell(self.runs_unfinished, self._sleepers.count)
 
     # -- checkpoints
     def _on_barrier(self, received: BarrierReceived, now_ms: int) -> None:
@@ -351,16 +350,16 @@ class Operator:
             meta[POSITIONS_NAME] = encode_meta(received.positions)
         steps = self._steps.barrier(self.index, received.checkpoint, now_ms)
         delta, is_empty = self._changes.freeze(self._runs, self._timers.take_changes(), steps, meta)
-        self.effects.append(TakeSnapshot(received.checkpoint, delta.slices(self._evict, self.keys), is_empty))
+        self.effects.append(
+            TakeSnapshot(received.checkpoint, delta.slices(self._changes.completed, self.keys), is_empty)
+        )
 
     def _on_checkpoint_completed(self, received: CheckpointCompleted, now_ms: int) -> None:
         self._changes.complete()
         self._steps.checkpoint_completed(received.checkpoint, now_ms, is_skipped=received.is_skipped)
         for run in self._cancelling.released():
             self._advance(run, now_ms)
-        self._evict()
-
-    def _evict(self) -> None:
+        self._sleepers.fold(is_behind_checkpoint=True)
         self.keys.evict(self._changes.completed)
 
     # -- restore
@@ -369,6 +368,7 @@ class Operator:
         index = self.index
         writes: list[StateWrite] = [(Table.META, index, b"", META_NAME, operator_meta(self.plan, self._segments))]
         writes += run_writes(index, self._runs) + self._timers.rows(index) + self._steps.rows(index)
+        writes += self._sleepers.rows(index)
         return sorted(writes + self._changes.unapplied_rows(), key=lambda write: write[:4])
 
     def restore(

@@ -77,3 +77,11 @@ class RecordedRun(msgspec.Struct, eq=False):
     number: int
     is_timer: bool
     tasks: dict[str, RecordedTask]
+
+    def rows(self) -> tuple[bytes, ...]:
+        """Return all encoded records."""
+        return tuple(
+            row
+            for task in self.tasks.values()
+            for row in (*(step.row for step in task.steps.values()), *task.endings.values())
+        )

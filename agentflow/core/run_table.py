@@ -11,13 +11,12 @@ from agentflow.core.stored_runs import decode_run, encode_run
 from agentflow.plan.plan import AgentPlan
 
 RunTable = dict[Run, None]
-"""Unfinished runs in admission order (a dict, because it keeps order and removes in constant time)."""
+"""Unfinished runs (a dict, because it keeps order and removes in constant time)."""
 
 
 def oldest_admitted_ms(runs: RunTable, now_ms: int) -> int:
     """Return the clock of the oldest run, or now."""
-    oldest = next(iter(runs), None)
-    return now_ms if oldest is None else min(now_ms, oldest.admitted_ms)
+    return min((run.admitted_ms for run in runs), default=now_ms)
 
 
 def run_writes(operator: int, runs: RunTable) -> list[StateWrite]:

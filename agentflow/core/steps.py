@@ -64,6 +64,7 @@ from agentflow.core.journal_records import (
     encode_record,
     encode_step_of,
     row_name,
+    rows_of,
 )
 from agentflow.core.recorded import RecordedRun, RecordedStep, RecordedTask
 from agentflow.core.records import ErrorReport
@@ -300,12 +301,22 @@ class Steps:
 
     def rows(self, operator: int) -> list[StateWrite]:
         """Return all live records as rows."""
-        return [
-            (Table.STEPS, operator, run.key, decode_record(row).name, row)
-            for run in self.runs.values()
-            for task in run.tasks.values()
-            for row in (*(step.row for step in task.steps.values()), *task.endings.values())
-        ] + self.signals.rows(operator)
+        records = [row for run in self.runs.values() for row in run.rows()]
+        return rows_of(operator, records) + self.signals.rows(operator)
+
+    def fold(self, run: Run) -> tuple[bytes, ...]:
+        """Give up what is recorded of a run, all of which is rows of keyed state; return the records."""
+        rows = self.runs.pop(run.id).rows()
+        for _, _, key, name, _ in rows_of(0, rows):
+            self._saved.discard((key, name))
+        return rows
+
+    def unfold(self, rows: Iterable[bytes]) -> None:
+        """Take back what `fold` has returned."""
+        for row in rows:
+            record = decode_record(row)
+            self._take(record, row)
+            self._saved.add((record.key, record.name))
 
     def restore(
         self, rows: Iterable[StoredRow], signals: Iterable[StoredRow], journal: Iterable[bytes], checkpoint: int

@@ -12,6 +12,7 @@ import msgspec
 
 from agentflow.core.delta import StateWrite, StoredRow, Table
 from agentflow.core.inputs import TimerOrder
+from agentflow.core.records import Record
 
 
 class Timer(msgspec.Struct, frozen=True, array_like=True, eq=False):
@@ -30,6 +31,11 @@ class Timer(msgspec.Struct, frozen=True, array_like=True, eq=False):
     is_event_time: bool
     payload: bytes
     task_id: str
+
+    def record(self, name: str) -> Record:
+        """Return the input of the run that it starts."""
+        timestamp_ms = self.due_ms if self.is_event_time else None
+        return Record(f"{self.task_id}@{name}", self.due_ms, self.due_ms, self.payload, None, timestamp_ms)
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -33,6 +33,8 @@ class Waiting:
     Attributes:
         segments: The operator's segmented queue.
         sleeping: Runs that are parked by their own will: `Run.is_sleeping`.
+        asleep: Those of them that have not been looked at since they fell asleep, in that order.
+        waits: All open waits.
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class Waiting:
         self.segments = segments
         self._timers = timers
         self.sleeping = 0
+        self.asleep: dict[Run, None] = {}
         self._effects = effects
         self._policy = policy
         self._changes = changes
         self._steps = steps
-        self._waits = steps.waits
+        self.waits = steps.waits
         self._signals: SignalBuffer = steps.signals
         self._tasks = tasks
         self._outcomes = outcomes
@@ -68,7 +71,7 @@ class Waiting:
         for task in run.tasks:
             if task.status == WAITING:
                 self._go_on(task)
-            for opened in self._waits.of(task):
+            for opened in self.waits.of(task):
                 if opened.wait.calls:
                     self._end(opened, WaitOutcome(), now_ms)
 
@@ -76,17 +79,14 @@ class Waiting:
     @property
     def next_due_ms(self) -> int | None:
         """When the next retry, deadline or timer of processing time is due; None when there is none."""
-        earliest_ms = self._tasks.next_retry_ms()
-        for due_ms in (self._waits.next_due_ms(), self._timers.next_due_ms(is_event_time=False)):
-            if due_ms is not None and (earliest_ms is None or due_ms < earliest_ms):
-                earliest_ms = due_ms
-        return earliest_ms
+        timer_ms = self._timers.next_due_ms(is_event_time=False)
+        return earliest(earliest(self._tasks.next_retry_ms(), self.waits.next_due_ms()), timer_ms)
 
     def advance(self, now_ms: int) -> None:
         """Let everything go on whose time has come."""
         for task in self._tasks.pop_due_retries(now_ms):
             self._go_on(task)
-        for opened in self._waits.pop_due(now_ms):
+        for opened in self.waits.pop_due(now_ms):
             if opened.is_open:  # still: one before it may have ended the task
                 self._end(opened, WaitOutcome(), now_ms)
 
@@ -115,7 +115,7 @@ class Waiting:
         signal, position = received.signal, received.record.run_id
         if self._signals.is_taken(position):
             return
-        opened = self._waits.waiting_for(received.key, signal.name, signal.correlation, signal.run)
+        opened = self.waits.waiting_for(received.key, signal.name, signal.correlation, signal.run)
         if opened is not None:
             self._end(opened, WaitOutcome(signal.value, position), now_ms)
         elif self._signals.is_full:
@@ -140,7 +140,9 @@ class Waiting:
         run.is_sleeping = all(self._is_sleeping(task) for task in run.tasks if task.status == PARKED) and any(
             task.status == PARKED for task in run.tasks
         )
-        self.sleeping += run.is_sleeping
+        if run.is_sleeping:
+            self.sleeping += 1
+            self.asleep[run] = None
         self.segments.leave(run)
         for pending in reversed(run.state.pending or ()):
             if pending.segment is None:
@@ -149,13 +151,15 @@ class Waiting:
             self.segments.leave(pending)
 
     def _is_sleeping(self, task: ActionTask) -> bool:
-        return not any(opened.wait.calls for opened in self._waits.of(task))
+        return not any(opened.wait.calls for opened in self.waits.of(task))
 
     def unpark(self, run: Run) -> None:
         """Let a parked run hold the watermark again."""
         if run.is_parked:
             run.is_parked = False
-            self.sleeping -= run.is_sleeping
+            if run.is_sleeping:
+                self.sleeping -= 1
+                self.asleep.pop(run, None)
             run.is_sleeping = False
             self.segments.join(run)
 
@@ -175,3 +179,10 @@ class Waiting:
         if run.is_parked:
             run.is_parked = False
             self.park(run)
+
+
+def earliest(one_ms: int | None, other_ms: int | None) -> int | None:
+    """Return the earlier of two times, either of which may be none."""
+    if one_ms is None or other_ms is None:
+        return other_ms if one_ms is None else one_ms
+    return min(one_ms, other_ms)

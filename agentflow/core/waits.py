@@ -13,6 +13,7 @@ import msgspec
 from agentflow.core.inputs import StepCall, WaitOrder
 from agentflow.core.runs import ActionTask
 
+_STALE_MAX = 64
 WAIT_FOR = "ctx.wait_for"
 SLEEP = "ctx.sleep"
 
@@ -80,6 +81,7 @@ class Waits:
         self._by_signal: dict[_Slot, list[OpenWait]] = {}
         self._heap: list[tuple[int, int, OpenWait]] = []
         self._order = 0
+        self._timed = 0  # open waits with a deadline
 
     def of(self, task: ActionTask) -> list[OpenWait]:
         """Return the open waits of a task, oldest first."""
@@ -96,6 +98,7 @@ class Waits:
         if wait.due_ms is not None:
             heapq.heappush(self._heap, (wait.due_ms, self._order, opened))
             self._order += 1
+            self._timed += 1
 
     def close(self, task: ActionTask, path: str) -> None:
         """End a wait, if it is open; its place in the heap goes when it surfaces."""
@@ -104,6 +107,11 @@ class Waits:
         if closed is None:
             return
         closed.is_open = False
+        if closed.wait.due_ms is not None:
+            self._timed -= 1
+            if len(self._heap) > 2 * self._timed + _STALE_MAX:
+                self._heap = [entry for entry in self._heap if entry[2].is_open]
+                heapq.heapify(self._heap)
         if closed.wait.signal:
             slot = _slot(closed)
             others = self._by_signal[slot]

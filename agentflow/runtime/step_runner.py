@@ -297,7 +297,8 @@ class StepRunner:
         for steps, due in list(self._sleepers.items()):
             if due > now:
                 break
-            del self._sleepers[steps]
+            if self._sleepers.pop(steps, None) is None:
+                continue  # it has gone on, or ended, because of one before it
             if steps.sleeping and not self.park(steps.task):
                 self._sleepers[steps] = now + self._park_after_s
         if self._sleepers:

@@ -416,4 +416,4 @@ def waits_everywhere(job: Job) -> bool:
     subtask = job._subtask
     assert subtask is not None
     operator = subtask._stages[0].operator
-    return all(operator._waiting._waits.of(task) for run in operator._runs for task in run.tasks)
+    return all(operator._waiting.waits.of(task) for run in operator._runs for task in run.tasks)

@@ -200,6 +200,88 @@ def test_a_parked_run_holds_no_watermark_and_one_that_goes_on_does() -> None:
     assert world.complete(TASK) == [f"persist completion {TASK}", "watermark 20"]
 
 
+def folded_world() -> World:
+    """A world whose one run sleeps until 1500, or until the signal `go`, and is rows only."""
+    world = waiting_world(500)
+    world.park(TASK)
+    world.take_checkpoint()
+    assert list(world.operator._sleepers.by_key) == [msgspec.msgpack.encode("k")]
+    assert not world.operator._runs
+    assert world.operator.runs_unfinished == 1
+    return world
+
+
+def test_a_sleeping_run_that_a_checkpoint_has_is_folded_and_wakes_in_time() -> None:
+    world = folded_world()
+    assert world.operator.next_due_ms == 1500
+    assert world.operator.oldest_run_ms(2000) == 1000, "its clock still counts"
+    assert world.until(1499) == []
+    assert world.until(1500) == [f"persist waited {TASK}.0", f"start {TASK} attempt 1"]
+    world.wait_for(TASK, FIRST, "go", 500)
+    assert world.append() == [f"resolve {TASK}.0 waited time is up"]
+    assert world.complete(TASK) == [f"persist completion {TASK}"]
+    world.take_checkpoint()
+    assert [table for table, _, _ in world.rows if table in (Table.STEPS, Table.RUNS)] == []
+
+
+def test_a_folded_run_wakes_for_its_signal_and_not_for_another() -> None:
+    world = folded_world()
+    assert world.signal("k", "stop", 0) == []
+    assert world.operator.next_due_ms == 1500
+    world.take_checkpoint()
+    assert len(world.operator._sleepers.by_key) == 1, "folded again"
+    assert world.signal("k", "go", 1) == [f"persist waited {TASK}.0", f"start {TASK} attempt 1"]
+
+
+def test_an_input_waits_behind_a_folded_run() -> None:
+    world = folded_world()
+    assert world.record("k", 1) == []
+    assert world.record("other", 2) == ["start t/2/0:a attempt 1"]
+    world.take_checkpoint()
+    assert not world.operator._sleepers.by_key, "something waits behind it"
+    world.until(1500)
+    world.wait_for(TASK, FIRST, "go", 500)
+    world.append()
+    assert world.complete(TASK)[-1] == "start t/1/0:a attempt 1"
+
+
+def test_a_crash_and_a_snapshot_do_not_see_that_a_run_is_folded() -> None:
+    world = folded_world()
+    tables = (Table.STEPS, Table.RUNS)
+    before = [write for write in world.operator.snapshot() if write[0] in tables]
+    assert len(before) == 2
+    world.take_checkpoint()
+    assert world.crash() == []
+    assert [write for write in world.operator.snapshot() if write[0] in tables] == before
+    world.take_checkpoint()
+    assert len(world.operator._sleepers.by_key) == 1
+    assert world.until(1500) == [f"persist waited {TASK}.0", f"start {TASK} attempt 1"]
+
+
+def test_a_run_that_sleeps_again_and_again_leaves_nothing_behind() -> None:
+    world = World()
+    world.record("k", 0)
+    for turn in range(300):
+        step = call(f".{turn}")
+        world.sleep(TASK, step, 10)
+        world.append()
+        world.park(TASK)
+        world.take_checkpoint()
+        assert len(world.operator._sleepers.by_key) == 1
+        assert world.until(world.now_ms + 10)[-1] == f"start {TASK} attempt 1"
+        for asked in range(turn + 1):
+            world.sleep(TASK, call(f".{asked}"), 10)
+        world.append()
+    sleepers = world.operator._sleepers
+    assert len(sleepers._due) + len(sleepers._oldest) < 400
+    assert len(world.operator._waiting.waits._heap) < 200
+    world.complete(TASK)
+    world.append()
+    world.take_checkpoint()
+    assert [table for table, _, _ in world.rows if table in (Table.STEPS, Table.RUNS)] == []
+    assert world.operator.runs_unfinished == 0
+
+
 def test_parked_runs_are_not_in_flight() -> None:
     world = World(limits=OperatorLimits(in_flight_max=1, sleeping_max=2))
     for offset in range(2):

@@ -1,0 +1,158 @@
+"""Sleeping runs, folded: of a run that a checkpoint has, and that nothing but time or a message of its key can move, only the rows stay.
+
+The rows are those of the checkpoint, so a run is folded as it is stored and unfolded as it is restored. Folding needs no hurry, and is
+done a few runs at a time: a run at most for each that falls asleep, and some behind each checkpoint.
+
+    sleeping ── its checkpoint is completed, nothing waits behind it ──► folded ── due, signal, cancellation, input of its key ──► sleeping
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import msgspec
+
+from agentflow.core.delta import StateWrite, Table
+from agentflow.core.epoch import EpochChanges
+from agentflow.core.inputs import Input
+from agentflow.core.journal_records import rows_of
+from agentflow.core.keys import KeyTable
+from agentflow.core.run_table import RunTable
+from agentflow.core.runs import PARKED, KeyState, Run
+from agentflow.core.steps import Steps
+from agentflow.core.stored_runs import decode_run, encode_run
+from agentflow.core.waiting import Waiting
+from agentflow.plan.plan import AgentPlan
+
+_PER_CHECKPOINT = 1_000  # some 10 ms
+_PER_SLEEPER = 2
+_STALE_MAX = 64
+_Entry = tuple[int, bytes, str]  # (time, key, run id)
+
+
+class _Folded(msgspec.Struct, frozen=True, gc=False):
+    run_id: str
+    admitted_ms: int
+    row: bytes
+    steps: tuple[bytes, ...]
+
+
+class Sleepers:
+    """Folds and unfolds the sleeping runs of one operator.
+
+    Attributes:
+        by_key: The folded runs.
+    """
+
+    def __init__(
+        self, plan: AgentPlan, changes: EpochChanges, keys: KeyTable, runs: RunTable, steps: Steps, waiting: Waiting
+    ) -> None:
+        self.by_key: dict[bytes, _Folded] = {}
+        self._plan = plan
+        self._changes = changes
+        self._keys = keys
+        self._runs = runs
+        self._steps = steps
+        self._waiting = waiting
+        self._due: list[_Entry] = []  # by deadline; stale where the run is not folded any more
+        self._oldest: list[_Entry] = []  # by clock; the same
+
+    @property
+    def count(self) -> int:
+        """Runs that sleep, folded or not."""
+        return self._waiting.sleeping + len(self.by_key)
+
+    # -- folding
+    def fold(self, *, is_behind_checkpoint: bool) -> None:
+        """Fold some runs that have slept through a checkpoint, longest first."""
+        asleep = self._waiting.asleep
+        for _ in range(_PER_CHECKPOINT if is_behind_checkpoint else _PER_SLEEPER):
+            run = next(iter(asleep), None)
+            if run is None or run.is_changed or run.is_frozen:
+                return  # the next checkpoint has it
+            del asleep[run]
+            if self._can_fold(run):
+                self._fold(run)
+
+    def _can_fold(self, run: Run) -> bool:
+        """Whether the rows are all there is; else it stays as it is, which costs memory only."""
+        state, recorded = run.state, self._steps.runs.get(run.id)
+        return (
+            run.is_saved
+            and run.current is not None
+            and run.current.status == PARKED
+            and not state.pending
+            and state.ended_in <= self._changes.completed
+            and recorded is not None
+            and all(step.is_durable for task in recorded.tasks.values() for step in task.steps.values())
+        )
+
+    def _fold(self, run: Run) -> None:
+        state, task = run.state, run.current
+        assert task is not None
+        due_ms = min(
+            (one.wait.due_ms for one in self._waiting.waits.of(task) if one.wait.due_ms is not None), default=None
+        )
+        if due_ms is not None:
+            self._push(self._due, (due_ms, state.key, run.id))
+        self._push(self._oldest, (run.admitted_ms, state.key, run.id))
+        self._waiting.waits.drop(task)
+        self._waiting.sleeping -= 1
+        self.by_key[state.key] = _Folded(run.id, run.admitted_ms, encode_run(run), self._steps.fold(run))
+        del self._runs[run]
+        self._keys.drop(state)
+
+    # -- unfolding
+    def open(self, key: bytes) -> KeyState:
+        """Return the state of a key that has none: that of its folded run, or a new one."""
+        state = self._keys.states[key] = KeyState(key, {})
+        folded = self.by_key.pop(key, None)
+        if folded is not None:
+            run = state.run = decode_run(folded.row, state, self._plan, {})
+            state.next_number = run.number + 1
+            self._runs[run] = None
+            self._steps.unfold(folded.steps)
+            self._waiting.restore(run)
+        return state
+
+    def open_for(self, received: Input) -> None:
+        """Unfold the run of the key that an input is for."""
+        if self.by_key and getattr(received, "key", None) in self.by_key:
+            self.open(received.key)  # type: ignore[union-attr]
+
+    def wake(self, now_ms: int) -> None:
+        """Unfold the runs whose time has come."""
+        while (due_ms := self.next_due_ms) is not None and due_ms <= now_ms:
+            self.open(heapq.heappop(self._due)[1])
+
+    @property
+    def next_due_ms(self) -> int | None:
+        """When the first of them is due; None when none is."""
+        return self._first(self._due)
+
+    def oldest_ms(self, now_ms: int) -> int:
+        """Return the clock of the oldest of them, or now."""
+        oldest_ms = self._first(self._oldest)
+        return now_ms if oldest_ms is None else min(now_ms, oldest_ms)
+
+    def _push(self, heap: list[_Entry], entry: _Entry) -> None:
+        heapq.heappush(heap, entry)
+        if len(heap) > 2 * len(self.by_key) + _STALE_MAX:
+            heap[:] = sorted({one for one in heap if self._is_folded(one)})  # a sorted list is a heap
+
+    def _first(self, heap: list[_Entry]) -> int | None:
+        while heap and not self._is_folded(heap[0]):
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
+
+    def _is_folded(self, entry: _Entry) -> bool:
+        folded = self.by_key.get(entry[1])
+        return folded is not None and folded.run_id == entry[2]
+
+    def rows(self, operator: int) -> list[StateWrite]:
+        """Return all rows, for a whole snapshot."""
+        writes: list[StateWrite] = []
+        for key, folded in self.by_key.items():
+            writes.append((Table.RUNS, operator, key, folded.run_id, folded.row))
+            writes += rows_of(operator, folded.steps)
+        return writes
