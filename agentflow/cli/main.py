@@ -116,6 +116,7 @@ def _runs(chosen: argparse.Namespace) -> int:
     verbs = {
         "list": run_commands.list_runs,
         "show": run_commands.show_run,
+        "check": run_commands.check_runs,
         "cancel": run_commands.control_run,
         "retry": run_commands.control_run,
     }
@@ -188,7 +189,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--all", "--correlation", "--run", "--agent", "--reason")  # fmt: skip
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--all", "--correlation", "--run", "--agent", "--reason", "--accept")  # fmt: skip
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -223,6 +224,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--log-format", choices=["console", "json"], help="how log lines look")
             command.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="least level shown")
             command.add_argument("--no-uvloop", action="store_true", help="use asyncio's own event loop")
+            command.add_argument(
+                "--accept",
+                dest="settings",
+                action="append_const",
+                const="run.accept-changes=true",
+                help="start although unfinished runs would diverge from the changed agent",
+            )
         if name == "worker":
             command.add_argument(
                 "--processes", type=_count, metavar="N", help="run N members, one per core, under a supervisor"
@@ -276,6 +284,7 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     verbs = runs.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser, required=True)
     listing = _add_command(verbs, "list", "list them: key, state, task, attempt, when it goes on")
     show = _add_command(verbs, "show", "show one of them, and what is recorded of its steps")
+    checking = _add_command(verbs, "check", "say which of them would diverge from the agent as it is now")
     cancelling = _add_command(verbs, "cancel", "cancel the run of a key; what listens to CancelEvent compensates")
     retrying = _add_command(verbs, "retry", "try at once what the run of a key would try later")
     journal = _add_command(commands, "journal", "look at the records of durable steps")
@@ -283,7 +292,7 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     records = _add_command(verbs, "show", "show the records of an unfinished run")
     waiting = _add_command(commands, "inbox", "list who waits for which signal, and since when")
     sending = _add_command(commands, "signal", "send a signal to runs that wait for it, or will")
-    for command in (listing, show, records, waiting, sending, cancelling, retrying):
+    for command in (listing, show, checking, records, waiting, sending, cancelling, retrying):
         _add_job_file(command)
         command.add_argument("--json", action="store_true", help="print JSON")
     for command in (show, records):

@@ -1,4 +1,4 @@
-"""Commands that look at the runs of a job and talk to them: `runs list|show|cancel|retry`, `journal show`, `inbox`, `signal`.
+"""Commands that look at the runs of a job and talk to them: `runs list|show|check|cancel|retry`, `journal show`, `inbox`, `signal`.
 
 They work beside a running job and on a stopped one. What a job's state holds is seen as of its last checkpoint, with the journal of
 an embedded job up to this moment.
@@ -20,6 +20,7 @@ from agentflow.errors import ConfigError
 if TYPE_CHECKING:
     from agentflow.cli.job_file import JobFile
     from agentflow.runtime.inspection import RunView, StepView
+    from agentflow.runtime.replay_check import DivergingRun
 
 
 def _runs(job_file: JobFile) -> list[RunView]:
@@ -153,6 +154,46 @@ def send_signal(chosen: argparse.Namespace) -> int:
     else:
         print(f"signal '{chosen.name}' sent to key {key!r}")
     return EXIT_DONE
+
+
+def check_runs(chosen: argparse.Namespace) -> int:
+    """Say which unfinished runs would diverge from the agent as it is now; exit status 3 when there are any."""
+    import msgspec
+
+    job_file = load(chosen)
+    found = asyncio.run(_diverging(job_file))
+    if chosen.json:
+        print_json(msgspec.to_builtins(found))
+    elif not found:
+        print("no unfinished run would diverge")
+    else:
+        print_table(["RUN", "TASK", "WHY"], [[one.run, one.task or "-", one.message] for one in found])
+    return EXIT_PROBLEMS_FOUND if found else EXIT_DONE
+
+
+async def _diverging(job_file: JobFile) -> list[DivergingRun]:
+    from agentflow.api.codecs import JSON
+    from agentflow.cli.job_file import KafkaSource
+    from agentflow.cli.loading import load_program
+    from agentflow.core.delta import StoredRow, Table
+    from agentflow.plan.plan import AgentPlan
+    from agentflow.runtime.replay_check import diverging_runs
+    from agentflow.state.rocksdb_rows import StateView
+
+    program = load_program(job_file)
+    plan = AgentPlan.from_agent(program.agent, job_file.config)
+    codec = program.input_codec if isinstance(job_file.composition.source, KafkaSource) else JSON
+    found: list[DivergingRun] = []
+    for subtask in _subtasks(job_file):
+        view = StateView(subtask)
+        try:
+            tables = (Table.META, Table.RUNS, Table.TIMERS, Table.STEPS, Table.SIGNALS)
+            rows: dict[Table, list[StoredRow]] = {table: list(view.rows(table)) for table in tables}
+            journal = [record for _, record in view.journal]
+            found += await diverging_runs(plan, job_file.settings, codec, view, rows, journal, view.checkpoint)
+        finally:
+            view.close()
+    return found
 
 
 def control_run(chosen: argparse.Namespace) -> int:

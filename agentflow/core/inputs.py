@@ -5,6 +5,7 @@ Time is an argument of `Operator.apply`; every other outside value (positions, e
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -69,10 +70,17 @@ class ActionCompleted(msgspec.Struct):
 
 
 class ActionFailed(msgspec.Struct):
-    """User code of a task raised, timed out, or produced something that cannot be stored."""
+    """User code of a task raised, timed out, or produced something that cannot be stored.
+
+    Attributes:
+        task: The task.
+        error: Why.
+        left: Of a failure that is recorded: the events whose outputs left before waits, and their headers.
+    """
 
     task: ActionTask
     error: ErrorReport
+    left: tuple[Sequence[SentEvent], Mapping[int, Headers] | None] | None = None
 
 
 class StepCall(msgspec.Struct, frozen=True, gc=False):

@@ -13,8 +13,8 @@ import msgspec
 
 from agentflow.api.events import EventType
 from agentflow.core.delta import StateWrite, Table
-from agentflow.core.inputs import ActionCompleted, ActionFailed, StepCall
-from agentflow.core.records import ErrorReport
+from agentflow.core.inputs import ActionCompleted, ActionFailed, SentEvent, StepCall
+from agentflow.core.records import ErrorReport, Headers
 from agentflow.core.runs import ActionTask
 from agentflow.core.stored_runs import Completion
 from agentflow.errors import StateVersionTooNew
@@ -91,7 +91,8 @@ def row_name(run: str, task: str, place: str) -> str:
 encode_record = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(JournalRecord).decode
 _decode_completion = msgspec.msgpack.Decoder(Completion).decode
-_decode_failure = msgspec.msgpack.Decoder(ErrorReport).decode
+_Left = tuple[list[SentEvent], dict[int, Headers] | None] | None
+decode_failure = msgspec.msgpack.Decoder(tuple[ErrorReport, _Left]).decode
 
 
 def decode_record(value: bytes) -> JournalRecord:
@@ -141,7 +142,7 @@ def encode_ending_of(
     if isinstance(ending, ActionCompleted):
         kind, payload = COMPLETION, encode_record(Completion.of(ending))
     else:
-        kind, payload = FAILURE, encode_record(ending.error)
+        kind, payload = FAILURE, encode_record((ending.error, ending.left or task.left))
     return encode_step_of(task, attempt, epoch, kind, payload, at_ms, _NO_STEP)
 
 
@@ -152,7 +153,8 @@ def decode_ending(task: ActionTask, record: JournalRecord) -> ActionCompleted | 
     """Return how a task ended, as its record says."""
     if record.kind == COMPLETION:
         return _decode_completion(record.payload).by(task)
-    return ActionFailed(task, _decode_failure(record.payload))
+    error, left = decode_failure(record.payload)
+    return ActionFailed(task, error, left)
 
 
 def rows_of(operator: int, records: Iterable[bytes]) -> list[StateWrite]:

@@ -165,11 +165,10 @@ class Operator:
     def _on_record(self, received: RecordReceived, now_ms: int) -> None:
         key = received.key
         state = self._states.get(key) or self._sleepers.open(key)
-        if (self._pressure.overflowing or self._is_rejecting) and not self._missing:
-            refused = self._pressure.refusal(state, received.record)
-            if refused is not None:
-                self.effects.append(refused)
-                return
+        is_checked = (self._pressure.overflowing or self._is_rejecting) and not self._missing
+        if is_checked and (refused := self._pressure.refusal(state, received.record)) is not None:
+            self.effects.append(refused)
+            return
         self._admit(state, received.record, _INPUT, self._segments.last, now_ms)
         if self._segments.is_ready:
             self._forward_watermarks(now_ms)
@@ -283,6 +282,7 @@ class Operator:
         if task.status != RUNNING:
             return
         self._changes.before_change(task.run)
+        self._outcomes.emit_again(received)
         self._tasks.fail(task, received.error, now_ms)
         if self._steps.is_tracking and task.status != WAITING:
             self._steps.ended(task, received, now_ms)

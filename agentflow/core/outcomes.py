@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from agentflow.core.effects import Effect, EmitRecord
 from agentflow.core.epoch import EpochChanges
-from agentflow.core.inputs import ActionCompleted, SentEvent
+from agentflow.core.inputs import ActionCompleted, ActionFailed, SentEvent
 from agentflow.core.records import ErrorReport, Headers
 from agentflow.core.routing import Router
 from agentflow.core.runs import ActionTask, Run
@@ -61,7 +61,13 @@ class Outcomes:
             if event_type is None:
                 own = None if headers is None else headers.get(index)
                 self._effects.append(EmitRecord(payload, task, index, task.run.record.timestamp_ms, own))
-        task.emitted = max(task.emitted, len(sent))
+        if len(sent) > task.emitted:
+            task.emitted, task.left = len(sent), (sent, headers)
+
+    def emit_again(self, failed: ActionFailed) -> None:
+        """Let go what left before waits of a task whose failure the journal has, and the last checkpoint does not."""
+        if failed.left is not None:
+            self.emit_before_wait(failed.task, *failed.left)
 
     def apply(self, task: ActionTask, outcome: ActionCompleted) -> None:
         """Let the outcome happen; the caller has taken it out of ``run.current``."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from agentflow.core.inputs import ActionCompleted
+from agentflow.core.inputs import ActionCompleted, SentEvent
 from agentflow.core.recorded import RecordedTask
-from agentflow.core.records import ErrorReport, Record
+from agentflow.core.records import ErrorReport, Headers, Record
 from agentflow.core.segments import Segment
 from agentflow.plan.plan import Action
 
@@ -188,6 +189,7 @@ class ActionTask(msgspec.Struct, eq=False):
         stored_path: Its path, when it was restored, or has records.
         recorded: Its records in the journal; None while there are none.
         emitted: How many of the events that it sends have been looked at for outputs: those of before a wait have left.
+        left: These events, and headers of outputs; None: there are none, or a checkpoint has them.
     """
 
     run: Run
@@ -205,6 +207,7 @@ class ActionTask(msgspec.Struct, eq=False):
     stored_path: str | None = None
     recorded: RecordedTask | None = None
     emitted: int = 0
+    left: tuple[Sequence[SentEvent], Mapping[int, Headers] | None] | None = None
 
     @property
     def path(self) -> str:

@@ -8,7 +8,7 @@ it goes on. How long a coroutine is kept is the shell's decision, and changes no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from agentflow.core.effects import Effect
@@ -74,6 +74,13 @@ class Waiting:
             for opened in self.waits.of(task):
                 if opened.wait.calls:
                     self._end(opened, WaitOutcome(), now_ms)
+
+    def start_all(self, runs: Iterable[Run]) -> None:
+        """Start everything that waits, whatever it waits for."""
+        for run in runs:
+            for task in run.tasks:
+                if task.status in (WAITING, PARKED):
+                    self._go_on(task)
 
     # -- time
     @property

@@ -225,6 +225,12 @@ class ActionRunner:
         elif answer is not None:
             self._deliver(answer)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether an action is at something else than waiting for the answer to a step."""
+        at_work = (*self._waiting, *self._in_threads)
+        return any(self._steps is None or not self._steps.only_waits(task) for task in at_work)
+
     # -- the end
     def cancel(self, task: ActionTask) -> None:
         """Stop an attempt whose answer is not wanted any more."""

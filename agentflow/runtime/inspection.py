@@ -6,7 +6,7 @@ Functions of (rows, journal): nothing is started, no user code is needed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from agentflow.core.journal_records import (
     WAITED,
     JournalRecord,
     RecordKind,
+    decode_failure,
     decode_record,
 )
 from agentflow.core.runs import TaskStatus
@@ -224,8 +225,7 @@ def _preview(record: JournalRecord) -> tuple[str, int | None]:
         sent = msgspec.msgpack.decode(payload)[0] or ()
         return f"{len(sent)} events sent", None
     if kind == FAILURE:
-        error: Sequence[Any] = tuple(msgspec.msgpack.decode(payload).values())
-        return f"{error[0]}: {error[1]}", None
+        return str(decode_failure(payload)[0]), None
     return "", None
 
 

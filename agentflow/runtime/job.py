@@ -39,6 +39,7 @@ from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
 from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Signals, Sink, Source
+from agentflow.runtime.replay_check import diverging_runs, is_changed
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader, encode_control, encode_signal
@@ -297,6 +298,8 @@ class Job:
             rows = _rows(state, len(spec.stages))
             incarnation, positions, journal_position = _job_meta(rows)
             journal, journal_end = await _journal_records(state, len(spec.stages), journal_position)
+            if not spec.settings.run.accept_changes:
+                await self._refuse_divergence(source, state, rows, journal, incarnation)
             await source.open(positions)
             signals = self._signals = spec.open_signals()
             if signals is not None:
@@ -328,6 +331,43 @@ class Job:
             finally:  # also when it is cancelled once more: nobody else can give the directory back
                 if state is not None:
                     state.close()
+
+    async def _refuse_divergence(
+        self,
+        source: Source,
+        state: KeyedState,
+        rows: list[dict[Table, list[StoredRow]]],
+        journal: list[list[bytes]],
+        incarnation: str,
+    ) -> None:
+        """Refuse to start with a changed agent that unfinished runs would diverge from.
+
+        Raises:
+            StateMismatch: Names one of them.
+        """
+        for index, stage in enumerate(self._spec.stages):
+            if not (rows[index].get(Table.STEPS) or journal[index]) or not is_changed(stage.plan, rows[index]):
+                continue
+            codec = source.codec if index == 0 else MSGPACK
+            found = await diverging_runs(
+                stage.plan,
+                self._spec.settings,
+                codec,
+                state,
+                rows[index],
+                journal[index],
+                self._counters.checkpoint,
+                index=index,
+                incarnation=incarnation,
+            )
+            if found:
+                raise StateMismatch(
+                    f"agent '{stage.plan.name}' has changed, and {len(found)} unfinished runs would diverge: {found[0].message}",
+                    where={"run": found[0].run, "task": found[0].task},
+                    expected="the same steps as are recorded",
+                    fix="let ctx.patch tell old runs from new ones (agentflow runs check shows all); or start with --accept, and "
+                    "let these runs fail by their policy",
+                )
 
     def _check_guarantees(self, source: Source, sinks: Mapping[str, Sink]) -> None:
         guarantee = self._spec.settings.guarantee

@@ -67,6 +67,12 @@ class RunSettings(_Section, frozen=True):
     park_after_ms: Annotated[
         PositiveMs, Meta(description="How long the coroutine of a run is kept that only sleeps or waits.")
     ] = 10_000
+    accept_changes: Annotated[
+        bool,
+        Meta(
+            description="Start although unfinished runs would diverge from a changed agent (--accept); they fail, one by one."
+        ),
+    ] = False
     tasks_max: Annotated[
         Count, Meta(description="Action tasks after which a run is taken for an endless cycle of events.")
     ] = 10_000

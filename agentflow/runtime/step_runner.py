@@ -98,6 +98,16 @@ class StepRunner:
             del self._tasks[task]
             self._sleepers.pop(steps, None)
 
+    def only_waits(self, task: ActionTask) -> bool:
+        """Whether a task waits for answers to steps and does nothing else."""
+        steps = self._tasks.get(task)
+        return (
+            steps is not None
+            and bool(steps.waiting)
+            and not steps.calls
+            and not any(future.done() for future in steps.waiting.values())
+        )
+
     def close(self) -> None:
         """Let nobody wait any more: threads would, for ever."""
         if self._sweeper is not None:

@@ -12,7 +12,17 @@ import msgspec
 from agentflow.core.delta import StoredRow, Table
 from agentflow.errors import StateCorrupted, StateUnavailable
 from agentflow.state.directory import ROCKSDB_DIRECTORY
-from agentflow.state.layout import LAYOUT_TAG_MIN, LayoutError, split_storage_key, unescape, unseal
+from agentflow.state.layout import (
+    LAYOUT_TAG_MIN,
+    LayoutError,
+    encode_name,
+    end_of_prefix,
+    key_prefix,
+    split_storage_key,
+    storage_key,
+    unescape,
+    unseal,
+)
 from agentflow.state.rocksdb_errors import corrupted
 from agentflow.state.rocksdb_journal import FAMILIES, JOURNAL_DIRECTORY, records_of
 from agentflow.state.rocksdb_large import LargeValues
@@ -122,6 +132,16 @@ class StateView:
     def rows(self, table: Table) -> Iterator[StoredRow]:
         """Iterate over a whole table."""
         return self._rows.of(int(table))
+
+    def get(self, operator: int, key: bytes, path: str) -> bytes | None:
+        """Return one memory value; None when there is none."""
+        stored = self._store.get(MEMORY, storage_key(operator, key, path))
+        return None if stored is None else self._rows.value(stored)
+
+    def scan(self, operator: int, key: bytes, prefix: str) -> list[tuple[str, bytes]]:
+        """Return the memory values of ``key`` whose path starts with ``prefix``."""
+        start = key_prefix(operator, key) + encode_name(prefix)
+        return [(row.name, row.value) for row in self._rows.of(MEMORY, start, end_of_prefix(start))]
 
     def close(self) -> None:
         """Leave no trace."""

@@ -283,11 +283,7 @@ def test_memory_objects_have_fields_and_never_hold_a_value_and_an_object_at_one_
 
 def test_what_this_engine_does_not_have_raises_not_configured() -> None:
     def act(event: InputEvent[Any], ctx: RunnerContext) -> None:
-        for use in (
-            lambda: ctx.sleep("1s"),
-            lambda: ctx.wait_for("x"),
-            lambda: ctx.long_term_memory,
-        ):
+        for use in (lambda: ctx.long_term_memory,):
             with pytest.raises(NotConfigured):
                 use()
         ctx.send_event(OutputEvent("ok"))

@@ -10,7 +10,7 @@ from agentflow.core.delta import Table
 from agentflow.core.inputs import DrainRequested, StepEnded, StepRetry, WatermarkReceived
 from agentflow.core.journal_records import ATTEMPT, CANCELLED, WAITED
 from agentflow.core.limits import OperatorLimits
-from tests.steps_world import World, call
+from tests.steps_world import INPUT, World, call, nothing
 
 TASK = "t/0/0:a"
 FIRST = call(".0")
@@ -133,6 +133,19 @@ def test_outputs_before_a_wait_that_no_checkpoint_has_leave_again() -> None:
     world.crash()
     world.record("k", 0)
     assert world.sleep(TASK, FIRST, 500, [OUTPUT]) == [f'emit {TASK}/0 "asked"']
+
+
+def test_outputs_before_a_wait_of_a_task_that_failed_leave_again_with_its_recorded_failure() -> None:
+    agent = Agent("A").add_action("a", [INPUT], nothing, retry=Retry(attempts=1), on_error="skip")
+    world = World(agent)
+    world.record("k", 0)
+    world.sleep(TASK, FIRST, 500, [OUTPUT])
+    world.until(1500)
+    world.append()
+    assert world.fail(TASK) == [f"skip {TASK}", f"persist failure {TASK}"]
+    world.append()
+    world.crash()
+    assert world.record("k", 0) == [f"replay {TASK}", f'emit {TASK}/0 "asked"', f"skip {TASK}"]
 
 
 def test_a_parked_task_starts_from_its_beginning_when_its_wait_ends() -> None:
