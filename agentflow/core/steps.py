@@ -75,6 +75,7 @@ from agentflow.core.waits import (
     Wait,
     WaitOutcome,
     Waits,
+    begin_retry,
     begin_wait,
     decode_outcome,
     decode_wait,
@@ -85,8 +86,7 @@ _TIMER = EventType.TimerEvent
 _OF_ONE_ATTEMPT = (ERROR, CANCELLED, ATTEMPT)  # the next attempt is there to try again
 _decode_calls = msgspec.msgpack.Decoder(int).decode
 StepSlot = tuple[bytes, str]  # (key, row name)
-_Endings = dict[KeyState, list[tuple[ActionTask, int, ActionCompleted | ActionFailed, int, int]]]
-"""Task, attempt, how it ended, epoch, time."""
+_Endings = dict[KeyState, list[tuple[ActionTask, int, ActionCompleted | ActionFailed, int, int]]]  # …, epoch, time
 
 
 class Steps:
@@ -155,12 +155,7 @@ class Steps:
         if task.status != RUNNING:
             return
         if received.retry is not None:
-            retry = received.retry
-            wait = Wait(
-                now_ms + retry.wait_ms, calls=retry.calls, needs_intent=retry.needs_intent, error=received.payload
-            )
-            self._record(task, call, ATTEMPT, encode_wait(wait), None, now_ms)
-            self.waits.open(task, call, wait)
+            self.wait_for_call(task, call, begin_retry(received.retry, received.payload, now_ms), now_ms)
             return
         if kind == CANCELLED:
             self.waits.close(task, call.path)
@@ -194,6 +189,11 @@ class Steps:
             self.waits.open(task, call, wait)
         else:
             self.end_wait(OpenWait(task, call, wait), WaitOutcome(early.value, early.position), now_ms)
+
+    def wait_for_call(self, task: ActionTask, call: StepCall, wait: Wait, now_ms: int) -> None:
+        """Record when a step is called again that has failed, and wait for it."""
+        self._record(task, call, ATTEMPT, encode_wait(wait), None, now_ms)
+        self.waits.open(task, call, wait)
 
     def end_wait(self, opened: OpenWait, outcome: WaitOutcome, now_ms: int) -> None:
         """Let a wait end: record how, and then tell; of a step that waited for its next call, let it be called."""

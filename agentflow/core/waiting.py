@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
+
 from agentflow.core.effects import Effect
 from agentflow.core.epoch import EpochChanges
 from agentflow.core.failures import FailurePolicy
@@ -73,7 +75,9 @@ class Waiting:
                 self._go_on(task)
             for opened in self.waits.of(task):
                 if opened.wait.calls:
-                    self._end(opened, WaitOutcome(), now_ms)
+                    self.waits.close(task, opened.call.path)
+                    wait = msgspec.structs.replace(opened.wait, due_ms=now_ms)
+                    self._steps.wait_for_call(task, opened.call, wait, now_ms)
 
     def start_all(self, runs: Iterable[Run]) -> None:
         """Start everything that waits, whatever it waits for."""

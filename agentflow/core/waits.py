@@ -10,7 +10,7 @@ import heapq
 
 import msgspec
 
-from agentflow.core.inputs import StepCall, WaitOrder
+from agentflow.core.inputs import StepCall, StepRetry, WaitOrder
 from agentflow.core.runs import ActionTask
 
 _STALE_MAX = 64
@@ -59,6 +59,11 @@ def begin_wait(order: WaitOrder, now_ms: int) -> Wait:
     """Return a wait that begins now."""
     due_ms = None if order.duration_ms is None else now_ms + order.duration_ms
     return Wait(due_ms, order.signal, order.correlation)
+
+
+def begin_retry(retry: StepRetry, error: bytes, now_ms: int) -> Wait:
+    """Return the wait for the next call of a step that has failed now."""
+    return Wait(now_ms + retry.wait_ms, calls=retry.calls, needs_intent=retry.needs_intent, error=error)
 
 
 class OpenWait(msgspec.Struct, eq=False):

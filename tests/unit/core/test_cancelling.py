@@ -134,7 +134,8 @@ def test_what_waits_for_a_retry_is_tried_at_once_when_somebody_wants_it() -> Non
     assert world.apply(retry) == [f"start {TASK} attempt 2"]
     world.request(TASK, STEP)
     world.apply(StepEnded(world.tasks[TASK], STEP, ATTEMPT, b"err", StepRetry(1, 60_000, needs_intent=False)))
-    assert world.apply(retry) == [f"run {TASK}.0 behind 1"]
+    assert world.apply(retry) == [f"persist attempt {TASK}.0"]
+    assert world.until(world.now_ms) == [f"run {TASK}.0 behind 1"]
     assert world.until(11_000) == [], "the time of the first retry has no meaning any more"
 
 
