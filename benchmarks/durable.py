@@ -60,11 +60,13 @@ class Calls:
         return median(after - before for run in self.entered for before, after in itertools.pairwise(run)) * 1e3
 
 
-def steps_agent(calls: Calls | None = None, reached: Callable[[], object] | None = None) -> Agent:
-    """Return the agent: five steps, then its output; with ``reached`` it tells that, and waits for ever instead."""
+def steps_agent(calls: Calls | None = None, recovery: Recovery | None = None) -> Agent:
+    """Return the agent: five steps, then its output; with ``recovery`` it tells when it begins and is there, and then waits."""
 
     async def act(event: object, ctx: RunnerContext) -> None:
         entered: list[float] = []
+        if recovery is not None:
+            recovery.began()
 
         async def timed(run: str, number: int) -> str:  # noqa: ARG001 (the arguments are part of the step)
             entered.append(time.perf_counter())
@@ -73,8 +75,8 @@ def steps_agent(calls: Calls | None = None, reached: Callable[[], object] | None
         function = call if calls is None else timed
         for number in range(STEPS):
             await ctx.durable_execute_async(function, ctx.run_id, number)
-        if reached is not None:
-            reached()
+        if recovery is not None:
+            recovery.reached()
             await ctx.wait_for("never")
         if calls is not None:
             calls.entered.append(entered)
@@ -157,8 +159,8 @@ class Recovery:
     """Two lives of one state directory: the first records, and is given up; the second is answered.
 
     Attributes:
-        first_s: When the first coroutine of the second life had its steps, behind its start.
-        last_s: When the last one had.
+        first_s: When the first coroutine began.
+        last_s: When the last one had its steps.
     """
 
     def __init__(self, runs: int) -> None:
@@ -167,9 +169,12 @@ class Recovery:
         self._reached = asyncio.Event()
         self.first_s = self.last_s = 0.0
 
+    def began(self) -> None:
+        """Note the first start."""
+        self.first_s = self.first_s or time.perf_counter()
+
     def reached(self) -> None:
         """Count a run whose steps are recorded, or answered."""
-        self.first_s = self.first_s or time.perf_counter()
         self._count += 1
         if self._count == self.runs:
             self.last_s = time.perf_counter()
@@ -180,9 +185,7 @@ class Recovery:
         source = WaitingSource(self.runs, self.runs, lambda: None)
         limits = RunSettings(in_flight_max=self.runs + 1)
         interval = CheckpointSettings(interval_ms=600_000)
-        spec = _spec(
-            steps_agent(reached=self.reached), source, CountingSink(), directory, run=limits, checkpoint=interval
-        )
+        spec = _spec(steps_agent(recovery=self), source, CountingSink(), directory, run=limits, checkpoint=interval)
         self._count, self.first_s = 0, 0.0
         self._reached.clear()
         began = time.perf_counter()
@@ -197,7 +200,7 @@ class Recovery:
 
 
 def _recovery(runs: int, *, is_checkpointed: bool = True) -> tuple[float, float]:
-    """Return seconds from the start of a job to its last answered run, and from the first answered run to the last."""
+    """Return seconds from the start of a job to its last answered run, and from the start of the first run to that."""
 
     async def measure() -> tuple[float, float]:
         with tempfile.TemporaryDirectory() as directory:
@@ -216,7 +219,7 @@ def recovery_ms(factor: float) -> float:
 
 
 def replay_rate(factor: float) -> float:
-    """Recorded steps answered per second, from the first run to the last."""
+    """Recorded steps answered per second, from the start of the first run to the last answer."""
     runs = int(10_000 * factor)
     return STEPS * runs / _recovery(runs)[1]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agentflow.core.effects import DeadLetter, Drained, Effect, FailJob, PauseSource, ResumeSource
+from agentflow.core.effects import DeadLetter, Drained, Effect, FailJob, PauseSource, RequestCheckpoint, ResumeSource
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import DrainRequested
 from agentflow.core.records import ErrorReport, Record
@@ -15,7 +15,7 @@ class OperatorLimits(msgspec.Struct, frozen=True):
     """Every queue has a limit.
 
     Attributes:
-        in_flight_max: Unfinished runs (waiting ones included) at which the source is paused.
+        in_flight_max: Unfinished runs at which the source is paused; those that sleep count until a checkpoint has them.
         key_pending_max: Inputs behind one busy key.
         is_overflow_dead: Above it: dead-letter the input, instead of pausing the source.
         tasks_max: Tasks of one run.
@@ -72,17 +72,21 @@ class Backpressure:
             self.pause("key.pending-max")
 
     def relieve(self, in_flight: int, sleeping: int) -> None:
-        """Resume a paused source if every limit is left."""
+        """Resume a source, if it is paused and every limit is left."""
+        if not self.is_paused:
+            return
         limits = self._limits
         is_key_over = self.overflowing and not limits.is_overflow_dead
         if not is_key_over and in_flight <= limits.in_flight_max * 3 // 4 and sleeping <= limits.sleeping_max * 3 // 4:
             self.is_paused = False
             self._effects.append(ResumeSource())
 
-    def pause_at(self, in_flight: int) -> None:
-        """Pause the source if so many runs are too many."""
-        if in_flight >= self._limits.in_flight_max:
+    def pause_at(self, in_flight: int, asleep: int) -> None:
+        """Pause the source if so many runs are too many; those of them that sleep need a checkpoint to be none."""
+        if in_flight >= self._limits.in_flight_max and not self.is_paused:
             self.pause("run.in-flight-max")
+            if asleep:
+                self._effects.append(RequestCheckpoint())
 
     def limit_sleepers(self, sleeping: int) -> None:
         """Pause the source if so many runs that sleep are too many."""

@@ -199,7 +199,7 @@ class Operator:
             if self._is_superseding and event_type == _INPUT and (over := self._cancelling.supersede(run)) is not None:
                 self._advance(over, now_ms)
         if len(self._runs) >= self._limits.in_flight_max and not self._missing:  # what is expected must be read
-            self._pressure.pause_at(len(self._runs) - self._waiting.sleeping)
+            self._pressure.pause_at(self._sleepers.in_flight, len(self._waiting.asleep))
 
     # -- runs
     def _advance(self, run: Run, now_ms: int) -> None:
@@ -245,8 +245,7 @@ class Operator:
                 self._pressure.overflowing.pop(state, None)
         else:
             state.run = None
-        if self._pressure.is_paused:
-            self._pressure.relieve(len(self._runs) - self._waiting.sleeping, self._sleepers.count)
+        self._pressure.relieve(self._sleepers.in_flight, self._sleepers.count)
         if self._drain.requested is not None:
             self._drain.tell(self.runs_unfinished, self._sleepers.count)
         return state.run
@@ -305,8 +304,7 @@ class Operator:
             self._advance(run, now_ms)
         self._sleepers.fold(is_behind_checkpoint=False)
         self._pressure.limit_sleepers(self._sleepers.count)
-        if self._pressure.is_paused:
-            self._pressure.relieve(len(self._runs) - self._waiting.sleeping, self._sleepers.count)
+        self._pressure.relieve(self._sleepers.in_flight, self._sleepers.count)
         if self._drain.requested is not None:
             self._drain.tell(self.runs_unfinished, self._sleepers.count)
         if self._segments.is_ready:
@@ -315,6 +313,7 @@ class Operator:
     # -- time
     def _on_time(self, received: TimeAdvanced, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         self._sleepers.wake(now_ms)
+        self._pressure.relieve(self._sleepers.in_flight, self._sleepers.count)
         self._waiting.advance(now_ms)
         self._fire(self._timers.pop_due(now_ms, is_event_time=False), self._segments.last, now_ms)
         if self._segments.is_ready:

@@ -24,7 +24,7 @@ from agentflow.core.stored_runs import decode_run, encode_run
 from agentflow.core.waiting import Waiting
 from agentflow.plan.plan import AgentPlan
 
-_PER_CHECKPOINT = 1_000  # some 10 ms
+_PER_CHECKPOINT = 500  # some 5 ms
 _PER_SLEEPER = 2
 _STALE_MAX = 64
 _Entry = tuple[int, bytes, str]  # (time, key, run id)
@@ -55,17 +55,24 @@ class Sleepers:
         self._steps = steps
         self._waiting = waiting
         self._due: list[_Entry] = []  # by deadline; stale where the run is not folded any more
-        self._oldest: list[_Entry] = []  # by clock; the same
+        self._oldest: list[_Entry] | None = None  # by clock; the same; None: nobody has asked yet
+        self._is_late = False
 
     @property
     def count(self) -> int:
         """Runs that sleep, folded or not."""
         return self._waiting.sleeping + len(self.by_key)
 
+    @property
+    def in_flight(self) -> int:
+        """Runs that are whole, but for those that sleep and cannot be folded."""
+        return len(self._runs) - self._waiting.sleeping + len(self._waiting.asleep)
+
     # -- folding
     def fold(self, *, is_behind_checkpoint: bool) -> None:
-        """Fold some runs that have slept through a checkpoint, longest first."""
+        """Fold some runs that have slept through a checkpoint, longest first; where there are more, time is due at once."""
         asleep = self._waiting.asleep
+        self._is_late = False
         for _ in range(_PER_CHECKPOINT if is_behind_checkpoint else _PER_SLEEPER):
             run = next(iter(asleep), None)
             if run is None or run.is_changed or run.is_frozen:
@@ -73,6 +80,7 @@ class Sleepers:
             del asleep[run]
             if self._can_fold(run):
                 self._fold(run)
+        self._is_late = is_behind_checkpoint
 
     def _can_fold(self, run: Run) -> bool:
         """Whether the rows are all there is; else it stays as it is, which costs memory only."""
@@ -93,12 +101,14 @@ class Sleepers:
         due_ms = min(
             (one.wait.due_ms for one in self._waiting.waits.of(task) if one.wait.due_ms is not None), default=None
         )
+        run_id = run.id
         if due_ms is not None:
-            self._push(self._due, (due_ms, state.key, run.id))
-        self._push(self._oldest, (run.admitted_ms, state.key, run.id))
+            self._push(self._due, (due_ms, state.key, run_id))
+        if self._oldest is not None:
+            self._push(self._oldest, (run.admitted_ms, state.key, run_id))
         self._waiting.waits.drop(task)
         self._waiting.sleeping -= 1
-        self.by_key[state.key] = _Folded(run.id, run.admitted_ms, encode_run(run), self._steps.fold(run))
+        self.by_key[state.key] = _Folded(run_id, run.admitted_ms, encode_run(run), self._steps.fold(run))
         del self._runs[run]
         self._keys.drop(state)
 
@@ -121,17 +131,21 @@ class Sleepers:
             self.open(received.key)  # type: ignore[union-attr]
 
     def wake(self, now_ms: int) -> None:
-        """Unfold the runs whose time has come."""
-        while (due_ms := self.next_due_ms) is not None and due_ms <= now_ms:
+        """Unfold the runs whose time has come, and go on folding."""
+        if self._is_late:
+            self.fold(is_behind_checkpoint=True)
+        while (due_ms := self._first(self._due)) is not None and due_ms <= now_ms:
             self.open(heapq.heappop(self._due)[1])
 
     @property
     def next_due_ms(self) -> int | None:
-        """When the first of them is due; None when none is."""
-        return self._first(self._due)
+        """When the first of them is due, or some are to be folded; None when none is."""
+        return 0 if self._is_late else self._first(self._due)
 
     def oldest_ms(self, now_ms: int) -> int:
         """Return the clock of the oldest of them, or now."""
+        if self._oldest is None:
+            self._oldest = sorted((folded.admitted_ms, key, folded.run_id) for key, folded in self.by_key.items())
         oldest_ms = self._first(self._oldest)
         return now_ms if oldest_ms is None else min(now_ms, oldest_ms)
 

@@ -59,7 +59,7 @@ class RunSettings(_Section, frozen=True):
     """`run.*`: limits of runs."""
 
     in_flight_max: Annotated[
-        Count, Meta(description="Unfinished runs at which the source is paused; parked ones do not count.")
+        Count, Meta(description="Unfinished runs at which the source is paused; parked ones count until a checkpoint.")
     ] = 10_000
     sleeping_max: Annotated[
         Count, Meta(description="Parked runs that sleep or wait for a signal, at which the source is paused.")

@@ -570,6 +570,7 @@ class Subtask:
                 self._run_effects(index, now_ms)
         except Exception as error:  # noqa: BLE001 (the subtask's edge: the job decides)
             self.fail(error)
+        self._schedule()  # something may wait for time now
         if not told.done():
             told.set_result(None)
 

@@ -274,6 +274,7 @@ def test_a_crash_and_a_snapshot_do_not_see_that_a_run_is_folded() -> None:
 def test_a_run_that_sleeps_again_and_again_leaves_nothing_behind() -> None:
     world = World()
     world.record("k", 0)
+    world.operator.oldest_run_ms(0)
     for turn in range(300):
         step = call(f".{turn}")
         world.sleep(TASK, step, 10)
@@ -286,6 +287,7 @@ def test_a_run_that_sleeps_again_and_again_leaves_nothing_behind() -> None:
             world.sleep(TASK, call(f".{asked}"), 10)
         world.append()
     sleepers = world.operator._sleepers
+    assert sleepers._oldest is not None
     assert len(sleepers._due) + len(sleepers._oldest) < 400
     assert len(world.operator._waiting.waits._heap) < 200
     world.complete(TASK)
@@ -295,16 +297,17 @@ def test_a_run_that_sleeps_again_and_again_leaves_nothing_behind() -> None:
     assert world.operator.runs_unfinished == 0
 
 
-def test_parked_runs_are_not_in_flight() -> None:
+def test_sleeping_runs_are_in_flight_until_a_checkpoint_has_them() -> None:
     world = World(limits=OperatorLimits(in_flight_max=1, sleeping_max=2))
     for offset in range(2):
         assert "pause run.in-flight-max" in world.record(f"k{offset}", offset)
         task = f"t/{offset}/0:a"
         world.sleep(task, FIRST, 500)
         world.append()
-        assert world.park(task) == (["resume"] if offset == 0 else []), "two are as many as may sleep"
-    world.until(1500)
-    world.append()
+        assert world.park(task) == []
+        world.take_checkpoint()
+        assert world.until(world.now_ms) == (["resume"] if offset == 0 else []), "two are as many as may sleep"
+    assert len(world.until(1500)) == 4
 
 
 def test_a_job_that_stops_does_not_wait_for_sleepers_and_one_whose_input_has_ended_does() -> None:
