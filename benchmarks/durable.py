@@ -264,7 +264,7 @@ def sleeping_run_bytes(factor: float) -> float:
             running = asyncio.ensure_future(job.run())
             await at_end.wait()
             operator = job._subtask._stages[0].operator  # type: ignore[union-attr]  # noqa: SLF001 (nobody else knows)
-            while operator._sleeping < runs:  # noqa: ASYNC110, SLF001
+            while operator._sleepers.count < runs:  # noqa: ASYNC110, SLF001
                 await asyncio.sleep(0.05)
             await job.checkpoint_now()
             gc.collect()

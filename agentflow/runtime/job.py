@@ -38,13 +38,14 @@ from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
+from agentflow.runtime.counters import Counters
 from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Signals, Sink, Source
 from agentflow.runtime.replay_check import diverging_runs, is_changed
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader, encode_control, encode_signal
 from agentflow.runtime.step_runner import StepRunner
-from agentflow.runtime.subtask import INCARNATION_NAME, JOURNAL_NAME, Counters, Stage, Subtask
+from agentflow.runtime.subtask import INCARNATION_NAME, JOURNAL_NAME, Stage, Subtask
 
 
 class SystemClock:
@@ -418,7 +419,11 @@ class Job:
                 services.output_max = min(services.record_max, output_max)
             if state.journal is not None:
                 services.steps = StepRunner(
-                    partial(subtask.apply_step, index), incarnation, stage.plan.errors, settings.run.park_after_ms
+                    partial(subtask.decide_step, index),
+                    partial(subtask.carry_out_step, index),
+                    incarnation,
+                    stage.plan.errors,
+                    settings.run.park_after_ms,
                 )
             runner = ActionRunner(
                 services, codec, subtask.deliver_to(index), subtask.fail, threads, settings.blocking.leaked_max

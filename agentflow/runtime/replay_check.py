@@ -121,7 +121,7 @@ class _Replay:
         policy = FailurePolicy(settings.job, plan.name, has_dead_letters=True)
         self.operator = Operator(plan, policy, OperatorLimits(), index=index, decode_input=input_decoder(codec))
         services = OperatorServices(self.operator, settings, incarnation, state, encode_msgpack)  # type: ignore[arg-type]
-        self._steps = services.steps = StepRunner(self._apply, incarnation, plan.errors, _NEVER_MS)
+        self._steps = services.steps = StepRunner(self._apply, lambda: None, incarnation, plan.errors, _NEVER_MS)
         self._threads = BlockingThreads(settings.blocking.threads_max)
         self._runner = ActionRunner(services, codec, self._apply, self._failed, self._threads, _NEVER_MS)
         self._found: dict[tuple[str, str], DivergingRun] = {}

@@ -57,7 +57,8 @@ class StepRunner:
         leave: Gives up a coroutine without an answer; the action runner sets it.
 
     Args:
-        apply: Takes an input of the operator: at once, on the loop.
+        decide: Takes an input of the operator, at once, on the loop; returns the answer to a step if that is all that follows.
+        carry_out: Carries out what follows else.
         incarnation: Of the job's state; part of idempotency keys.
         errors: Classes that recorded errors may come back as, beside Python's own.
         park_after_ms: How long the coroutine of a task is kept that only waits for time or signals.
@@ -65,13 +66,15 @@ class StepRunner:
 
     def __init__(
         self,
-        apply: Callable[[StepInput], None],
+        decide: Callable[[StepInput], Answer | None],
+        carry_out: Callable[[], None],
         incarnation: str,
         errors: tuple[type[Exception], ...],
         park_after_ms: int,
     ) -> None:
         self.work = StepWork
-        self._apply = apply
+        self._decide = decide
+        self._carry_out = carry_out
         self._incarnation = incarnation
         self._loop = asyncio.get_running_loop()
         self._errors = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*_PYTHONS_ERRORS, *errors)}
@@ -184,6 +187,9 @@ class StepRunner:
     async def _ask(
         self, steps: TaskSteps, call: StepCall, received: StepRequested | WaitRequested | StepEnded
     ) -> Answer:
+        answer = self._decide(received)
+        if answer is not None:
+            return answer
         future: asyncio.Future[Answer] = self._loop.create_future()
         steps.waiting[call.path] = future
         is_wait = type(received) is WaitRequested or (type(received) is StepEnded and received.retry is not None)
@@ -191,11 +197,16 @@ class StepRunner:
             steps.sleeping.add(call.path)
             self._note_sleeper(steps)
         try:
-            self._apply(received)
+            self._carry_out()
             return await future
         finally:
             del steps.waiting[call.path]
             steps.sleeping.discard(call.path)
+
+    def _apply(self, received: StepInput) -> None:
+        """Say something that nobody waits for an answer to."""
+        self._decide(received)
+        self._carry_out()
 
     async def _settle_doubt(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepEnded | None:
         """Return the outcome of a call in doubt as its policy says; None: call."""

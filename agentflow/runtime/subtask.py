@@ -48,6 +48,7 @@ from agentflow.core.inputs import (
     RecordReceived,
     RecordRejected,
     StepEnded,
+    StepRequested,
     TimeAdvanced,
     WaitRequested,
     WatermarkReceived,
@@ -61,12 +62,14 @@ from agentflow.runtime.alarm import Alarm
 from agentflow.runtime.checkpoint_schedule import CheckpointSchedule
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyReader, TimestampReader
+from agentflow.runtime.counters import Counters
 from agentflow.runtime.failing import look_at, unless_failed
 from agentflow.runtime.journal_writer import JournalWriter
 from agentflow.runtime.ports import Clock, Journal, KeyedState, Repartition, Signals, Sink, Source
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader
 from agentflow.runtime.step_runner import StepInput, StepRunner
+from agentflow.runtime.task_steps import Answer
 from agentflow.runtime.watermarks import WatermarkGenerator
 
 _TURN_RECORDS_FIRST, _TURN_RECORDS_MAX = 16, 256
@@ -87,18 +90,6 @@ class Stage(msgspec.Struct):
     runner: ActionRunner
     keys: KeyReader
     steps: StepRunner | None = None
-
-
-class Counters(msgspec.Struct):
-    """What a subtask has done since it started; read by the job's status."""
-
-    records_in: int = 0
-    records_out: int = 0
-    dead_letters: int = 0
-    checkpoint: int = 0
-    checkpoint_completed_ms: int | None = None
-    checkpoint_ms: int = 0
-    checkpoint_bytes: int = 0
 
 
 class Subtask:
@@ -309,25 +300,36 @@ class Subtask:
             steps.park_all()  # what waits only is not in flight then
 
     # -- turns
-    def apply_step(self, index: int, received: StepInput) -> None:
-        """Apply what user code of operator ``index`` did about a step, and carry out what follows, at once.
+    def decide_step(self, index: int, received: StepInput) -> Answer | None:
+        """Apply what user code of operator ``index`` did about a step; return its answer if that is all that follows.
 
-        A wait waits for a turn, which sets the alarm; and what was sent before it may start an action of the next operator, which
-        cannot be inside of its task.
+        Else `carry_out_step` is to be called. A wait waits for a turn, which sets the alarm; and what was sent before it may start an
+        action of the next operator, which cannot be inside of its task.
         """
         if type(received) is WaitRequested or (type(received) is StepEnded and received.retry is not None):
             self._deliver(index, received)
-            return
-        if self._failure.done():
-            return
+        elif not self._failure.done():
+            try:
+                operator = self._stages[index].operator
+                effects, before = operator.effects, len(operator.effects)
+                operator.apply(received, self._clock.now_ms())
+                if type(received) is StepRequested and len(effects) == before + 1:
+                    last = effects[-1]
+                    if type(last) in (RunStep, ResolveStep) and last.path == received.call.path:  # type: ignore[union-attr]
+                        return effects.pop()  # type: ignore[return-value]
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
+                self.fail(error)
+        return None
+
+    def carry_out_step(self, index: int) -> None:
+        """Carry out what follows from `decide_step`, at once."""
+        if self._failure.done() or self._is_in_effects:
+            return  # in the middle of effects, they are read right behind this one
         try:
-            now_ms = self._clock.now_ms()
-            operator = self._stages[index].operator
-            operator.apply(received, now_ms)
-            if self._is_in_effects:
-                return  # they are read right behind this one
-            if operator.effects:
-                self._run_effects(index, now_ms)
+            if self._stages[index].operator.effects:
+                self._run_effects(index, self._clock.now_ms())
             else:
                 self._schedule()  # perhaps it waits, as recorded
         except (KeyboardInterrupt, SystemExit):
