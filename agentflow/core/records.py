@@ -15,6 +15,8 @@ ORIGIN_HEADER = "agentflow-origin"
 """Of a record that comes through a repartition topic: its source position before."""
 ORIGINAL_KEY_HEADER = "agentflow-original-key"
 """And its record key before; missing where it had none."""
+FIRST_POSITION_HEADER = "agentflow-first-position"
+"""Of a record that was sent back as a dead letter: where it lay first, ``topic/partition@offset``. It stays when it fails again."""
 
 
 class Record(msgspec.Struct, gc=False):
@@ -42,6 +44,13 @@ class Record(msgspec.Struct, gc=False):
     def run_id(self) -> str:
         """The id of the run this record starts."""
         return f"{self.source}/{self.offset}"
+
+    @property
+    def first_position(self) -> str:
+        """Where the record lay before it was sent back, and before a repartition topic: the same for every run of it."""
+        headers = dict(self.headers)
+        first = headers.get(FIRST_POSITION_HEADER) or headers.get(ORIGIN_HEADER)
+        return self.run_id if first is None else first.decode("utf-8", "replace").replace("@", "/")
 
     @property
     def user_headers(self) -> Headers:

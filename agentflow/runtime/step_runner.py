@@ -484,7 +484,10 @@ async def _end(branches: Sequence[asyncio.Future[Any]]) -> None:
 
 
 def _id_of(steps: TaskSteps, call: StepCall) -> str:
-    return f"{steps.task.id}{call.path}/{call.function}:{call.digest.hex()}"
+    """Return the id of a step: the same on every attempt, by every owner, and in every run of the record."""
+    task = steps.task
+    position = task.run.record.first_position
+    return f"{position}/{task.path}{call.path}/{call.function}:{call.digest.hex()}"
 
 
 def _is_coroutine_function(function: Callable[..., Any]) -> bool:

@@ -100,3 +100,46 @@ def test_runs_wait_for_signals_that_come_by_a_topic_whoever_owns_them(tmp_path, 
     answers = {value["k"]: value["answer"] for value in values if "k" in value}
     assert answers == dict.fromkeys(keys, "last") | {"k0": "first", "k1": "while nobody was there"}
     assert sorted(value["asked"] for value in values if "asked" in value) == sorted(keys)
+
+
+PAYING = """\
+from pathlib import Path
+
+from agentflow import Agent, EventType, OutputEvent, Retry, action
+
+
+class Paying(Agent):
+    @action(EventType.InputEvent, retry=Retry(attempts=1))
+    def act(event, ctx):
+        def pay(order):
+            with open("keys", "a") as keys:
+                keys.write(f"{order} {ctx.idempotency_key}\\n")
+
+        ctx.durable_execute(pay, event.input["order"])
+        if not Path("mended").exists():
+            raise ValueError("not yet")
+        ctx.send_event(OutputEvent(event.input["order"]))
+"""
+
+
+@pytest.mark.parametrize("key_by", ["record.key", "order"])
+def test_a_record_that_is_sent_back_has_the_idempotency_keys_of_its_first_run(tmp_path, kafka, key_by):
+    place = Place(tmp_path, kafka)
+    (tmp_path / "paying.py").write_text(PAYING)
+    job = (tmp_path / "job.yaml").read_text().replace("agents:Count", "paying:Paying")
+    (tmp_path / "job.yaml").write_text(job.replace("key-by: record.key", f"key-by: {key_by}"))
+    place.topics.create(place.source, 2)
+    place.topics.write(place.source, [(f"k{n}", {"order": f"o-{n}"}) for n in range(3)])
+    with place.worker() as worker:
+        deadline = time.monotonic() + 60
+        while len(place.topics.read(place.dead)) < 3:
+            assert time.monotonic() < deadline, worker.log.read_text()
+            assert worker.poll() is None, worker.log.read_text()
+    (tmp_path / "mended").touch()
+    command = [sys.executable, "-m", "agentflow", "dlq", "redrive", "job.yaml", "--all"]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    with place.worker() as worker:
+        assert sorted(place.wait_for(place.sink, 3, worker)) == ["o-0", "o-1", "o-2"]
+    calls = [line.split() for line in (tmp_path / "keys").read_text().splitlines()]
+    assert len(calls) == 6
+    assert len({key for _, key in calls}) == 3, "the other side knows them"

@@ -22,11 +22,10 @@ from agentflow.connectors.kafka.connection import (
     unreachable,
 )
 from agentflow.connectors.kafka.sinks import REASON_PREFIX
+from agentflow.core.records import FIRST_POSITION_HEADER
 from agentflow.errors import ConfigError
 from agentflow.runtime.settings import KafkaSettings
 
-FIRST_POSITION_HEADER = f"{REASON_PREFIX}first-position"
-"""Of a record that was sent back: where it lay first. It stays when the record fails again."""
 _FETCH_BYTES = 8 * 2**20
 _WAIT_MS = 20
 
