@@ -104,12 +104,7 @@ class StepRunner:
     def only_waits(self, task: ActionTask) -> bool:
         """Whether a task waits for answers to steps and does nothing else."""
         steps = self._tasks.get(task)
-        return (
-            steps is not None
-            and bool(steps.waiting)
-            and not steps.calls
-            and not any(future.done() for future in steps.waiting.values())
-        )
+        return steps is not None and steps.only_waits
 
     def close(self) -> None:
         """Let nobody wait any more: threads would, for ever."""
@@ -155,22 +150,24 @@ class StepRunner:
         return StepCall(steps.next_path(name, arguments, current), name, arguments, _where(sys._getframe(3)))  # noqa: SLF001
 
     async def _execute(self, steps: TaskSteps, call: StepCall, work: StepWork) -> Any:  # noqa: ANN401 (a user's value)
-        task = steps.task
+        request = StepRequested(steps.task, call, work.needs_intent)
+        return decode_result(work.function, await self._outcome(steps, call, request, work))
+
+    async def _outcome(
+        self, steps: TaskSteps, call: StepCall, request: StepRequested | WaitRequested, work: StepWork | None
+    ) -> bytes:
+        """Return the recorded result of a step, or raise its recorded error; ``work`` is called where there is none, None: a wait."""
         try:
-            answer = await self._ask(steps, call, StepRequested(task, call, work.needs_intent))
+            answer = await self._ask(steps, call, request)
             while type(answer) is RunStep:
+                assert work is not None, "a wait is not run"
                 settled = await self._settle_doubt(steps, call, work) if answer.is_in_doubt else None
                 ended = settled or await self._run(steps, call, work, answer.calls)
                 answer = await self._ask(steps, call, ended)
         except asyncio.CancelledError:
             if not steps.is_interrupted:  # by user code
-                self._apply(StepEnded(task, call, CANCELLED, b""))
+                self._apply(StepEnded(steps.task, call, CANCELLED, b""))
             raise
-        payload = await self._payload(steps, answer)
-        return decode_result(work.function, payload)
-
-    async def _payload(self, steps: TaskSteps, answer: Answer) -> bytes:
-        """Return the recorded result, or raise the recorded error."""
         if type(answer) is ResolveStep and answer.kind == CANCELLED:
             steps.calls += 1
             await self._loop.create_future()  # it was cancelled the last time, and is cancelled again
@@ -292,15 +289,10 @@ class StepRunner:
         return self._await_signal(steps, call, order, default)
 
     async def _await_signal(self, steps: TaskSteps, call: StepCall, order: WaitOrder, default: object) -> Any:  # noqa: ANN401
-        task, ctx = steps.task, steps.ctx
-        request, sent = StepRequested(task, call, order=order), list(ctx._sent or ())  # noqa: SLF001
-        try:
-            answer = await self._ask(steps, call, WaitRequested(request, sent, ctx._headers))  # noqa: SLF001
-        except asyncio.CancelledError:
-            if not steps.is_interrupted:  # by user code
-                self._apply(StepEnded(task, call, CANCELLED, b""))
-            raise
-        outcome = decode_outcome(await self._payload(steps, answer))
+        ctx = steps.ctx
+        wait = StepRequested(steps.task, call, order=order)
+        request = WaitRequested(wait, list(ctx._sent or ()), ctx._headers)  # noqa: SLF001 (the context's engine side)
+        outcome = decode_outcome(await self._outcome(steps, call, request, None))
         return default if outcome.value is None else msgspec.msgpack.decode(outcome.value)
 
     def _note_sleeper(self, steps: TaskSteps) -> None:
@@ -410,7 +402,7 @@ class StepRunner:
         call = self._call(steps, work, None)
         task = steps.task
         for function in (work.function, work.reconciler):
-            if function is not None and inspect.iscoroutinefunction(innermost(function)):
+            if function is not None and _is_coroutine_function(function):
                 raise WrongContext(
                     f"durable_execute was given the coroutine function {function_id(function)}",
                     where={"task": task.id},

@@ -81,6 +81,11 @@ class TaskSteps:
         """Whether all that the task does is to wait for time or signals."""
         return bool(self.sleeping) and not self.calls and len(self.sleeping) == len(self.waiting)
 
+    @property
+    def only_waits(self) -> bool:
+        """Whether all that the task does is to wait for answers that have not come."""
+        return bool(self.waiting) and not self.calls and not any(future.done() for future in self.waiting.values())
+
     def end(self) -> None:
         """Cancel the branches and the action itself, as the engine's own will."""
         self.is_interrupted = True
