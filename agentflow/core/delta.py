@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from agentflow.errors import StateVersionTooNew
+
 
 class Table(enum.IntEnum):
     """The tables of keyed state. The numbers are part of the stored format: append, never renumber."""
@@ -51,3 +53,18 @@ SLICE_ENTRIES_MAX = 2_000
 
 DeltaSlices = Iterator[list[StateWrite]]
 """An epoch delta, at most `SLICE_ENTRIES_MAX` rows at a time; the consumer yields to the loop between slices."""
+
+
+def check_format(what: str, found: int, known: int) -> None:
+    """Refuse what a newer version has stored.
+
+    Args:
+        what: What it is, for the message.
+        found: Version of its format.
+        known: The last version that is known here.
+
+    Raises:
+        StateVersionTooNew: It is newer.
+    """
+    if found > known:
+        raise StateVersionTooNew(f"{what} has format {found}", expected=f"at most {known}", fix="upgrade agentflow")

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from agentflow.core.delta import SLICE_ENTRIES_MAX, DeltaSlices, StateWrite, Table
+from agentflow.core.delta import SLICE_ENTRIES_MAX, DeltaSlices, StateWrite, Table, check_format
 from agentflow.core.keys import KeyTable
 from agentflow.core.runs import KeyState, Run
 from agentflow.core.segments import SegmentedQueue
 from agentflow.core.stored_runs import encode_run
 from agentflow.core.timers import Timer, timer_write
-from agentflow.errors import StateVersionTooNew
 from agentflow.plan.plan import AgentPlan
 
 _RUN_ENTRIES_MAX = 500  # runs encoded in one go: about 3 µs each
@@ -151,10 +150,7 @@ def decode_meta(value: bytes) -> OperatorMeta:
         StateVersionTooNew: It was written by a newer version.
     """
     meta = _decode_meta(value)
-    if meta.format > META_FORMAT:
-        raise StateVersionTooNew(
-            f"the operator's state has format {meta.format}", expected=f"at most {META_FORMAT}", fix="upgrade agentflow"
-        )
+    check_format("the operator's state", meta.format, META_FORMAT)
     return meta
 
 

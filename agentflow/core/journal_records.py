@@ -12,12 +12,11 @@ from collections.abc import Iterable
 import msgspec
 
 from agentflow.api.events import EventType
-from agentflow.core.delta import StateWrite, Table
+from agentflow.core.delta import StateWrite, Table, check_format
 from agentflow.core.inputs import ActionCompleted, ActionFailed, SentEvent, StepCall
 from agentflow.core.records import ErrorReport, Headers
 from agentflow.core.runs import ActionTask
 from agentflow.core.stored_runs import Completion
-from agentflow.errors import StateVersionTooNew
 
 JOURNAL_FORMAT = 1
 _TIMER = EventType.TimerEvent
@@ -102,10 +101,7 @@ def decode_record(value: bytes) -> JournalRecord:
         StateVersionTooNew: It was written by a newer version.
     """
     record = _decode_record(value)
-    if record.format > JOURNAL_FORMAT:
-        raise StateVersionTooNew(
-            f"the journal has format {record.format}", expected=f"at most {JOURNAL_FORMAT}", fix="upgrade agentflow"
-        )
+    check_format("the journal", record.format, JOURNAL_FORMAT)
     return record
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import msgspec
 
+from agentflow.core.delta import check_format
 from agentflow.core.inputs import ActionCompleted, SentEvent, TimerOrder
 from agentflow.core.records import ErrorReport, Headers, Record
 from agentflow.core.runs import PARKED, QUEUED, RUNNING, WAITING, ActionTask, KeyState, Run
 from agentflow.core.segments import Segment
-from agentflow.errors import StateMismatch, StateVersionTooNew
+from agentflow.errors import StateMismatch
 from agentflow.plan.plan import AgentPlan
 
 RUN_FORMAT = 1
@@ -143,10 +144,7 @@ def decode_entry(value: bytes) -> RunEntry:
             expected=f"run format {RUN_FORMAT}",
             fix="start the version of agentflow that wrote it, let it drain, then upgrade",
         ) from error
-    if entry.format > RUN_FORMAT:
-        raise StateVersionTooNew(
-            f"a stored run has format {entry.format}", expected=f"at most {RUN_FORMAT}", fix="upgrade agentflow"
-        )
+    check_format("a stored run", entry.format, RUN_FORMAT)
     return entry
 
 

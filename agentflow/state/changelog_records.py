@@ -17,8 +17,7 @@ from typing import Final
 
 import msgspec
 
-from agentflow.core.delta import StateWrite
-from agentflow.errors import StateVersionTooNew
+from agentflow.core.delta import StateWrite, check_format
 from agentflow.state.layout import storage_key
 
 CHECKPOINT_KEY: Final = b"c"
@@ -133,8 +132,5 @@ class ChangelogReplay:
 
     def _checkpoint(self, value: bytes) -> None:
         record = _decode_checkpoint(value)
-        if record.format > FORMAT:
-            raise StateVersionTooNew(
-                f"the changelog has format {record.format}", expected=f"at most {FORMAT}", fix="upgrade agentflow"
-            )
+        check_format("the changelog", record.format, FORMAT)
         self.last = record
