@@ -10,6 +10,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
 from agentflow.connectors.kafka.connection import Consumer, client_options, unreachable
 from agentflow.connectors.kafka.producer import checkpoint_of
+from agentflow.connectors.kafka.topics import known_topics
 from agentflow.runtime.settings import KafkaSettings
 
 _OWNER_STATES = ("Stable", "CompletingRebalance")
@@ -74,10 +75,7 @@ async def describe_group(settings: KafkaSettings, job: str, topics: tuple[str, .
     try:
         await admin.start()
         await consumer.start()
-        known = [topic for topic in await admin.list_topics() if topic in topics]
-        counts = {
-            found["topic"]: len(found["partitions"]) for found in (await admin.describe_topics(known) if known else ())
-        }
+        counts = await known_topics(admin, topics)
         labels = {
             f"{topic}/{number}": TopicPartition(topic, number)
             for topic in topics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -116,13 +116,18 @@ async def partition_counts(settings: KafkaSettings, topics: Sequence[str]) -> di
     admin = AIOKafkaAdminClient(**client_options(settings))
     try:
         await admin.start()
-        known = sorted(set(topics) & set(await admin.list_topics()))
-        described = await admin.describe_topics(known) if known else ()
-        return {topic["topic"]: len(topic["partitions"]) for topic in described}
+        return await known_topics(admin, topics)
     except KafkaError as error:
         raise unreachable(settings, error) from error
     finally:
         await admin.close()
+
+
+async def known_topics(admin: AIOKafkaAdminClient, topics: Iterable[str]) -> dict[str, int]:
+    """Return the number of partitions of those topics that exist, asked of a started client."""
+    known = sorted(set(topics) & set(await admin.list_topics()))
+    described = await admin.describe_topics(known) if known else ()
+    return {topic["topic"]: len(topic["partitions"]) for topic in described}
 
 
 class _Preparation:
@@ -152,12 +157,10 @@ class _Preparation:
         return TopicFacts(subtasks, message_max, int(retention))
 
     async def _look(self) -> None:
-        topics = self._topics
-        known = set(topics.every) & set(await self._admin.list_topics())
-        for topic in await self._admin.describe_topics(sorted(known)) if known else ():
-            self._known[topic["topic"]] = len(topic["partitions"])
+        known = await known_topics(self._admin, self._topics.every)
+        self._known |= known
         if known:
-            resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in sorted(known)]
+            resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in known]
             for answer in await self._admin.describe_configs(resources):
                 for resource in answer.resources:
                     self._configs[resource[3]] = {entry[0]: str(entry[1]) for entry in resource[4]}
