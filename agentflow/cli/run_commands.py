@@ -61,7 +61,7 @@ def list_runs(chosen: argparse.Namespace) -> int:
         print_json([{**msgspec.to_builtins(run), "steps": len(run.steps)} for run in runs])
         return EXIT_DONE
     rows = [
-        [run.run, repr(run.key), run.state, run.task or "-", run.attempt, len(run.steps), _time(run.admitted_ms), _due(run.due_ms)]
+        [run.run, repr(run.key), run.state, run.task or "-", run.attempt, len(run.steps), _time(run.admitted_ms), _time(run.due_ms)]
         for run in runs
     ]  # fmt: skip
     print_table(["RUN", "KEY", "STATE", "TASK", "ATTEMPT", "RECORDS", "ADMITTED", "NEXT"], rows)
@@ -88,7 +88,7 @@ def show_run(chosen: argparse.Namespace) -> int:
             ("admitted", _time(run.admitted_ms)),
             ("task", run.task or "-"),
             ("attempt", run.attempt),
-            ("next", _due(run.due_ms)),
+            ("next", _time(run.due_ms)),
         ):
             print(f"{name:<9} {value}")
         print()
@@ -124,7 +124,7 @@ def inbox(chosen: argparse.Namespace) -> int:
         print_json(msgspec.to_builtins(waits))
         return EXIT_DONE
     rows = [
-        [repr(wait.key), wait.name, wait.correlation or "-", wait.run, _time(wait.since_ms), _due(wait.due_ms)]
+        [repr(wait.key), wait.name, wait.correlation or "-", wait.run, _time(wait.since_ms), _time(wait.due_ms)]
         for wait in waits
     ]
     print_table(["KEY", "SIGNAL", "CORRELATION", "RUN", "SINCE", "UNTIL"], rows)
@@ -175,7 +175,7 @@ async def _diverging(job_file: JobFile) -> list[DivergingRun]:
     from agentflow.api.codecs import JSON
     from agentflow.cli.job_file import KafkaSource
     from agentflow.cli.loading import load_program
-    from agentflow.core.delta import StoredRow, Table
+    from agentflow.core.delta import RESTORED_TABLES
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.replay_check import diverging_runs
     from agentflow.state.rocksdb_rows import StateView
@@ -187,8 +187,7 @@ async def _diverging(job_file: JobFile) -> list[DivergingRun]:
     for subtask in _subtasks(job_file):
         view = StateView(subtask)
         try:
-            tables = (Table.META, Table.RUNS, Table.TIMERS, Table.STEPS, Table.SIGNALS)
-            rows: dict[Table, list[StoredRow]] = {table: list(view.rows(table)) for table in tables}
+            rows = {table: list(view.rows(table)) for table in RESTORED_TABLES}
             journal = [record for _, record in view.journal]
             found += await diverging_runs(plan, job_file.settings, codec, view, rows, journal, view.checkpoint)
         finally:
@@ -258,7 +257,3 @@ def _key(text: str) -> object:
 
 def _time(ms: int | None) -> str:
     return "-" if ms is None else datetime.fromtimestamp(ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _due(ms: int | None) -> str:
-    return "-" if ms is None else _time(ms)

@@ -26,6 +26,9 @@ class Table(enum.IntEnum):
     SIGNALS = 8  # signals that nobody has waited for yet: name = signal name, correlation, position
 
 
+RESTORED_TABLES = (Table.META, Table.RUNS, Table.TIMERS, Table.STEPS, Table.SIGNALS)
+"""What an operator is restored from; memory is read when an action asks for it."""
+
 StateWrite = tuple[Table, int, bytes, str, bytes | None]
 """One row of an epoch delta: table, operator, key, name, value; None deletes it.
 

@@ -89,7 +89,7 @@ def row_name(run: str, task: str, place: str) -> str:
 
 encode_record = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(JournalRecord).decode
-_decode_completion = msgspec.msgpack.Decoder(Completion).decode
+decode_completion = msgspec.msgpack.Decoder(Completion).decode
 _Left = tuple[list[SentEvent], dict[int, Headers] | None] | None
 decode_failure = msgspec.msgpack.Decoder(tuple[ErrorReport, _Left]).decode
 
@@ -148,7 +148,7 @@ _NO_STEP = StepCall("", "", b"", "")
 def decode_ending(task: ActionTask, record: JournalRecord) -> ActionCompleted | ActionFailed:
     """Return how a task ended, as its record says."""
     if record.kind == COMPLETION:
-        return _decode_completion(record.payload).by(task)
+        return decode_completion(record.payload).by(task)
     error, left = decode_failure(record.payload)
     return ActionFailed(task, error, left)
 

@@ -23,12 +23,13 @@ from agentflow.core.journal_records import (
     WAITED,
     JournalRecord,
     RecordKind,
+    decode_completion,
     decode_failure,
     decode_record,
 )
 from agentflow.core.runs import TaskStatus
 from agentflow.core.stored_runs import RunEntry, TaskEntry, decode_entry
-from agentflow.core.waits import decode_outcome, decode_wait
+from agentflow.core.waits import WAIT_FOR, decode_outcome, decode_wait
 from agentflow.runtime.step_values import describe_error
 
 _SECRET = re.compile(r"passw|secret|token|api[-_]?key|authorization|credential|private[-_]?key", re.IGNORECASE)
@@ -142,7 +143,7 @@ def _run_view(
         state = "pending"
     elif task is not None and task.status == TaskStatus.WAITING:
         state, due_ms = "retrying", task.due_ms
-    elif steps and all(step.kind in _SETTLED for step in steps):
+    elif all(step.kind != "intent" for step in steps):
         waits = [step for step in steps if step.kind in ("wait", "attempt")]
         if waits:
             state = "waiting"
@@ -161,9 +162,6 @@ def _run_view(
     )
 
 
-_SETTLED = ("wait", "attempt", "waited", "result", "error", "cancelled", "completion", "failure")
-
-
 def _task_at_work(known: RunEntry | JournalRecord) -> TaskEntry | None:
     tasks = known.tasks if isinstance(known, RunEntry) else []
     at_work = (TaskStatus.RUNNING, TaskStatus.PARKED, TaskStatus.WAITING)
@@ -175,16 +173,10 @@ def waits_for_signals(runs: Iterable[RunView]) -> list[WaitView]:
     waits = []
     for run in runs:
         for step in run.steps:
-            name, correlation, due_ms = _signal_of(step)
-            if name:
-                waits.append(WaitView(run.key, name, correlation, run.run, step.at_ms, due_ms))
+            function, _, name = step.function.partition(":")
+            if step.kind == "wait" and function == WAIT_FOR:
+                waits.append(WaitView(run.key, name, step.preview, run.run, step.at_ms, step.due_ms))
     return sorted(waits, key=lambda wait: wait.since_ms)
-
-
-def _signal_of(step: StepView) -> tuple[str, str, int | None]:
-    if step.kind != "wait" or not step.function.startswith("ctx.wait_for:"):
-        return "", "", None
-    return step.function.partition(":")[2], step.preview, step.due_ms
 
 
 def _step_view(record: JournalRecord) -> StepView:
@@ -222,8 +214,7 @@ def _preview(record: JournalRecord) -> tuple[str, int | None]:
     if kind == INTENT:
         return "called, and no outcome is known", None
     if kind == COMPLETION:
-        sent = msgspec.msgpack.decode(payload)[0] or ()
-        return f"{len(sent)} events sent", None
+        return f"{len(decode_completion(payload).sent or ())} events sent", None
     if kind == FAILURE:
         return str(decode_failure(payload)[0]), None
     return "", None

@@ -20,7 +20,7 @@ import msgspec
 
 from agentflow.api.codecs import MSGPACK
 from agentflow.api.encoding import encode_json, encode_msgpack
-from agentflow.core.delta import POSITIONS_NAME, StoredRow, Table, decode_positions
+from agentflow.core.delta import POSITIONS_NAME, RESTORED_TABLES, StoredRow, Table, decode_positions
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.limits import OperatorLimits
 from agentflow.core.operator import Operator
@@ -450,7 +450,7 @@ def _limits(settings: JobSettings) -> OperatorLimits:
 def _rows(state: KeyedState, operators: int) -> list[dict[Table, list[StoredRow]]]:
     """Return the rows of each operator; memory is not among them, it is read when asked for."""
     rows: list[dict[Table, list[StoredRow]]] = [{} for _ in range(operators)]
-    for table in (Table.META, Table.RUNS, Table.TIMERS, Table.STEPS, Table.SIGNALS):
+    for table in RESTORED_TABLES:
         for row in state.rows(table):
             if row.operator >= operators:
                 raise StateMismatch(

@@ -16,7 +16,7 @@ from agentflow.api.codecs import JSON
 from agentflow.api.durations import duration_ms
 from agentflow.api.encoding import encode_json
 from agentflow.api.memory_codec import decode_value, is_object
-from agentflow.core.delta import StoredRow, Table
+from agentflow.core.delta import RESTORED_TABLES, StoredRow, Table
 from agentflow.core.effects import (
     CancelAction,
     DeadLetter,
@@ -120,9 +120,7 @@ class OperatorHarness:
         policy = FailurePolicy(settings.job, plan.name, self._has_dead_letters)
         self._operator = Operator(plan, policy, limits, decode_input=input_decoder(JSON))
         self._runner = self._loop.run_until_complete(self._new_runner())
-        rows: dict[Table, list[StoredRow]] = {
-            table: list(self._state.rows(table)) for table in (Table.META, Table.RUNS, Table.TIMERS)
-        }
+        rows: dict[Table, list[StoredRow]] = {table: list(self._state.rows(table)) for table in RESTORED_TABLES}
         self._operator.restore(rows, self._clock.now_ms())
         self._settle()
 
