@@ -22,7 +22,6 @@ from agentflow.core.inputs import CancelRequested, RetryRequested
 from agentflow.core.routing import Router
 from agentflow.core.run_table import RunTable
 from agentflow.core.runs import CANCELLED, RUNNING, KeyState, Run
-from agentflow.core.segments import SegmentedQueue
 from agentflow.core.steps import Steps
 from agentflow.core.waiting import Waiting
 
@@ -120,5 +119,4 @@ class Cancelling:
         self._changes.end(run)
         del self._runs[run]
         self._steps.end(run)
-        segments: SegmentedQueue = self._waiting.segments
-        segments.leave(run)
+        self._waiting.segments.leave(run)
