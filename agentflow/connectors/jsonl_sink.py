@@ -8,7 +8,7 @@ Names, for subtask 0 and checkpoint 12; names that start with a dot are skipped 
     part-00000-0000000012.jsonl     published, by one rename
 """
 
-# ruff: noqa: PTH100, PTH102, PTH112, PTH104, PTH108, PTH118, PTH120, PTH208, ASYNC240 - descriptors and names, no path arithmetic
+# ruff: noqa: PTH100, PTH112, PTH104, PTH108, PTH118, PTH120, PTH208, ASYNC240 - descriptors and names, no path arithmetic
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
+from agentflow.connectors.directories import make_directory, sync_directory
 from agentflow.errors import OutputExists, OutputLocked, SinkError, SinkForbidden
 from agentflow.runtime.ports import Guarantee, Staged
 
@@ -48,25 +49,6 @@ def _unwritable(path: str, error: OSError) -> SinkError:
         expected="a directory that this user can write and nobody else clears",
         fix=_FIXES.get(error.errno or 0, "Check the disk or the network drive."),
     )
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _make_directory(path: str) -> None:
-    """Create a directory and its parents, durably."""
-    missing = []
-    while not os.path.lexists(path):
-        missing.append(path)
-        path = os.path.dirname(path)
-    for new in reversed(missing):
-        os.mkdir(new)
-        _sync_directory(os.path.dirname(new))
 
 
 class _Epoch:
@@ -108,7 +90,7 @@ class _Epoch:
         os.fsync(self._fd)
         self.close()
         os.rename(self.path, path)
-        _sync_directory(os.path.dirname(path))
+        sync_directory(os.path.dirname(path))
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -246,7 +228,7 @@ class JsonlSink:
 
     def _take_directory(self, kept: frozenset[str]) -> None:
         """Create the directory, lock it, and delete staging that is not kept."""
-        _make_directory(self._directory)
+        make_directory(self._directory)
         if self._lock < 0:
             self._take_lock()
         for name in os.listdir(self._directory):
@@ -254,7 +236,7 @@ class JsonlSink:
                 os.unlink(os.path.join(self._directory, name))
         if not os.access(self._directory, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
 
     def _take_lock(self) -> None:
         lock = os.open(os.path.join(self._directory, self._lock_name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -279,4 +261,4 @@ class JsonlSink:
             with contextlib.nullcontext() if name in self._staged else contextlib.suppress(FileNotFoundError):
                 os.rename(os.path.join(self._directory, name), os.path.join(self._directory, name.removeprefix(".")))
                 self._staged.discard(name)
-        _sync_directory(self._directory)
+        sync_directory(self._directory)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agentflow.api.codecs import JSON
+from agentflow.connectors.directories import make_directory, sync_directory
 from agentflow.core.records import Record
 from agentflow.errors import SourceError
 
@@ -33,7 +34,7 @@ class SignalSpool:
     idle_timeout_ms = None
 
     def __init__(self, directory: str | Path) -> None:
-        self._directory = Path(directory)
+        self._directory = Path(directory).absolute()
         self._next = 0
         self._arrived = asyncio.Event()
 
@@ -101,17 +102,13 @@ class SignalSpool:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-        directory = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._directory)
 
     @contextmanager
     def _locked(self) -> Iterator[list[int]]:
         """Hold the lock of the writers; yield the numbers of all signals that are there."""
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self._directory)
             with (self._directory / "lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield [int(path.stem) for path in self._directory.glob("*.json")]
