@@ -77,7 +77,7 @@ def steps_agent(calls: Calls | None = None, recovery: Recovery | None = None) ->
             await ctx.durable_execute_async(function, ctx.run_id, number)
         if recovery is not None:
             recovery.reached()
-            await ctx.wait_for("never")
+            await asyncio.Event().wait()
         if calls is not None:
             calls.entered.append(entered)
         ctx.send_event(OutputEvent({"id": event.input["id"]}))  # type: ignore[attr-defined]

@@ -13,7 +13,8 @@ import msgspec
 
 from agentflow.api.events import EventType
 from agentflow.core.delta import StateWrite, Table, check_format
-from agentflow.core.inputs import ActionCompleted, ActionFailed, SentEvent, StepCall
+from agentflow.core.inputs import ActionCompleted, ActionFailed, SentEvent
+from agentflow.core.recorded import RecordedRun, RecordedStep
 from agentflow.core.records import ErrorReport, Headers
 from agentflow.core.runs import ActionTask
 from agentflow.core.stored_runs import Completion
@@ -105,29 +106,36 @@ def decode_record(value: bytes) -> JournalRecord:
     return record
 
 
-def encode_step_of(
-    task: ActionTask, attempt: int, epoch: int, kind: int, payload: bytes, at_ms: int, call: StepCall
-) -> bytes:
-    """Return the record of a step."""
-    run = task.run
+def encode_step(run: RecordedRun, task: str, step: RecordedStep) -> bytes:
+    """Return the record of a step of the task at a path."""
+    call = step.call
     return encode_record(
         JournalRecord(
             JOURNAL_FORMAT,
-            epoch,
-            kind,
-            run.state.key,
+            step.epoch,
+            step.kind,
+            run.key,
             run.id,
             run.number,
-            task.path,
-            attempt,
+            task,
+            step.attempt,
             call.path,
             call.function,
             call.digest,
             call.where,
-            run.event_type == _TIMER,
-            at_ms,
-            payload,
+            run.is_timer,
+            step.at_ms,
+            step.payload,
         )
+    )
+
+
+def encoded_records(run: RecordedRun) -> tuple[bytes, ...]:
+    """Return all records of a run."""
+    return tuple(
+        row
+        for path, task in run.tasks.items()
+        for row in (*(encode_step(run, path, step) for step in task.steps.values()), *task.endings.values())
     )
 
 
@@ -139,10 +147,22 @@ def encode_ending_of(
         kind, payload = COMPLETION, encode_record(Completion.of(ending))
     else:
         kind, payload = FAILURE, encode_record((ending.error, ending.left or task.left))
-    return encode_step_of(task, attempt, epoch, kind, payload, at_ms, _NO_STEP)
-
-
-_NO_STEP = StepCall("", "", b"", "")
+    run = task.run
+    return encode_record(
+        JournalRecord(
+            JOURNAL_FORMAT,
+            epoch,
+            kind,
+            run.state.key,
+            run.id,
+            run.number,
+            task.path,
+            attempt,
+            is_timer=run.event_type == _TIMER,
+            at_ms=at_ms,
+            payload=payload,
+        )
+    )
 
 
 def decode_ending(task: ActionTask, record: JournalRecord) -> ActionCompleted | ActionFailed:

@@ -18,7 +18,9 @@ class RecordedStep(msgspec.Struct, eq=False):
         call: What was called.
         kind: A `RecordKind`.
         attempt: Attempt of the action that recorded it.
-        row: The encoded record.
+        payload: The encoded result, error, or whatever the kind says.
+        epoch: The epoch in which it was recorded.
+        at_ms: When.
         is_durable: The journal, or a checkpoint, has it.
         is_asked: The attempt that runs has called it.
         then: What follows when it is durable; None: nothing.
@@ -27,9 +29,11 @@ class RecordedStep(msgspec.Struct, eq=False):
     call: StepCall
     kind: int
     attempt: int
-    row: bytes
-    is_durable: bool
-    is_asked: bool
+    payload: bytes
+    epoch: int
+    at_ms: int
+    is_durable: bool = False
+    is_asked: bool = True
     then: RunStep | ResolveStep | None = None
 
     def another(self, called: StepCall) -> str:
@@ -67,21 +71,22 @@ class RecordedRun(msgspec.Struct, eq=False):
     """What is recorded of one run.
 
     Attributes:
+        id: Id of the run.
         key: Canonical encoding of the key.
         number: Admission number.
         is_timer: A timer started it.
         tasks: Path of the task → records.
     """
 
+    id: str
     key: bytes
     number: int
     is_timer: bool
     tasks: dict[str, RecordedTask]
 
-    def rows(self) -> tuple[bytes, ...]:
-        """Return all encoded records."""
-        return tuple(
-            row
-            for task in self.tasks.values()
-            for row in (*(step.row for step in task.steps.values()), *task.endings.values())
-        )
+    def task(self, path: str) -> RecordedTask:
+        """Return what is recorded of a task, which may be nothing."""
+        task = self.tasks.get(path)
+        if task is None:
+            task = self.tasks[path] = RecordedTask({}, {})
+        return task

@@ -62,7 +62,8 @@ from agentflow.core.journal_records import (
     decode_record,
     encode_ending_of,
     encode_record,
-    encode_step_of,
+    encode_step,
+    encoded_records,
     row_name,
     rows_of,
 )
@@ -139,7 +140,7 @@ class Steps:
             self._effects.append(RefuseStep(task, call.path, recorded.divergence))
         else:
             step.is_asked = True
-            payload = decode_record(step.row).payload
+            payload = step.payload
             if step.kind == INTENT:
                 self._effects.append(RunStep(task, call.path, is_in_doubt=True, calls=_decode_calls(payload)))
             elif step.kind in (WAIT, ATTEMPT):
@@ -211,7 +212,7 @@ class Steps:
         task.recorded = None if run is None else run.tasks.get(task.path)
         for step in () if task.recorded is None else task.recorded.steps.values():
             if step.kind in (WAIT, ATTEMPT):
-                self.waits.open(task, step.call, decode_wait(decode_record(step.row).payload))
+                self.waits.open(task, step.call, decode_wait(step.payload))
 
     def can_go_on(self, task: ActionTask) -> bool:
         """Whether a parked task has something to do: no wait is open, or something was recorded that it has not seen."""
@@ -263,15 +264,14 @@ class Steps:
             self._append(encode_ending_of(task, task.attempt, ending, self._epoch, now_ms), None)
         if run.group is None:  # else it may conflict, and its next attempt is answered by its steps
             task.recorded = None
-            self._forget(run.id, run.key, task.path)
+            self._forget(self.runs[run.id], task.path)
 
     def end(self, run: Run) -> None:
         """Forget everything of a run that is over."""
-        recorded = self.runs.get(run.id)
+        recorded = self.runs.pop(run.id, None)
         if recorded is not None:
             for path in list(recorded.tasks):
-                self._forget(run.id, recorded.key, path)
-            del self.runs[run.id]
+                self._forget(recorded, path)
 
     # -- checkpoints
     def barrier(self, operator: int, checkpoint: int, now_ms: int) -> list[StateWrite]:
@@ -301,12 +301,12 @@ class Steps:
 
     def rows(self, operator: int) -> list[StateWrite]:
         """Return all live records as rows."""
-        records = [row for run in self.runs.values() for row in run.rows()]
+        records = [row for run in self.runs.values() for row in encoded_records(run)]
         return rows_of(operator, records) + self.signals.rows(operator)
 
     def fold(self, run: Run) -> tuple[bytes, ...]:
         """Give up what is recorded of a run, all of which is rows of keyed state; return the records."""
-        rows = self.runs.pop(run.id).rows()
+        rows = encoded_records(self.runs.pop(run.id))
         for _, _, key, name, _ in rows_of(0, rows):
             self._saved.discard((key, name))
         return rows
@@ -338,28 +338,29 @@ class Steps:
         self.is_tracking = bool(self.runs)
 
     def _take(self, record: JournalRecord, row: bytes) -> RecordedTask:
-        task = self._task_of(record.run, record.task, RecordedRun(record.key, record.number, record.is_timer, {}))
+        run = self.runs.get(record.run)
+        if run is None:
+            run = self.runs[record.run] = RecordedRun(record.run, record.key, record.number, record.is_timer, {})
+        task = run.task(record.task)
         if record.kind in (COMPLETION, FAILURE):
             task.endings[record.attempt] = row
         else:
             call = StepCall(record.step, record.function, record.digest, record.where)
             task.steps[record.step] = RecordedStep(
-                call, record.kind, record.attempt, row, is_durable=True, is_asked=False
+                call, record.kind, record.attempt, record.payload, record.epoch, record.at_ms, is_durable=True, is_asked=False
             )
         return task
 
     # -- records
     def _recorded(self, task: ActionTask) -> RecordedTask:
         if task.recorded is None:
-            run = task.run
-            new = RecordedRun(run.key, run.number, run.event_type == _TIMER, {})
-            task.stored_path = task.path  # its records ask for it often
-            task.recorded = self._task_of(run.id, task.stored_path, new)
+            run, task.stored_path = task.run, task.path  # its records ask for the path often
+            recorded = self.runs.get(run.id)
+            if recorded is None:
+                recorded = RecordedRun(run.id, run.key, run.number, run.event_type == _TIMER, {})
+                self.runs[run.id] = recorded
+            task.recorded = recorded.task(task.stored_path)
         return task.recorded
-
-    def _task_of(self, run_id: str, path: str, new: RecordedRun) -> RecordedTask:
-        """Return what is recorded of a task, which may be nothing; ``new`` is its run, if nothing is recorded of that."""
-        return self.runs.setdefault(run_id, new).tasks.setdefault(path, RecordedTask({}, {}))
 
     def _record(
         self,
@@ -371,12 +372,12 @@ class Steps:
         now_ms: int,
     ) -> None:
         """Let a record of a step be appended, behind the completions that it may depend on."""
-        state = task.run.state
-        self._append_endings(state)
-        row = encode_step_of(task, task.attempt, self._epoch, kind, payload, now_ms, call)
-        step = RecordedStep(call, kind, task.attempt, row, is_durable=False, is_asked=True, then=then)
+        self._append_endings(task.run.state)
+        step = RecordedStep(call, kind, task.attempt, payload, self._epoch, now_ms, then=then)
         self._recorded(task).steps[call.path] = step
-        self._changed[state.key, row_name(task.run.id, task.path, call.path)] = row
+        run, path = self.runs[task.run.id], task.path
+        row = encode_step(run, path, step)
+        self._changed[run.key, row_name(run.id, path, call.path)] = row
         self._append(row, step)
 
     def _append(self, row: bytes, step: RecordedStep | None) -> None:
@@ -388,12 +389,11 @@ class Steps:
             for ended in endings.pop(state, ()):
                 self._append(encode_ending_of(*ended), None)
 
-    def _forget(self, run_id: str, key: bytes, path: str) -> None:
+    def _forget(self, run: RecordedRun, path: str) -> None:
         """Forget a task; its rows go with the next checkpoint."""
-        run = self.runs[run_id]
         task = run.tasks.pop(path)
         for place in (*task.steps, *map(str, task.endings)):
-            slot = (key, row_name(run_id, path, place))
+            slot = (run.key, row_name(run.id, path, place))
             if slot in self._saved:
                 self._changed[slot] = None
             else:

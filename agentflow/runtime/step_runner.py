@@ -9,6 +9,7 @@ import functools
 import hashlib
 import inspect
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,7 @@ class StepRunner:
         self._carry_out = carry_out
         self._incarnation = incarnation
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._errors = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*_PYTHONS_ERRORS, *errors)}
         self._tasks: dict[ActionTask, TaskSteps] = {}
         self.coroutine_of: Callable[[ActionTask], asyncio.Task[Any] | None] = _unknown
@@ -129,11 +131,23 @@ class StepRunner:
             NotRecordable: The arguments cannot be recorded.
             ContextClosed: The action has ended.
         """
-        current = _current_task(
+        current = self._current_task(
             ctx, "durable_execute_async", "call durable_execute in a def action, or make the action async"
         )
         steps = self._steps(ctx, current)
         return self._execute(steps, self._call(steps, work, current), work)
+
+    def _current_task(self, ctx: RunnerContext, feature: str, fix: str) -> asyncio.Task[Any]:
+        """Return the asyncio task that calls.
+
+        Raises:
+            WrongContext: There is none.
+        """
+        # Asked for without its loop, asyncio makes a system call to learn that this is not a forked process.
+        current = asyncio.current_task(self._loop) if threading.get_ident() == self._thread else None
+        if current is None:
+            raise WrongContext(f"{feature} was called outside a coroutine", where={"task": ctx.task_id}, fix=fix)
+        return current
 
     def _steps(self, ctx: RunnerContext, current: asyncio.Task[Any] | None) -> TaskSteps:
         if not ctx._is_open:  # noqa: SLF001 (the context's engine side)
@@ -158,12 +172,12 @@ class StepRunner:
     ) -> bytes:
         """Return the recorded result of a step, or raise its recorded error; ``work`` is called where there is none, None: a wait."""
         try:
-            answer = await self._ask(steps, call, request)
+            answer = self._decide(request) or await self._wait_answer(steps, call, request)
             while type(answer) is RunStep:
                 assert work is not None, "a wait is not run"
                 settled = await self._settle_doubt(steps, call, work) if answer.is_in_doubt else None
                 ended = settled or await self._run(steps, call, work, answer.calls)
-                answer = await self._ask(steps, call, ended)
+                answer = self._decide(ended) or await self._wait_answer(steps, call, ended)
         except asyncio.CancelledError:
             if not steps.is_interrupted:  # by user code
                 self._apply(StepEnded(steps.task, call, CANCELLED, b""))
@@ -181,12 +195,10 @@ class StepRunner:
             return answer.payload
         raise decode_error(answer.payload, self._errors)
 
-    async def _ask(
+    async def _wait_answer(
         self, steps: TaskSteps, call: StepCall, received: StepRequested | WaitRequested | StepEnded
     ) -> Answer:
-        answer = self._decide(received)
-        if answer is not None:
-            return answer
+        """Carry out what the operator has decided about ``received``, and return the answer when it comes."""
         future: asyncio.Future[Answer] = self._loop.create_future()
         steps.waiting[call.path] = future
         is_wait = type(received) is WaitRequested or (type(received) is StepEnded and received.retry is not None)
@@ -281,7 +293,7 @@ class StepRunner:
     def _wait(
         self, ctx: RunnerContext, function: str, order: WaitOrder, default: object, feature: str
     ) -> Coroutine[Any, Any, Any]:
-        current = _current_task(ctx, feature, f"make the action async: await ctx.{feature}(…)")
+        current = self._current_task(ctx, feature, f"make the action async: await ctx.{feature}(…)")
         steps = self._steps(ctx, current)
         arguments = digest(WaitOrder, (order.duration_ms, order.correlation), {})
         path = steps.next_path(function, arguments, current)
@@ -369,7 +381,7 @@ class StepRunner:
         """Start branches, each with a scope named by its place."""
         current = asyncio.current_task()
         steps = self._steps(ctx, current)
-        outer = steps.scope_of(current, None)
+        outer = steps.scope_of(current)
         group = f"branches#{outer.groups}"
         outer.groups += 1
         branches: list[asyncio.Future[Any]] = []
@@ -438,8 +450,10 @@ class StepRunner:
         return StepEnded(steps.task, call, RESULT, _recordable(steps.ctx, call, work.function, result))
 
     def _ask_from_thread(self, steps: TaskSteps, call: StepCall, received: StepRequested | StepEnded) -> Answer:
-        answer: Answer = asyncio.run_coroutine_threadsafe(self._ask(steps, call, received), self._loop).result()
-        return answer
+        async def ask() -> Answer:
+            return self._decide(received) or await self._wait_answer(steps, call, received)
+
+        return asyncio.run_coroutine_threadsafe(ask(), self._loop).result()
 
     # -- idempotency
     def idempotency_key(self, ctx: RunnerContext) -> str:
@@ -513,21 +527,6 @@ def _failed(steps: TaskSteps, call: StepCall, work: StepWork, calls: int, error:
     """Return how a call ended that raised: the step's outcome, or an attempt that another one follows."""
     retry = work.next_call(_id_of(steps, call), calls, error)
     return StepEnded(steps.task, call, ERROR if retry is None else ATTEMPT, encode_error(error), retry)
-
-
-def _current_task(ctx: RunnerContext, feature: str, fix: str) -> asyncio.Task[Any]:
-    """Return the asyncio task that calls.
-
-    Raises:
-        WrongContext: There is none.
-    """
-    try:
-        current = asyncio.current_task()
-    except RuntimeError:
-        current = None
-    if current is None:
-        raise WrongContext(f"{feature} was called outside a coroutine", where={"task": ctx.task_id}, fix=fix)
-    return current
 
 
 def _unknown(task: ActionTask) -> None:  # noqa: ARG001 (the signature)

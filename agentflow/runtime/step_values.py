@@ -12,6 +12,7 @@ import inspect
 import traceback
 import typing
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import msgspec
@@ -67,13 +68,14 @@ _decode_error = msgspec.msgpack.Decoder(StepError).decode
 
 def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function below `functools.partial` and bound methods."""
-    while True:
+    while type(function) is not FunctionType:
         if isinstance(function, functools.partial):
             function = function.func
         elif inspect.ismethod(function):
             function = function.__func__
         else:
-            return function
+            break
+    return function
 
 
 @functools.lru_cache(maxsize=4096)

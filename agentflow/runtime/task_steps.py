@@ -98,7 +98,7 @@ class TaskSteps:
         """Give a branch its scope."""
         self._scopes[branch] = scope
 
-    def scope_of(self, current: asyncio.Task[Any] | None, first: str | None) -> Scope:
+    def scope_of(self, current: asyncio.Task[Any] | None, function: str = "", arguments: bytes = b"") -> Scope:
         """Return the scope of an asyncio task; of a new branch, by what it calls first."""
         if current is self._root or current is None:
             return self._root_scope
@@ -106,13 +106,14 @@ class TaskSteps:
         if known is None:
             owner, outer = _scope.get()
             outer = outer if owner is self and outer is not None else self._root_scope
-            known = self._scopes[current] = outer.branch(first or "branches")
+            known = self._scopes[current] = outer.branch(f"{function}:{arguments.hex()[:8]}" if function else "branches")
         return known
 
     def next_path(self, function: str, arguments: bytes, current: asyncio.Task[Any] | None) -> str:
         """Return the path of the step that is called now."""
-        scope = self.scope_of(current, f"{function}:{arguments.hex()[:8]}")
-        _scope.set((self, scope))
+        scope = self.scope_of(current, function, arguments)
+        if not scope.steps:
+            _scope.set((self, scope))
         path = f"{scope.name}.{scope.steps}"
         scope.steps += 1
         return path
