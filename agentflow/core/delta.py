@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import msgspec
 
@@ -36,7 +35,7 @@ A plain tuple, because a checkpoint makes one for every changed entry: a named o
 """
 
 
-class StoredRow(NamedTuple):
+class StoredRow(msgspec.Struct, frozen=True, gc=False):
     """One row as keyed state returns it at restore."""
 
     operator: int

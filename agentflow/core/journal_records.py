@@ -13,8 +13,8 @@ import msgspec
 
 from agentflow.api.events import EventType
 from agentflow.core.delta import StateWrite, Table, check_format
-from agentflow.core.inputs import ActionCompleted, ActionFailed, SentEvent
-from agentflow.core.recorded import RecordedRun, RecordedStep
+from agentflow.core.inputs import ActionCompleted, ActionFailed, SentEvent, StepCall
+from agentflow.core.recorded import RecordedRun, RecordedStep, RecordedTask
 from agentflow.core.records import ErrorReport, Headers
 from agentflow.core.runs import ActionTask
 from agentflow.core.stored_runs import Completion
@@ -137,6 +137,23 @@ def encoded_records(run: RecordedRun) -> tuple[bytes, ...]:
         for path, task in run.tasks.items()
         for row in (*(encode_step(run, path, step) for step in task.steps.values()), *task.endings.values())
     )
+
+
+def take_record(runs: dict[str, RecordedRun], record: JournalRecord, row: bytes) -> RecordedTask:
+    """Add a record to what is recorded of runs: a later one of the same step replaces an earlier one. Return its task."""
+    run = runs.get(record.run)
+    if run is None:
+        run = runs[record.run] = RecordedRun(record.run, record.key, record.number, record.is_timer, {})
+    task, kind, attempt = run.task(record.task), record.kind, record.attempt
+    if kind in (COMPLETION, FAILURE):
+        task.endings[attempt] = row
+    else:
+        call = StepCall(record.step, record.function, record.digest, record.where)
+        payload, epoch, at_ms = record.payload, record.epoch, record.at_ms
+        task.steps[record.step] = RecordedStep(
+            call, kind, attempt, payload, epoch, at_ms, is_durable=True, is_asked=False
+        )
+    return task
 
 
 def encode_ending_of(

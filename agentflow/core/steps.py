@@ -51,13 +51,10 @@ from agentflow.core.inputs import (
 from agentflow.core.journal_records import (
     ATTEMPT,
     CANCELLED,
-    COMPLETION,
     ERROR,
-    FAILURE,
     INTENT,
     WAIT,
     WAITED,
-    JournalRecord,
     decode_ending,
     decode_record,
     encode_ending_of,
@@ -66,6 +63,7 @@ from agentflow.core.journal_records import (
     encoded_records,
     row_name,
     rows_of,
+    take_record,
 )
 from agentflow.core.recorded import RecordedRun, RecordedStep, RecordedTask
 from agentflow.core.records import ErrorReport
@@ -315,7 +313,7 @@ class Steps:
         """Take back what `fold` has returned."""
         for row in rows:
             record = decode_record(row)
-            self._take(record, row)
+            take_record(self.runs, record, row)
             self._saved.add((record.key, record.name))
 
     def restore(
@@ -325,31 +323,17 @@ class Steps:
         self._epoch = checkpoint + 1
         taken: list[str] = []
         for row in rows:
-            self._take(decode_record(row.value), row.value)
+            take_record(self.runs, decode_record(row.value), row.value)
             self._saved.add((row.key, row.name))
         for value in journal:
             record = decode_record(value)
             if record.epoch > checkpoint:
-                self._take(record, value).is_news = True
+                take_record(self.runs, record, value).is_news = True
                 self._changed[record.key, record.name] = value
                 if record.kind == WAITED:
                     taken.append(decode_outcome(record.payload).position)
         self.signals.restore(signals, taken)
         self.is_tracking = bool(self.runs)
-
-    def _take(self, record: JournalRecord, row: bytes) -> RecordedTask:
-        run = self.runs.get(record.run)
-        if run is None:
-            run = self.runs[record.run] = RecordedRun(record.run, record.key, record.number, record.is_timer, {})
-        task = run.task(record.task)
-        if record.kind in (COMPLETION, FAILURE):
-            task.endings[record.attempt] = row
-        else:
-            call = StepCall(record.step, record.function, record.digest, record.where)
-            task.steps[record.step] = RecordedStep(
-                call, record.kind, record.attempt, record.payload, record.epoch, record.at_ms, is_durable=True, is_asked=False
-            )
-        return task
 
     # -- records
     def _recorded(self, task: ActionTask) -> RecordedTask:

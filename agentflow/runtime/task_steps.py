@@ -106,7 +106,9 @@ class TaskSteps:
         if known is None:
             owner, outer = _scope.get()
             outer = outer if owner is self and outer is not None else self._root_scope
-            known = self._scopes[current] = outer.branch(f"{function}:{arguments.hex()[:8]}" if function else "branches")
+            known = self._scopes[current] = outer.branch(
+                f"{function}:{arguments.hex()[:8]}" if function else "branches"
+            )
         return known
 
     def next_path(self, function: str, arguments: bytes, current: asyncio.Task[Any] | None) -> str:

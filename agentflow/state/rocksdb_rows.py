@@ -54,7 +54,10 @@ class StateRows:
                     operator, key, name = split_storage_key(row)
                 except LayoutError as error:
                     raise self.damaged(str(error), family) from error
-                yield StoredRow(operator, key, name, self.value(stored))
+                is_plain = (
+                    stored and stored[0] < LAYOUT_TAG_MIN
+                )  # as nearly always; a call would cost as much as the row
+                yield StoredRow(operator, key, name, stored if is_plain else self.value(stored))
             start = page[-1][0] + b"\x00"
 
     def value(self, stored: bytes) -> bytes:

@@ -418,6 +418,4 @@ def test_result_of_a_wait_says_where_its_signal_came_from() -> None:
     run = world.operator._recorded["t/0"]
     step = run.tasks["0:a"].steps[".0"]
     assert step.kind == WAITED
-    assert step.payload == msgspec.msgpack.encode(
-        [msgspec.msgpack.encode({"by": "ann"}), "signals/9"]
-    )
+    assert step.payload == msgspec.msgpack.encode([msgspec.msgpack.encode({"by": "ann"}), "signals/9"])
