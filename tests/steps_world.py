@@ -31,10 +31,10 @@ from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import (
     ActionCompleted,
     ActionFailed,
-    ActionParked,
     BarrierReceived,
     CheckpointCompleted,
     JournalAppended,
+    ParkRequested,
     RecordReceived,
     SentEvent,
     Signal,
@@ -192,7 +192,7 @@ class World:
         return self.apply(WaitRequested(StepRequested(self.tasks[task], step, order=order), [], None))
 
     def park(self, task: str) -> list[str]:
-        return self.apply(ActionParked(self.tasks[task]))
+        return self.apply(ParkRequested(self.tasks[task]))
 
     def signal(
         self, key: str, name: str, offset: int, value: object = True, *, correlation: str = "", run: str = ""

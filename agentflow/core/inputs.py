@@ -179,8 +179,8 @@ class StepRetry(msgspec.Struct, frozen=True, gc=False):
     needs_intent: bool
 
 
-class ActionParked(msgspec.Struct):
-    """The coroutine of a task that only waits was closed, to save its memory; the task goes on from its beginning."""
+class ParkRequested(msgspec.Struct):
+    """The coroutine of a task that only waits could be closed, to save its memory; it is where the task is `PARKED` behind this."""
 
     task: ActionTask
 
@@ -301,7 +301,7 @@ Input = (
     | StepRequested
     | StepEnded
     | WaitRequested
-    | ActionParked
+    | ParkRequested
     | SignalReceived
     | CancelRequested
     | RetryRequested

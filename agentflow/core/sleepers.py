@@ -27,27 +27,31 @@ from agentflow.plan.plan import AgentPlan
 _PER_CHECKPOINT = 500  # some 5 ms
 _PER_SLEEPER = 2
 _STALE_MAX = 64
-_Entry = tuple[int, bytes, str]  # (time, key, run id)
+_Entry = tuple[int, bytes, bytes]  # (time, key, folded run)
 
 
-class _Folded(msgspec.Struct, frozen=True, gc=False):
+class _Folded(msgspec.Struct, array_like=True, frozen=True, gc=False):
     run_id: str
     admitted_ms: int
     row: bytes
     steps: tuple[bytes, ...]
 
 
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Folded).decode
+
+
 class Sleepers:
     """Folds and unfolds the sleeping runs of one operator.
 
     Attributes:
-        by_key: The folded runs.
+        by_key: The folded runs, each one string of bytes: there may be very many, and an object has a head and neighbours.
     """
 
     def __init__(
         self, plan: AgentPlan, changes: EpochChanges, keys: KeyTable, runs: RunTable, steps: Steps, waiting: Waiting
     ) -> None:
-        self.by_key: dict[bytes, _Folded] = {}
+        self.by_key: dict[bytes, bytes] = {}
         self._plan = plan
         self._changes = changes
         self._keys = keys
@@ -101,23 +105,25 @@ class Sleepers:
         due_ms = min(
             (one.wait.due_ms for one in self._waiting.waits.of(task) if one.wait.due_ms is not None), default=None
         )
-        run_id = run.id
+        folded = _encode(_Folded(run.id, run.admitted_ms, encode_run(run), self._steps.fold(run)))
         if due_ms is not None:
-            self._push(self._due, (due_ms, state.key, run_id))
+            self._push(self._due, (due_ms, state.key, folded))
         if self._oldest is not None:
-            self._push(self._oldest, (run.admitted_ms, state.key, run_id))
+            self._push(self._oldest, (run.admitted_ms, state.key, folded))
         self._waiting.waits.drop(task)
         self._waiting.sleeping -= 1
-        self.by_key[state.key] = _Folded(run_id, run.admitted_ms, encode_run(run), self._steps.fold(run))
+        self.by_key[state.key] = folded
         del self._runs[run]
         self._keys.drop(state)
+        state.run = run.current = None  # they refer to each other
 
     # -- unfolding
     def open(self, key: bytes) -> KeyState:
         """Return the state of a key that has none: that of its folded run, or a new one."""
         state = self._keys.states[key] = KeyState(key, {})
-        folded = self.by_key.pop(key, None)
-        if folded is not None:
+        stored = self.by_key.pop(key, None)
+        if stored is not None:
+            folded = _decode(stored)
             run = state.run = decode_run(folded.row, state, self._plan, {})
             state.next_number = run.number + 1
             self._runs[run] = None
@@ -145,7 +151,7 @@ class Sleepers:
     def oldest_ms(self, now_ms: int) -> int:
         """Return the clock of the oldest of them, or now."""
         if self._oldest is None:
-            self._oldest = sorted((folded.admitted_ms, key, folded.run_id) for key, folded in self.by_key.items())
+            self._oldest = sorted((_decode(folded).admitted_ms, key, folded) for key, folded in self.by_key.items())
         oldest_ms = self._first(self._oldest)
         return now_ms if oldest_ms is None else min(now_ms, oldest_ms)
 
@@ -160,13 +166,13 @@ class Sleepers:
         return heap[0][0] if heap else None
 
     def _is_folded(self, entry: _Entry) -> bool:
-        folded = self.by_key.get(entry[1])
-        return folded is not None and folded.run_id == entry[2]
+        return self.by_key.get(entry[1]) is entry[2]
 
     def rows(self, operator: int) -> list[StateWrite]:
         """Return all rows, for a whole snapshot."""
         writes: list[StateWrite] = []
-        for key, folded in self.by_key.items():
+        for key, stored in self.by_key.items():
+            folded = _decode(stored)
             writes.append((Table.RUNS, operator, key, folded.run_id, folded.row))
             writes += rows_of(operator, folded.steps)
         return writes

@@ -213,7 +213,7 @@ class Steps:
                 self.waits.open(task, step.call, decode_wait(step.payload))
 
     def can_go_on(self, task: ActionTask) -> bool:
-        """Whether a parked task has something to do: no wait is open, or something was recorded that it has not seen."""
+        """Whether a task that waits has something to do: no wait is open, or something was recorded that it has not seen."""
         recorded = task.recorded
         if recorded is None or recorded.is_news or not self.waits.of(task):
             return True

@@ -16,7 +16,7 @@ import msgspec
 from agentflow.core.effects import Effect
 from agentflow.core.epoch import EpochChanges
 from agentflow.core.failures import FailurePolicy
-from agentflow.core.inputs import ActionParked, SignalReceived, WaitRequested
+from agentflow.core.inputs import ParkRequested, SignalReceived, WaitRequested
 from agentflow.core.outcomes import Outcomes
 from agentflow.core.records import ErrorReport
 from agentflow.core.runs import PARKED, RUNNING, WAITING, ActionTask, Run
@@ -64,7 +64,7 @@ class Waiting:
         self._outcomes = outcomes
         self.handlers: dict[type, Callable[[Any, int], Run | None]] = {
             WaitRequested: self._on_wait_requested,
-            ActionParked: self._on_parked,
+            ParkRequested: self._on_park_requested,
             SignalReceived: self._on_signal,
         }
 
@@ -111,15 +111,13 @@ class Waiting:
             self._outcomes.emit_before_wait(request.task, received.sent, received.headers)
         self._steps.on_requested(request, now_ms)
 
-    def _on_parked(self, received: ActionParked, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+    def _on_park_requested(self, received: ParkRequested, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         task = received.task
-        if task.status != RUNNING:
+        if task.status != RUNNING or self._steps.can_go_on(task):
             return
         self._changes.before_change(task.run)
         task.status = PARKED
-        if self._steps.can_go_on(task):  # a wait has ended, and its coroutine did not get to know
-            self._go_on(task)
-        elif waits_only(task.run):
+        if waits_only(task.run):
             self.park(task.run)
 
     def _on_signal(self, received: SignalReceived, now_ms: int) -> None:

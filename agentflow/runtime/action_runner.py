@@ -34,6 +34,7 @@ _SYNC, _ASYNC = ActionKind.SYNC, ActionKind.ASYNC  # members of an enum take ten
 _new_event = object.__new__
 _decode_attributes = msgspec.msgpack.Decoder().decode
 
+_PARK_AGAIN_S = 0.1
 _STUBBORN_S = 5  # what a cancelled coroutine may take to unwind
 
 Answer = ActionCompleted | ActionFailed
@@ -122,7 +123,9 @@ class ActionRunner:
 
         One that only waits is parked instead: a timeout limits what an attempt does, not what it waits for.
         """
-        if self._steps is not None and self._steps.park(task):
+        if self._steps is not None and self._steps.only_sleeps(task):
+            if not self._steps.park(task):
+                self._timeouts[task] = self._loop.call_later(_PARK_AGAIN_S, self._time_out, task, ctx, running)
             return
         self._interrupt(task)
         running.cancel("timeout")
@@ -160,6 +163,7 @@ class ActionRunner:
         self, task: ActionTask, ctx: RunnerContext, done: asyncio.Task[None], *, is_timed_out: bool = False
     ) -> Answer | None:
         if done.cancelled():
+            _let_go(done)
             if is_timed_out:
                 return self._failed(task, ctx, _timed_out(task))
             return _cancelled_inside(task, ctx)
@@ -316,6 +320,14 @@ def _completed(task: ActionTask, ctx: RunnerContext) -> ActionCompleted:
     )
     ctx._is_open = False  # noqa: SLF001
     return answer
+
+
+def _let_go(cancelled: asyncio.Task[None]) -> None:
+    """Take the error from a cancelled task: its traceback holds the task, and only the cyclic collector would free them."""
+    try:
+        cancelled.exception()
+    except asyncio.CancelledError as error:
+        error.__traceback__ = None
 
 
 def _cancelled_inside(task: ActionTask, ctx: RunnerContext) -> ActionFailed:

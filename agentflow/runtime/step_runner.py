@@ -8,6 +8,7 @@ import contextvars
 import functools
 import hashlib
 import inspect
+import itertools
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -19,10 +20,10 @@ import msgspec
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import StepIntent
 from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
-from agentflow.core.inputs import ActionParked, StepCall, StepEnded, StepRequested, WaitOrder, WaitRequested
+from agentflow.core.inputs import ParkRequested, StepCall, StepEnded, StepRequested, WaitOrder, WaitRequested
 from agentflow.core.journal_records import ATTEMPT, CANCELLED, ERROR, RESULT, WAITED
 from agentflow.core.recorded import PATCH
-from agentflow.core.runs import ActionTask
+from agentflow.core.runs import PARKED, ActionTask
 from agentflow.core.waits import SLEEP, WAIT_FOR, decode_outcome
 from agentflow.errors import ContextClosed, Divergence, RecordTooLarge, WrongContext
 from agentflow.runtime.step_values import (
@@ -35,13 +36,14 @@ from agentflow.runtime.step_values import (
     innermost,
 )
 from agentflow.runtime.step_work import StepWork
-from agentflow.runtime.task_steps import Answer, Scope, TaskSteps
+from agentflow.runtime.task_steps import Answer, TaskSteps
 
 if TYPE_CHECKING:
     from types import FrameType
 
 _STOPPING_PARK_S = 0.05
-StepInput = StepRequested | WaitRequested | StepEnded | ActionParked
+_PARKED_AT_ONCE = 64  # some 5 ms of the loop
+StepInput = StepRequested | WaitRequested | StepEnded | ParkRequested
 
 _current: contextvars.ContextVar[tuple[TaskSteps, StepCall] | None] = contextvars.ContextVar(
     "agentflow_step", default=None
@@ -84,7 +86,7 @@ class StepRunner:
         self.coroutine_of: Callable[[ActionTask], asyncio.Task[Any] | None] = _unknown
         self.leave: Callable[[ActionTask], object] = _unknown
         self._park_after_s = park_after_ms / 1000
-        self._sleepers: dict[TaskSteps, float] = {}  # since when, oldest first
+        self._sleepers: dict[TaskSteps, float] = {}  # until when they are kept, the first one first
         self._sweeper: asyncio.TimerHandle | None = None
 
     # -- effects
@@ -102,6 +104,11 @@ class StepRunner:
         if steps is not None and steps.ctx is ctx:
             del self._tasks[task]
             self._sleepers.pop(steps, None)
+
+    def only_sleeps(self, task: ActionTask) -> bool:
+        """Whether a task waits for time or signals and does nothing else, so that its coroutine may be closed."""
+        steps = self._tasks.get(task)
+        return steps is not None and not steps.is_in_thread and steps.only_sleeps
 
     def only_waits(self, task: ActionTask) -> bool:
         """Whether a task waits for answers to steps and does nothing else."""
@@ -243,13 +250,13 @@ class StepRunner:
             else:
                 async with asyncio.timeout(work.timeout_ms / 1000) as limit:
                     result = await _await(work.function, work.args, work.kwargs)
-        except Exception as raised:  # noqa: BLE001 (an error is an outcome too)
-            error = raised
-            if limit is not None and isinstance(raised, TimeoutError) and limit.expired():
-                error = TimeoutError(f"step {call.function} took longer than its timeout of {work.timeout_ms} ms")
-                if work.needs_intent and (settled := await self._settle_doubt(steps, call, work)) is not None:
-                    return settled
-            return _failed(steps, call, work, calls + 1, error)
+        except Exception as error:  # noqa: BLE001 (an error is an outcome too)
+            if limit is None or not isinstance(error, TimeoutError) or not limit.expired():
+                return _failed(steps, call, work, calls + 1, error)
+            if work.needs_intent and (settled := await self._settle_doubt(steps, call, work)) is not None:
+                return settled
+            late = f"step {call.function} took longer than its timeout of {work.timeout_ms} ms"
+            return _failed(steps, call, work, calls + 1, TimeoutError(late))
         finally:
             steps.calls -= 1
             _current.reset(token)
@@ -319,26 +326,27 @@ class StepRunner:
         """Close the coroutines of tasks that have only waited for long enough."""
         self._sweeper = None
         now = self._loop.time()
-        for steps, due in list(self._sleepers.items()):
+        for steps, due in list(itertools.islice(self._sleepers.items(), _PARKED_AT_ONCE)):
             if due > now:
                 break
             if self._sleepers.pop(steps, None) is None:
                 continue  # it has gone on, or ended, because of one before it
-            if steps.sleeping and not self.park(steps.task):
+            if steps.sleeping and not (self.only_sleeps(steps.task) and self.park(steps.task)):
                 self._sleepers[steps] = now + self._park_after_s
         if self._sleepers:
             self._sweeper = self._loop.call_at(next(iter(self._sleepers.values())), self._sweep)
 
     def park(self, task: ActionTask) -> bool:
-        """Close the coroutine of a task, if it only waits for time or signals; whether it does."""
-        steps = self._tasks.get(task)
-        if steps is None or steps.is_in_thread or not steps.only_sleeps:
-            return False
-        self.forget(task, steps.ctx)
-        self.leave(task)
-        steps.end()
-        self._apply(ActionParked(task))
-        return True
+        """Close the coroutine of a task that `only_sleeps`, unless its wait is not recorded yet, or over; whether it is closed."""
+        self._decide(ParkRequested(task))
+        is_parked = task.status == PARKED
+        if is_parked:
+            steps = self._tasks[task]
+            self.forget(task, steps.ctx)
+            self.leave(task)
+            steps.end()
+        self._carry_out()
+        return is_parked
 
     def park_soon(self) -> None:
         """Keep coroutines that only wait no more than for a moment from now on: the job is stopping."""
@@ -346,9 +354,11 @@ class StepRunner:
         self.park_all()
 
     def park_all(self) -> None:
-        """Close every coroutine that only waits: their number is a limit."""
-        for steps in list(self._sleepers):
-            self.park(steps.task)
+        """Close every coroutine that only waits, from the next turn on: their number is a limit."""
+        self._sleepers = dict.fromkeys(self._sleepers, 0.0)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._sweeper = self._loop.call_later(0, self._sweep)
 
     # -- branches
     async def gather(self, ctx: RunnerContext, aws: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -388,7 +398,7 @@ class StepRunner:
         for place, awaitable in enumerate(aws):
             branch = asyncio.ensure_future(awaitable)
             if isinstance(branch, asyncio.Task):
-                steps.name(branch, Scope(f"{outer.name}/{group}[{place}]"))
+                steps.name(branch, f"{outer.name}/{group}[{place}]")
             branches.append(branch)
         return branches
 

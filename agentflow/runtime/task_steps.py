@@ -26,9 +26,15 @@ Answer = RunStep | ResolveStep | RefuseStep
 
 
 class Scope(msgspec.Struct, eq=False):
-    """Where steps are counted."""
+    """Where steps are counted.
+
+    Attributes:
+        name: Its name, which step paths begin with.
+        root: Scope of the attempt's own coroutine; None: this is it.
+    """
 
     name: str
+    root: Scope | None = None
     steps: int = 0
     groups: int = 0
     branches: dict[str, int] = {}
@@ -37,13 +43,12 @@ class Scope(msgspec.Struct, eq=False):
         """Return the scope of a new branch, by what it calls first."""
         count = self.branches.get(first, 0)
         self.branches[first] = count + 1
-        return Scope(f"{self.name}/{first}#{count}")
+        return Scope(f"{self.name}/{first}#{count}", self.root or self)
 
 
-_scope: contextvars.ContextVar[tuple[TaskSteps | None, Scope | None]] = contextvars.ContextVar(
-    "agentflow_scope", default=(None, None)
-)
-"""The scope from which an asyncio task was started, as far as it had called a step by then."""
+_scope: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("agentflow_scope", default=None)
+"""The scope from which an asyncio task was started, as far as it had called a step by then. (It must not lead back to the task: the
+context is the task's own, and only the cyclic collector would free the two.)"""
 
 
 class TaskSteps:
@@ -94,9 +99,9 @@ class TaskSteps:
             if branch is not None:
                 branch.cancel()
 
-    def name(self, branch: asyncio.Task[Any], scope: Scope) -> None:
-        """Give a branch its scope."""
-        self._scopes[branch] = scope
+    def name(self, branch: asyncio.Task[Any], scope: str) -> None:
+        """Name the scope of a branch."""
+        self._scopes[branch] = Scope(scope, self._root_scope)
 
     def scope_of(self, current: asyncio.Task[Any] | None, function: str = "", arguments: bytes = b"") -> Scope:
         """Return the scope of an asyncio task; of a new branch, by what it calls first."""
@@ -104,8 +109,9 @@ class TaskSteps:
             return self._root_scope
         known = self._scopes.get(current)
         if known is None:
-            owner, outer = _scope.get()
-            outer = outer if owner is self and outer is not None else self._root_scope
+            outer, root = _scope.get(), self._root_scope
+            if outer is None or (outer.root or outer) is not root:  # that of another attempt
+                outer = root
             known = self._scopes[current] = outer.branch(
                 f"{function}:{arguments.hex()[:8]}" if function else "branches"
             )
@@ -115,7 +121,7 @@ class TaskSteps:
         """Return the path of the step that is called now."""
         scope = self.scope_of(current, function, arguments)
         if not scope.steps:
-            _scope.set((self, scope))
+            _scope.set(scope)
         path = f"{scope.name}.{scope.steps}"
         scope.steps += 1
         return path

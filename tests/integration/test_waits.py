@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -260,6 +261,20 @@ async def test_an_approval_that_nobody_gives_is_its_default() -> None:
     job, outputs = job_of(act, park_after_ms=1)
     await job.run()
     assert outputs.values == ["no"]
+
+
+async def test_a_coroutine_is_closed_at_most_once_for_a_wait() -> None:
+    starts: collections.Counter[int] = collections.Counter()
+
+    async def act(event: object, ctx: RunnerContext) -> None:
+        starts[ctx.key] += 1
+        await ctx.sleep("5ms")
+        ctx.send_event(OutputEvent(ctx.key))
+
+    job, outputs = job_of(act, park_after_ms=1, inputs=300)
+    await job.run()
+    assert sorted(outputs.values) == list(range(300))
+    assert max(starts.values()) <= 2
 
 
 async def test_signals_of_a_job_go_to_the_waits_that_they_are_for() -> None:

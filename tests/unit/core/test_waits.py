@@ -10,6 +10,7 @@ from agentflow.core.delta import Table
 from agentflow.core.inputs import DrainRequested, StepEnded, StepRetry, WatermarkReceived
 from agentflow.core.journal_records import ATTEMPT, CANCELLED, WAITED
 from agentflow.core.limits import OperatorLimits
+from agentflow.core.runs import TaskStatus
 from tests.steps_world import INPUT, World, call, nothing
 
 TASK = "t/0/0:a"
@@ -194,12 +195,21 @@ def test_a_parked_member_of_a_group_goes_on_after_a_crash_in_the_middle_of_anoth
     assert world.until(1500) == ["persist waited t/0/0:b.0", "start t/0/0:b attempt 1"]
 
 
-def test_a_task_that_was_parked_while_its_outcome_was_on_its_way_goes_on_at_once() -> None:
+def test_a_task_whose_outcome_is_on_its_way_is_not_parked() -> None:
     world = waiting_world()
     world.signal("k", "go", 0)
-    assert world.park(TASK) == [f"start {TASK} attempt 1"]
-    assert world.wait_for(TASK, FIRST, "go") == []
+    assert world.park(TASK) == []
+    assert world.tasks[TASK].status == TaskStatus.RUNNING
     assert world.append() == [f"resolve {TASK}.0 waited True by signals/0"]
+
+
+def test_a_task_whose_wait_waits_for_the_first_checkpoint_is_not_parked() -> None:
+    world = World(tracking=False)
+    world.record("k", 0)
+    assert world.sleep(TASK, FIRST, 500) == ["want checkpoint"]
+    assert world.park(TASK) == []
+    assert world.tasks[TASK].status == TaskStatus.RUNNING
+    assert world.take_checkpoint() == [f"persist wait {TASK}.0"]
 
 
 def test_a_parked_run_holds_no_watermark_and_one_that_goes_on_does() -> None:
