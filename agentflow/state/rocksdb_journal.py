@@ -96,6 +96,7 @@ class RocksDBJournal:
             batch.delete_range(_key(self._released), _key(position))
             self._store.write(batch, "cutting the journal")
             self._released = position
+            self._store.reclaim(DEFAULT)
 
     def close(self) -> None:
         """Close the database, if there is one. Idempotent."""

@@ -200,6 +200,7 @@ class PreparedCheckpoint:
             for index in range(rows):
                 batch.delete(_row_key(decision.checkpoint, kind, index), handles[PREPARED])
         self._store.write(batch, "removing a completed checkpoint")
+        self._store.reclaim(PREPARED)
 
     async def _write_chunks(self, checkpoint: int, delta: DeltaSlices) -> None:
         kept_bytes = sequence = 0

@@ -16,7 +16,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +50,8 @@ _MEMTABLE_BYTES = 16 * 2**20
 _WAL_BYTES_MAX = 48 * 2**20  # what an open replays at most
 _OPEN_FILES_MAX = 256
 _QUICK_SYNC_S = 0.000_5
+_RECLAIMED_BYTES = 8 * 2**20
+_SIZES = ("rocksdb.total-sst-files-size", "rocksdb.cur-size-all-mem-tables")
 
 
 class RocksDBResources:
@@ -143,8 +145,10 @@ class RocksDBStore:
         self._failure: StateError | None = None
         self._is_closed = False
         self._last_sync_s = _QUICK_SYNC_S
-        # The thread starts with the first sync.
+        # Their threads start with the first use.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentflow-sync")
+        self._reclaimer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentflow-reclaim")
+        self._reclaiming: Future[None] | None = None
         try:
             self._db = Rdict(
                 str(path),
@@ -256,12 +260,23 @@ class RocksDBStore:
         self._db.flush_wal(True)
         self._last_sync_s = time.monotonic() - began
 
+    def reclaim(self, family: int) -> None:
+        """Give back, behind the scenes, the space of a family whose rows live shortly, if it takes much.
+
+        Deleted rows would wait for the next flushes, in files as large as they are; nearly all are deleted here, so it writes little.
+        """
+        rows = self._families[family]
+        size = sum(rows.property_int_value(name) or 0 for name in _SIZES)
+        if size >= _RECLAIMED_BYTES and (self._reclaiming is None or self._reclaiming.done()):
+            self._reclaiming = self._reclaimer.submit(_compact, rows)
+
     def close(self) -> None:
-        """Drop every handle, so that the directory can be opened again. Idempotent. Waits for a sync that is under way."""
+        """Drop every handle, so that the directory can be opened again. Idempotent. Waits for what is under way."""
         if self._is_closed:
             return
         self._is_closed = True
         self._thread.shutdown(wait=True)
+        self._reclaimer.shutdown(wait=True)
         self.handles.clear()
         for handle in [*self._families, self._db]:
             # Closing flushes memtables to files, which may fail (a bare Exception) on a full or broken disk. Nothing is lost
@@ -270,3 +285,8 @@ class RocksDBStore:
                 handle.close()
         self._families.clear()
         del self._db
+
+
+def _compact(rows: Rdict) -> None:
+    with contextlib.suppress(Exception):  # the binding raises bare Exception; what breaks a file breaks the next write too
+        rows.compact_range(None, None)
