@@ -103,7 +103,7 @@ class Steps:
         self._saved: set[StepSlot] = set()
         self._endings: _Endings = {}  # of tasks without records, in the open epoch
         self._frozen_endings: _Endings = {}  # in the epoch that is being written
-        self._held: list[StepRequested] = []
+        self._held: list[StepRequested | StepEnded] = []
         self._held_until = 0
 
     # -- inputs
@@ -115,13 +115,7 @@ class Steps:
     def on_requested(self, received: StepRequested, now_ms: int) -> None:
         """Answer a step, or let it run."""
         task, call = received.task, received.call
-        if task.status != RUNNING:
-            return
-        if not self.is_tracking:  # completions before this one are not known: let a checkpoint have them
-            self.is_tracking, self._held_until = True, self._epoch
-            self._effects.append(RequestCheckpoint())
-        if self._held_until:
-            self._held.append(received)
+        if task.status != RUNNING or self._is_held(received):
             return
         recorded = self._recorded(task)
         step = recorded.steps.get(call.path)
@@ -151,7 +145,7 @@ class Steps:
     def on_ended(self, received: StepEnded, now_ms: int) -> None:
         """Record the outcome of a step that was run."""
         task, call, kind = received.task, received.call, received.kind
-        if task.status != RUNNING:
+        if task.status != RUNNING or self._is_held(received):
             return
         if received.retry is not None:
             self.wait_for_call(task, call, begin_retry(received.retry, received.payload, now_ms), now_ms)
@@ -160,6 +154,15 @@ class Steps:
             self.waits.close(task, call.path)
         resolve = None if kind == CANCELLED else ResolveStep(task, call.path, kind, received.payload)
         self._record(task, call, kind, received.payload, resolve, now_ms)
+
+    def _is_held(self, received: StepRequested | StepEnded) -> bool:
+        """Hold the first records of a process up: completions before them are not known, so let a checkpoint have them."""
+        if not self.is_tracking:
+            self.is_tracking, self._held_until = True, self._epoch
+            self._effects.append(RequestCheckpoint())
+        if self._held_until:
+            self._held.append(received)
+        return bool(self._held_until)
 
     def on_appended(self, received: JournalAppended, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         """Answer what waited for its record."""
@@ -295,7 +298,7 @@ class Steps:
         if self._held_until and (checkpoint >= self._held_until or is_skipped):
             held, self._held, self._held_until = self._held, [], 0
             for received in held:
-                self.on_requested(received, now_ms)
+                self.handlers[type(received)](received, now_ms)
 
     def rows(self, operator: int) -> list[StateWrite]:
         """Return all live records as rows."""

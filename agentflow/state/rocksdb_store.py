@@ -288,5 +288,7 @@ class RocksDBStore:
 
 
 def _compact(rows: Rdict) -> None:
-    with contextlib.suppress(Exception):  # the binding raises bare Exception; what breaks a file breaks the next write too
+    with contextlib.suppress(
+        Exception
+    ):  # the binding raises bare Exception; what breaks a file breaks the next write too
         rows.compact_range(None, None)

@@ -35,7 +35,8 @@ from agentflow.state.kafka_changelog import ChangelogKeyedState, open_changelog_
 from agentflow.state.layout import encode_name, key_prefix, split_storage_key
 from agentflow.state.memory import MemoryStorage
 from agentflow.testing.judgement import Outcome, judge
-from agentflow.testing.simulation import Scenario, SimulationReport, end_tasks
+from agentflow.testing.lives import end_tasks
+from agentflow.testing.simulation import Scenario, SimulationReport
 from agentflow.testing.virtual_time import VirtualClock, VirtualTimeLoop
 
 JOB = "simulation"

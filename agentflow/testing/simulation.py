@@ -8,17 +8,14 @@ each point of a run in turn.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import msgspec
 
 from agentflow.core.records import Record
-from agentflow.errors import AgentflowError
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.job import AgentStage, Job, JobSpec
+from agentflow.runtime.job import AgentStage, JobSpec
 from agentflow.runtime.ports import Sink
 from agentflow.runtime.settings import (
     CheckpointSettings,
@@ -36,19 +33,15 @@ from agentflow.testing.faults import (
     FaultySource,
     FaultyState,
     Machine,
-    SimulatedCrash,
 )
 from agentflow.testing.judgement import Outcome, judge
+from agentflow.testing.lives import Lives
 from agentflow.testing.oracle import Expected, run_sequentially
 from agentflow.testing.paid_service import PaidService
 from agentflow.testing.people import People
 from agentflow.testing.program import Program, random_program, random_script
-from agentflow.testing.virtual_time import VirtualClock, VirtualTimeLoop, VirtualTimeStopped
 
 ROLES = ("sink", "dead-letter")
-_UNWINDING_ROUNDS_MAX = 10
-LIFE_S_MAX = 30
-"""Virtual seconds after which a life that does not end is called hanging."""
 
 
 class SimulationReport(msgspec.Struct, frozen=True):
@@ -125,70 +118,22 @@ class Scenario:
 
 
 class _World:
-    """The lives of one scenario on one machine."""
+    """The lives of one scenario."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.machine = Machine(ROLES)
-        self.lives = 0
+        self.lives = Lives(self.machine, self._begin)
         self._scenario = scenario
         self._service = PaidService(f"{scenario.seed}/service", self.machine.fuse)
         self._people = People(f"{scenario.seed}/people", self.machine.signals)
         self._plans = [
             _plan(program, index, self._service, self._people) for index, program in enumerate(scenario.programs)
         ]
-        self._now_s = 0.0
-        self.complaints: list[str] = []
 
-    def live(self, *, crash_after_s: float | None = None) -> bool:
-        """Run one process until the job ends or the process dies; whether the job ended."""
-        self.lives += 1
-        loop = VirtualTimeLoop(self._now_s)
-        loop.set_exception_handler(self._complain)
-        try:
-            return self._live(loop, crash_after_s)
-        finally:
-            self._now_s = loop.time() + 0.001
-            self.machine.fuse.is_dead = True
-            end_tasks(loop)
-            loop.close()
-
-    def _live(self, loop: VirtualTimeLoop, crash_after_s: float | None) -> bool:
-        fuse = self.machine.fuse
-        main = loop.create_task(self._run(loop))
-        main.add_done_callback(_stop_loop)
-        hanging = loop.call_later(LIFE_S_MAX, loop.stop)
-        crash = None if crash_after_s is None else loop.call_later(crash_after_s, fuse.crash)
-        try:
-            loop.run_forever()
-        except VirtualTimeStopped as stopped:
-            main.remove_done_callback(_stop_loop)
-            self.complaints.append(f"life {self.lives}: the job hangs: {stopped}")
-            return not fuse.is_dead
-        for timer in (hanging, crash):
-            if timer is not None:
-                timer.cancel()
-        main.remove_done_callback(_stop_loop)
-        if fuse.is_dead:
-            return False
-        if not main.done():
-            self.complaints.append(f"life {self.lives}: the job did not end within {LIFE_S_MAX} virtual seconds")
-        return True
-
-    async def _run(self, loop: VirtualTimeLoop) -> None:
-        try:
-            self._people.wake_up()
-            await Job(self._spec(), clock=VirtualClock(loop)).run()
-        except SimulatedCrash:
-            return
-        except AgentflowError as error:
-            if not self.machine.fuse.is_dead:
-                self.complaints.append(
-                    f"life {self.lives}: the job failed: {error!r} {error}; cause {error.__cause__!r}"
-                )
-
-    def _spec(self) -> JobSpec:
+    def _begin(self) -> JobSpec:
+        self._people.wake_up()
         scenario, machine, fuse = self._scenario, self.machine, self.machine.fuse
-        luck = random.Random(f"{scenario.seed}/{self.lives}")  # noqa: S311 (the seed of a simulation)
+        luck = random.Random(f"{scenario.seed}/{self.lives.count}")  # noqa: S311 (the seed of a simulation)
         wait_ms_max = scenario.wait_ms_max
 
         def open_sinks() -> Mapping[str, Sink]:
@@ -203,47 +148,24 @@ class _World:
             open_signals=lambda: FaultySignals(machine.signals, fuse, luck),
         )
 
-    def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG002 (asyncio)
-        if not isinstance(context.get("exception"), SimulatedCrash):
-            self.complaints.append(f"life {self.lives}: asyncio: {context}")
-
     def report(self) -> SimulationReport:
         """Judge what survived."""
         outcome = Outcome(self.machine.storage, {role: disk.outputs for role, disk in self.machine.sinks.items()})
         violations = (
-            *self.complaints,
+            *self.lives.complaints,
             *self._service.violations,
             *self._people.violations,
             *judge(outcome, self._scenario.expected),
         )
         fuse = self.machine.fuse
         visible = len(outcome.outputs["sink"])
-        return SimulationReport(self._scenario.seed, violations, self.lives, fuse.points, visible, tuple(fuse.trace))
-
-
-def _stop_loop(main: asyncio.Task[None]) -> None:
-    main.get_loop().stop()
+        return SimulationReport(
+            self._scenario.seed, violations, self.lives.count, fuse.points, visible, tuple(fuse.trace)
+        )
 
 
 def _plan(program: Program, index: int, service: PaidService, people: People) -> AgentPlan:
     return AgentPlan.from_agent(program.agent(f"agent{index}", service, people))
-
-
-def end_tasks(loop: VirtualTimeLoop) -> None:
-    """Let every task of a dead process unwind; its ports do nothing any more."""
-    loop.call_soon(loop.stop)  # takes with it a stop that the end of the job had scheduled already
-    loop.run_forever()
-    for _ in range(_UNWINDING_ROUNDS_MAX):
-        pending = asyncio.all_tasks(loop)
-        if not pending:
-            break
-        for task in pending:
-            task.cancel()
-        loop.run_until_complete(asyncio.wait(pending, timeout=1))
-        for task in pending:
-            if task.done() and not task.cancelled():
-                task.exception()
-    loop.run_until_complete(loop.shutdown_asyncgens())
 
 
 def simulate(seed: int, *, records_max: int = 30) -> SimulationReport:
@@ -265,10 +187,10 @@ def simulate(seed: int, *, records_max: int = 30) -> SimulationReport:
             crash_after_s = luck.random() * 0.1
         else:
             machine.fuse.arm(luck.randint(1, luck.choice([20, 60, 250])), fault)
-        if world.live(crash_after_s=crash_after_s):
+        if world.lives.live(crash_after_s=crash_after_s):
             return world.report()
         machine.restart(fault)
-    world.live()
+    world.lives.live()
     return world.report()
 
 
@@ -278,9 +200,9 @@ def simulate_every_point(seed: int, fault: Fault, *, records_max: int = 5) -> It
     while True:
         world = _World(Scenario(seed, records_max))
         world.machine.fuse.arm(point, fault)
-        if not world.live():
+        if not world.lives.live():
             world.machine.restart(fault)
-            world.live()
+            world.lives.live()
         elif world.machine.fuse.points < point:
             return
         yield world.report()

@@ -203,6 +203,14 @@ def test_a_task_whose_outcome_is_on_its_way_is_not_parked() -> None:
     assert world.append() == [f"resolve {TASK}.0 waited True by signals/0"]
 
 
+def test_a_step_that_is_cancelled_before_the_first_checkpoint_is_recorded_behind_it() -> None:
+    world = World(tracking=False)
+    world.record("k", 0)
+    assert world.sleep(TASK, FIRST, 500) == ["want checkpoint"]
+    assert world.apply(StepEnded(world.tasks[TASK], FIRST, CANCELLED, b"")) == []
+    assert world.take_checkpoint() == [f"persist wait {TASK}.0", f"persist cancelled {TASK}.0"]
+
+
 def test_a_task_whose_wait_waits_for_the_first_checkpoint_is_not_parked() -> None:
     world = World(tracking=False)
     world.record("k", 0)

@@ -1,0 +1,107 @@
+"""The lives of one job on one simulated machine: processes in virtual time, each of which begins where the last one was killed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from agentflow.errors import AgentflowError
+from agentflow.runtime.job import Job, JobSpec
+from agentflow.testing.faults import Machine, SimulatedCrash
+from agentflow.testing.virtual_time import VirtualClock, VirtualTimeLoop, VirtualTimeStopped
+
+_UNWINDING_ROUNDS_MAX = 10
+LIFE_S_MAX = 30
+"""Virtual seconds after which a life that does not end is called hanging."""
+
+
+class Lives:
+    """See the module's docstring.
+
+    Args:
+        machine: What outlives a process.
+        begin: Returns the job of the next life; called on its loop.
+
+    Attributes:
+        count: Lives that have begun.
+        complaints: What should not have happened in them: a hanging job, a failed one, an error that asyncio tells of.
+    """
+
+    def __init__(self, machine: Machine, begin: Callable[[], JobSpec]) -> None:
+        self.count = 0
+        self.complaints: list[str] = []
+        self._machine = machine
+        self._begin = begin
+        self._now_s = 0.0
+
+    def live(self, *, crash_after_s: float | None = None) -> bool:
+        """Run one process until the job ends or the process dies; whether the job ended."""
+        self.count += 1
+        loop = VirtualTimeLoop(self._now_s)
+        loop.set_exception_handler(self._complain)
+        try:
+            return self._live(loop, crash_after_s)
+        finally:
+            self._now_s = loop.time() + 0.001
+            self._machine.fuse.is_dead = True
+            end_tasks(loop)
+            loop.close()
+
+    def _live(self, loop: VirtualTimeLoop, crash_after_s: float | None) -> bool:
+        fuse = self._machine.fuse
+        main = loop.create_task(self._run(loop))
+        main.add_done_callback(_stop_loop)
+        hanging = loop.call_later(LIFE_S_MAX, loop.stop)
+        crash = None if crash_after_s is None else loop.call_later(crash_after_s, fuse.crash)
+        try:
+            loop.run_forever()
+        except VirtualTimeStopped as stopped:
+            main.remove_done_callback(_stop_loop)
+            self.complaints.append(f"life {self.count}: the job hangs: {stopped}")
+            return not fuse.is_dead
+        for timer in (hanging, crash):
+            if timer is not None:
+                timer.cancel()
+        main.remove_done_callback(_stop_loop)
+        if fuse.is_dead:
+            return False
+        if not main.done():
+            self.complaints.append(f"life {self.count}: the job did not end within {LIFE_S_MAX} virtual seconds")
+        return True
+
+    async def _run(self, loop: VirtualTimeLoop) -> None:
+        try:
+            await Job(self._begin(), clock=VirtualClock(loop)).run()
+        except SimulatedCrash:
+            return
+        except AgentflowError as error:
+            if not self._machine.fuse.is_dead:
+                self.complaints.append(
+                    f"life {self.count}: the job failed: {error!r} {error}; cause {error.__cause__!r}"
+                )
+
+    def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG002 (asyncio)
+        if not isinstance(context.get("exception"), SimulatedCrash):
+            self.complaints.append(f"life {self.count}: asyncio: {context}")
+
+
+def _stop_loop(main: asyncio.Task[None]) -> None:
+    main.get_loop().stop()
+
+
+def end_tasks(loop: VirtualTimeLoop) -> None:
+    """Let every task of a dead process unwind; its ports do nothing any more."""
+    loop.call_soon(loop.stop)  # takes with it a stop that the end of the job had scheduled already
+    loop.run_forever()
+    for _ in range(_UNWINDING_ROUNDS_MAX):
+        pending = asyncio.all_tasks(loop)
+        if not pending:
+            break
+        for task in pending:
+            task.cancel()
+        loop.run_until_complete(asyncio.wait(pending, timeout=1))
+        for task in pending:
+            if task.done() and not task.cancelled():
+                task.exception()
+    loop.run_until_complete(loop.shutdown_asyncgens())
