@@ -298,6 +298,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         on_in_doubt: OnInDoubt = "retry",
         retry: Retry | None = None,
         timeout: timedelta | str | None = None,
+        cache: timedelta | str | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 (a user's value)
         """Call ``func`` as a step: its outcome is recorded, and once it is, ``func`` is not called again.
@@ -314,6 +315,9 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             retry: What follows a call that raises; None: the error is the outcome. Calls and waits are recorded, so a restart
                 goes on with them; a hint of the error (``retry_after``, or the Retry-After header of its response) is followed.
             timeout: Longest call, of async actions; a call that takes longer has failed with `TimeoutError`.
+            cache: How long the result answers the same call (function and arguments) of later runs of this key too, without
+                calling; measured by the runs' clocks. It is kept in short-term memory, below ``__cached_steps__``, when the
+                action completes; members of a parallel group are answered by it and add nothing to it. Errors are not kept.
             kwargs: Its keyword arguments.
 
         Durability: the outcome is in the journal before this returns.
@@ -325,7 +329,9 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             WrongContext: This would block the event loop.
         """
         runner, timeout_ms = self._step_runner("durable_execute"), None if timeout is None else duration_ms(timeout)
-        return runner.execute_in_thread(self, runner.work(func, args, kwargs, name, on_in_doubt, retry, timeout_ms))
+        cache_ms = None if cache is None else duration_ms(cache)
+        work = runner.work(func, args, kwargs, name, on_in_doubt, retry, timeout_ms, cache_ms)
+        return runner.execute_in_thread(self, work)
 
     def durable_execute_async(
         self,
@@ -336,6 +342,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         on_in_doubt: OnInDoubt = "retry",
         retry: Retry | None = None,
         timeout: timedelta | str | None = None,
+        cache: timedelta | str | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> Awaitable[Any]:
         """Call ``func``, a function or a coroutine function, as a step of an async action; see `durable_execute`.
@@ -345,7 +352,9 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         """
         runner = self._step_runner("durable_execute_async")
         timeout_ms = None if timeout is None else duration_ms(timeout)
-        return runner.execute(self, runner.work(func, args, kwargs, name, on_in_doubt, retry, timeout_ms))  # type: ignore[no-any-return]
+        cache_ms = None if cache is None else duration_ms(cache)
+        work = runner.work(func, args, kwargs, name, on_in_doubt, retry, timeout_ms, cache_ms)
+        return runner.execute(self, work)  # type: ignore[no-any-return]
 
     def gather(self, *aws: Awaitable[Any]) -> Awaitable[list[Any]]:
         """Await steps, or coroutines that call steps, at the same time; return their results in the order of the arguments.

@@ -26,6 +26,7 @@ from agentflow.core.recorded import PATCH
 from agentflow.core.runs import PARKED, ActionTask
 from agentflow.core.waits import SLEEP, WAIT_FOR, decode_outcome
 from agentflow.errors import ContextClosed, Divergence, RecordTooLarge, WrongContext
+from agentflow.runtime.step_cache import cached_result, keep_result
 from agentflow.runtime.step_values import (
     decode_error,
     decode_result,
@@ -171,8 +172,8 @@ class StepRunner:
         return StepCall(steps.next_path(name, arguments, current), name, arguments, _where(sys._getframe(3)))  # noqa: SLF001
 
     async def _execute(self, steps: TaskSteps, call: StepCall, work: StepWork) -> Any:  # noqa: ANN401 (a user's value)
-        request = StepRequested(steps.task, call, work.needs_intent)
-        return decode_result(work.function, await self._outcome(steps, call, request, work))
+        result = await self._outcome(steps, call, StepRequested(steps.task, call, work.needs_intent), work)
+        return _answered(steps, call, work, result)
 
     async def _outcome(
         self, steps: TaskSteps, call: StepCall, request: StepRequested | WaitRequested, work: StepWork | None
@@ -240,7 +241,9 @@ class StepRunner:
         return StepIntent(call.function, work.args, work.kwargs, steps.task.attempt, key)
 
     async def _run(self, steps: TaskSteps, call: StepCall, work: StepWork, calls: int) -> StepEnded:
-        """Call the function of a step, once."""
+        """Call the function of a step, once, unless a result is kept for it."""
+        if work.cache_ms is not None and (kept := cached_result(steps.ctx, call)) is not None:
+            return StepEnded(steps.task, call, RESULT, kept)
         token = _current.set((steps, call))
         steps.calls += 1
         limit = None
@@ -441,7 +444,7 @@ class StepRunner:
             settled = self._settle_doubt_in_thread(steps, call, work) if answer.is_in_doubt else None
             ended = settled or self._run_in_thread(steps, call, work, answer.calls)
             answer = self._ask_from_thread(steps, call, ended)
-        return decode_result(work.function, self._recorded(task, answer))
+        return _answered(steps, call, work, self._recorded(task, answer))
 
     def _settle_doubt_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepEnded | None:
         ask = work.reconciler
@@ -450,6 +453,8 @@ class StepRunner:
         return None if outcome is None else StepEnded(steps.task, call, *outcome)
 
     def _run_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork, calls: int) -> StepEnded:
+        if work.cache_ms is not None and (kept := cached_result(steps.ctx, call)) is not None:
+            return StepEnded(steps.task, call, RESULT, kept)
         token = _current.set((steps, call))
         try:
             result = work.function(*work.args, **work.kwargs)
@@ -531,6 +536,13 @@ def _recordable(ctx: RunnerContext, call: StepCall, function: Callable[..., Any]
             fix="store it elsewhere, and return where",
         )
     return payload
+
+
+def _answered(steps: TaskSteps, call: StepCall, work: StepWork, result: bytes) -> Any:  # noqa: ANN401 (a user's value)
+    """Return a recorded result to user code."""
+    if work.cache_ms is not None:
+        keep_result(steps.ctx, call, result, work.cache_ms)
+    return decode_result(work.function, result)
 
 
 def _failed(steps: TaskSteps, call: StepCall, work: StepWork, calls: int, error: Exception) -> StepEnded:

@@ -29,6 +29,7 @@ class StepWork(msgspec.Struct, frozen=True):
         on_in_doubt: What to do about a call in doubt.
         retry: What follows a call that fails; None: its error is the outcome.
         timeout_ms: Longest call; None: no limit.
+        cache_ms: How long the result answers later runs of the key; None: it does not.
     """
 
     function: Callable[..., Any]
@@ -38,6 +39,7 @@ class StepWork(msgspec.Struct, frozen=True):
     on_in_doubt: OnInDoubt = "retry"
     retry: Retry | None = None
     timeout_ms: int | None = None
+    cache_ms: int | None = None
 
     @property
     def needs_intent(self) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +17,7 @@ import pytest
 from agentflow import Agent, AgentsExecutionEnvironment, EventType, OutputEvent, Retry, RunnerContext
 from agentflow.api.steps import Done, Verdict, reconcile
 from agentflow.errors import InDoubt, RecordTooLarge, StepFailed, WrongContext
+from agentflow.runtime.settings import JobSettings, StateSettings
 
 
 class Struct(msgspec.Struct):
@@ -258,6 +261,82 @@ def test_a_timeout_around_a_step_is_that_of_asyncio() -> None:
         ctx.send_event(OutputEvent([result.result() for result in results]))
 
     assert run(act) == [[1, 2]]
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+@pytest.mark.parametrize(
+    ("cache", "calls"), [("1h", ["1 a", "1 b", "2 a"]), ("1ms", ["1 a", "1 b", "2 a", "1 a", "2 a"])]
+)
+def test_a_kept_result_answers_later_runs_of_its_key_for_its_time(
+    tmp_path: Path, cache: str, calls: list[str], *, is_async: bool
+) -> None:
+    called: list[str] = []
+
+    def look_up(key: int, what: str) -> int:
+        called.append(f"{key} {what}")
+        return len(called)
+
+    async def act_async(event: Any, ctx: RunnerContext) -> None:
+        found = await ctx.durable_execute_async(look_up, ctx.key, event.input["what"], cache=cache)
+        ctx.send_event(OutputEvent(found))
+
+    def act(event: Any, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(ctx.durable_execute(look_up, ctx.key, event.input["what"], cache=cache)))
+
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act_async if is_async else act)
+    inputs = [{"k": 1, "what": "a"}, {"k": 1, "what": "a"}, {"k": 1, "what": "b"}, {"k": 2, "what": "a"}]
+    found = []
+    for end in (4, 6):  # in two processes
+        settings = JobSettings(state=StateSettings(dir=str(tmp_path)))
+        environment = AgentsExecutionEnvironment.get_execution_environment(settings)
+        rest = [{"k": 1, "what": "a"}, {"k": 2, "what": "a"}]
+        results = environment.from_list([*inputs, *rest][:end]).key_by("k").apply(agent).to_list()
+        environment.execute()
+        found += results
+        time.sleep(0.002)  # the clock is the point
+    assert sorted(called) == sorted(calls)
+    assert len(found) == 6
+    assert len(set(found)) == len(calls)
+
+
+def test_an_error_is_not_kept() -> None:
+    called: list[int] = []
+
+    def fail() -> None:
+        called.append(1)
+        raise ConnectionError
+
+    async def act(event: object, ctx: RunnerContext) -> None:
+        with pytest.raises(ConnectionError):
+            await ctx.durable_execute_async(fail, cache="1h")
+
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act)
+    environment = AgentsExecutionEnvironment.get_execution_environment()
+    environment.from_list([{"k": 1}, {"k": 1}]).key_by("k").apply(agent).to_list()
+    environment.execute()
+    assert len(called) == 2
+
+
+def test_kept_results_can_be_given_up_and_those_that_are_too_old_are() -> None:
+    kept: list[int] = []
+
+    def look_up(n: int) -> int:
+        return n
+
+    async def act(event: Any, ctx: RunnerContext) -> None:
+        await ctx.durable_execute_async(look_up, event.input["n"], cache=event.input["cache"])
+        if event.input["clear"]:
+            ctx.short_term_memory.delete("__cached_steps__")
+        memory = ctx.short_term_memory.get("__cached_steps__")
+        kept.append(0 if memory is None else len(memory.get_field_names()))
+
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act)
+    environment = AgentsExecutionEnvironment.get_execution_environment()
+    inputs = [("1h", False), ("0ms", False), ("1h", False), ("1h", True), ("1h", False)]
+    records = [{"k": 1, "n": n, "cache": cache, "clear": clear} for n, (cache, clear) in enumerate(inputs)]
+    environment.from_list(records).key_by("k").apply(agent).to_list()
+    environment.execute()
+    assert kept == [1, 2, 2, 0, 1]
 
 
 def test_the_idempotency_key_is_one_per_step() -> None:
