@@ -18,7 +18,7 @@ An exception inside `apply` poisons the operator: its state is unknown, so it re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -371,7 +371,7 @@ class Operator:
         return sorted(writes + self._changes.unapplied_rows(), key=lambda write: write[:4])
 
     def restore(
-        self, rows: dict[Table, list[StoredRow]], now_ms: int, journal: Iterable[bytes] = (), checkpoint: int = 0
+        self, rows: dict[Table, list[StoredRow]], now_ms: int, journal: Sequence[bytes] = (), checkpoint: int = 0
     ) -> None:
         """Fill a new operator from the rows of its last checkpoint and its journal; unfinished runs start again, in order.
 
@@ -388,6 +388,7 @@ class Operator:
             self._segments = self._waiting.segments = SegmentedQueue(meta.closed, meta.open_number, meta.forwarded_ms)
         self._changes.last_meta = {name: stored[name] for name in (META_NAME, POSITIONS_NAME) if name in stored}
         self._timers.restore(rows.get(Table.TIMERS, []))
+        rows = self._sleepers.restore(rows, journal, checkpoint)
         self._runs.update(restore_runs(rows.get(Table.RUNS, []), self._states, self.plan, self._segments))
         self._steps.restore(rows.get(Table.STEPS, []), rows.get(Table.SIGNALS, []), journal, checkpoint)
         self._expected.expect(self._steps.runs, self._runs, self._segments)

@@ -9,24 +9,27 @@ done a few runs at a time: a run at most for each that falls asleep, and some be
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import msgspec
 
-from agentflow.core.delta import StateWrite, Table
+from agentflow.core.delta import StateWrite, StoredRow, Table
 from agentflow.core.epoch import EpochChanges
 from agentflow.core.inputs import Input
-from agentflow.core.journal_records import rows_of
+from agentflow.core.journal_records import ATTEMPT, WAIT, decode_record, rows_of
 from agentflow.core.keys import KeyTable
 from agentflow.core.run_table import RunTable
 from agentflow.core.runs import PARKED, KeyState, Run
 from agentflow.core.steps import Steps
-from agentflow.core.stored_runs import decode_run, encode_run
+from agentflow.core.stored_runs import decode_entry, decode_run, encode_run
 from agentflow.core.waiting import Waiting
+from agentflow.core.waits import decode_wait
 from agentflow.plan.plan import AgentPlan
 
 _PER_CHECKPOINT = 500  # some 5 ms
 _PER_SLEEPER = 2
 _STALE_MAX = 64
+Rows = dict[Table, list[StoredRow]]
 _Entry = tuple[int, bytes, bytes]  # (time, key, folded run)
 
 
@@ -71,6 +74,47 @@ class Sleepers:
     def in_flight(self) -> int:
         """Runs that are whole, but for those that sleep and cannot be folded."""
         return len(self._runs) - self._waiting.sleeping + len(self._waiting.asleep)
+
+    # -- restore
+    def restore(self, rows: Rows, journal: Sequence[bytes], checkpoint: int) -> Rows:
+        """Take the sleeping runs among stored rows as they are; return the other rows.
+
+        A run stays among them if its key has another one, or the journal has news of its key.
+        """
+        runs: dict[bytes, list[StoredRow]] = {}
+        for row in rows.get(Table.RUNS, ()):
+            runs.setdefault(row.key, []).append(row)
+        steps: dict[bytes, list[StoredRow]] = {}
+        for row in rows.get(Table.STEPS, ()):
+            steps.setdefault(row.key, []).append(row)
+        for record in map(decode_record, journal):
+            if record.epoch > checkpoint:
+                runs.pop(record.key, None)
+        for key, of_key in runs.items():
+            if len(of_key) == 1 and key in steps and self._restore(of_key[0], steps[key]):
+                del steps[key]
+        self._steps.is_tracking = bool(self.by_key)
+        return rows | {
+            Table.RUNS: [row for row in rows.get(Table.RUNS, ()) if row.key not in self.by_key],
+            Table.STEPS: [row for of_key in steps.values() for row in of_key],
+        }
+
+    def _restore(self, row: StoredRow, steps: list[StoredRow]) -> bool:
+        run = decode_entry(row.value)
+        if run.segment is not None or [task.status for task in run.tasks[: run.group_size or 1]] != [PARKED]:
+            return False
+        if any(task.action not in self._plan.action_by_name for task in run.tasks):
+            return False  # whoever restores it says what is wrong
+        records = [decode_record(step.value) for step in steps]
+        waits = [decode_wait(record.payload) for record in records if record.kind == WAIT]
+        if not waits or any(record.kind == ATTEMPT or record.run != row.name for record in records):
+            return False
+        folded = _encode(_Folded(row.name, run.admitted_ms, row.value, tuple(step.value for step in steps)))
+        due_ms = min((wait.due_ms for wait in waits if wait.due_ms is not None), default=None)
+        if due_ms is not None:
+            self._push(self._due, (due_ms, row.key, folded))
+        self.by_key[row.key] = folded
+        return True
 
     # -- folding
     def fold(self, *, is_behind_checkpoint: bool) -> None:

@@ -336,7 +336,7 @@ class Steps:
                 if record.kind == WAITED:
                     taken.append(decode_outcome(record.payload).position)
         self.signals.restore(signals, taken)
-        self.is_tracking = bool(self.runs)
+        self.is_tracking |= bool(self.runs)
 
     # -- records
     def _recorded(self, task: ActionTask) -> RecordedTask:

@@ -7,7 +7,7 @@ is thrown away. So user code above that step runs once more, as it does at every
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -72,7 +72,7 @@ async def diverging_runs(
     codec: Codec,
     state: ReadableState,
     rows: Mapping[Table, list[StoredRow]],
-    journal: Iterable[bytes],
+    journal: Sequence[bytes],
     checkpoint: int,
     *,
     index: int = 0,
@@ -131,7 +131,9 @@ class _Replay:
     async def run(self, patience_s: float) -> list[DivergingRun]:
         """Let everything go on until nothing does any more, for as long as `patience_s` between two things."""
         operator = self.operator
-        operator._waiting.start_all(list(operator._runs))  # noqa: SLF001 (one machine, seen from inside)
+        for key in list(operator._sleepers.by_key):  # noqa: SLF001 (one machine, seen from inside)
+            operator._sleepers.open(key)  # noqa: SLF001
+        operator._waiting.start_all(list(operator._runs))  # noqa: SLF001
         self._loop.call_soon(self._carry_out)
         await asyncio.sleep(0)
         while self._runner.is_busy and self._loop.time() - self._last_s < patience_s:  # noqa: ASYNC110 (user code)

@@ -11,6 +11,8 @@ from agentflow.core.inputs import DrainRequested, StepEnded, StepRetry, Watermar
 from agentflow.core.journal_records import ATTEMPT, CANCELLED, WAITED
 from agentflow.core.limits import OperatorLimits
 from agentflow.core.runs import TaskStatus
+from agentflow.errors import StateMismatch
+from agentflow.plan.plan import AgentPlan
 from tests.steps_world import INPUT, World, call, nothing
 
 TASK = "t/0/0:a"
@@ -253,6 +255,52 @@ def test_a_sleeping_run_that_a_checkpoint_has_is_folded_and_wakes_in_time() -> N
     assert world.complete(TASK) == [f"persist completion {TASK}"]
     world.take_checkpoint()
     assert [table for table, _, _ in world.rows if table in (Table.STEPS, Table.RUNS)] == []
+
+
+def test_a_sleeping_run_is_restored_as_its_rows_and_wakes_in_time() -> None:
+    world = folded_world()
+    assert world.crash() == []
+    assert list(world.operator._sleepers.by_key) == [msgspec.msgpack.encode("k")]
+    assert not world.operator._runs
+    assert world.operator.runs_unfinished == 1
+    assert world.operator.next_due_ms == 1500
+    assert world.until(1500) == [f"persist waited {TASK}.0", f"start {TASK} attempt 1"]
+    world.wait_for(TASK, FIRST, "go", 500)
+    assert world.append() == [f"resolve {TASK}.0 waited time is up"]
+    assert world.complete(TASK) == [f"persist completion {TASK}"]
+    world.record("other", 1)
+    assert world.complete("t/1/0:a") == []
+    world.take_checkpoint()
+    assert [table for table, _, _ in world.rows if table in (Table.STEPS, Table.RUNS)] == []
+
+
+@pytest.mark.parametrize("is_appended", [True, False])
+def test_a_sleeping_run_that_the_journal_has_news_of_is_restored_whole(*, is_appended: bool) -> None:
+    world = folded_world()
+    assert world.signal("k", "go", 0) == [f"persist waited {TASK}.0", f"start {TASK} attempt 1"]
+    if is_appended:
+        world.append()
+        assert world.crash() == [f"start {TASK} attempt 1"]
+    else:  # the signal comes again: no checkpoint has it
+        assert world.crash() == []
+        assert world.signal("k", "go", 0) == [f"persist waited {TASK}.0", f"start {TASK} attempt 1"]
+
+
+def test_a_sleeping_run_behind_which_another_waits_is_restored_whole() -> None:
+    world = waiting_world(500)
+    world.park(TASK)
+    world.record("k", 1)
+    world.take_checkpoint()
+    assert world.crash() == []
+    assert [run.id for run in world.operator._runs] == ["t/0", "t/1"]
+    assert world.until(1500) == [f"persist waited {TASK}.0", f"start {TASK} attempt 1"]
+
+
+def test_a_sleeping_run_whose_action_is_gone_is_refused_at_the_start() -> None:
+    world = folded_world()
+    world.plan = AgentPlan.from_agent(Agent("A").add_action("other", ["_input_event"], nothing))
+    with pytest.raises(StateMismatch, match="waits for action 'a'"):
+        world.crash()
 
 
 def test_a_folded_run_wakes_for_its_signal_and_not_for_another() -> None:
