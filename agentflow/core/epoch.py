@@ -194,11 +194,11 @@ class EpochChanges:
         run.is_changed = True
 
     def write(self, state: KeyState, writes: dict[str, bytes | None]) -> None:
-        """Let a write set happen; the dict is taken over."""
+        """Let a write set happen. It is copied: what its task did may still be recorded."""
         state.memory.update(writes)
         earlier = self._memory.get(state)
         if earlier is None:
-            self._memory[state] = writes
+            self._memory[state] = dict(writes)
         else:
             earlier.update(writes)
 

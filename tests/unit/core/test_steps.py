@@ -9,7 +9,7 @@ from agentflow.core.inputs import (
     ActionFailed,
     TimeAdvanced,
 )
-from agentflow.core.journal_records import CANCELLED, ERROR
+from agentflow.core.journal_records import CANCELLED, COMPLETION, ERROR, decode_completion, decode_record
 from agentflow.core.records import ErrorReport
 from tests.steps_world import INPUT, World, call, nothing
 
@@ -83,6 +83,20 @@ def test_a_record_follows_the_completions_that_its_key_saw_since_the_last_comple
     world.crash()
     assert world.record("k", 0) == ["replay t/0/0:a"]
     assert world.record("k", 2) == ["start t/2/0:a attempt 1"]
+
+
+def test_a_recorded_completion_holds_what_its_task_did_and_nothing_of_those_behind_it() -> None:
+    world = World()
+    world.append()
+    for offset in (0, 1, 2):
+        world.record("k", offset)
+        world.complete(f"t/{offset}/0:a", writes={f"n{offset}": b"1"})
+    world.record("k", 3)
+    world.request("t/3/0:a", call(".0"))
+    world.end_step("t/3/0:a", call(".0"))
+    records = [decode_record(record) for record in world.unappended]
+    completions = [decode_completion(record.payload).writes for record in records if record.kind == COMPLETION]
+    assert completions == [{"n0": b"1"}, {"n1": b"1"}, {"n2": b"1"}]
 
 
 def test_completions_of_a_completed_checkpoint_hold_nobody_back() -> None:
