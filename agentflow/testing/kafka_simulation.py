@@ -28,19 +28,23 @@ from agentflow.errors import AgentflowError, StateLocked, StateUnavailable
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.job import AgentStage, Job, JobSpec
 from agentflow.runtime.ports import Sink, Source
-from agentflow.runtime.settings import KafkaSettings
+from agentflow.runtime.settings import CheckpointSettings, KafkaSettings
 from agentflow.runtime.worker import Worker
 from agentflow.state.changelog_records import ChangelogReplay, Row
 from agentflow.state.kafka_changelog import ChangelogKeyedState, open_changelog_state
+from agentflow.state.kafka_journal import KafkaJournal
 from agentflow.state.layout import encode_name, key_prefix, split_storage_key
 from agentflow.state.memory import MemoryStorage
+from agentflow.testing.faults import Fuse
 from agentflow.testing.judgement import Outcome, judge
 from agentflow.testing.lives import end_tasks
+from agentflow.testing.paid_service import PaidService
+from agentflow.testing.program import Op
 from agentflow.testing.simulation import Scenario, SimulationReport
 from agentflow.testing.virtual_time import VirtualClock, VirtualTimeLoop
 
 JOB = "simulation"
-INPUT, OUTPUT, DEAD, CHANGELOG = "in", "out", "dead", f"{JOB}-changelog"
+INPUT, OUTPUT, DEAD, CHANGELOG, JOURNAL = "in", "out", "dead", f"{JOB}-changelog", f"{JOB}-journal"
 WORKERS_MAX = 3
 DISTURBANCES_MAX = 10
 QUIET_S_MAX = 600
@@ -138,12 +142,27 @@ class _Process:
         self._consumer: SimulatedConsumer | None = None
         self._luck = random.Random(f"{world.scenario.seed}/{number}/reads")  # noqa: S311
         settings = world.scenario.settings
+        service = world.service.called_by(self)
+        self.plans = [
+            AgentPlan.from_agent(program.agent(f"agent{number}", service))
+            for number, program in enumerate(world.scenario.programs)
+        ]
 
         def new_group() -> KafkaGroup:
             return KafkaGroup(settings.kafka, JOB, Reading((INPUT,)), world.partitions, new_consumer=self._new_consumer)
 
         self.worker = Worker(new_group, lambda group, subtask: _Subtask(world, self, group, subtask), settings.restart)
         self.main = asyncio.ensure_future(self._run())
+
+    @property
+    def is_gone(self) -> bool:
+        """See `Caller`."""
+        return self.link.is_dead
+
+    @property
+    def may_repeat(self) -> bool:
+        """See `Caller`."""
+        return self.was_cut
 
     def _new_consumer(self, **options: Any) -> SimulatedConsumer:  # noqa: ANN401 (options of aiokafka)
         self._consumer = SimulatedConsumer(self._world.cluster, self.link, self._luck, **options)
@@ -193,7 +212,7 @@ class _Subtask:
         self._number = number
         self._producer: SubtaskProducer | None = None
         self._source: PartitionSource | None = None
-        stages = [AgentStage(plan, "k") for plan in world.plans]
+        stages = [AgentStage(plan, "k") for plan in process.plans]
         spec = JobSpec(
             world.scenario.settings, stages, self._open_source, self._open_sinks, self._open_state, has_tombstones=True
         )
@@ -230,9 +249,10 @@ class _Subtask:
 
     async def _open_state(self) -> ChangelogKeyedState:
         assert self._producer is not None
-        process = self._process
+        reader = self._process.new_reader
+        journal = KafkaJournal(self._producer, JOURNAL, self._number, {}, reader)
         return await open_changelog_state(
-            self._open_copy, self._producer, CHANGELOG, self._number, {}, 2**62, process.new_reader
+            self._open_copy, self._producer, CHANGELOG, self._number, {}, 2**62, reader, journal
         )
 
     def _open_copy(self, is_reset: bool) -> SimulatedCopy:  # noqa: FBT001 (a callback)
@@ -249,7 +269,8 @@ class _KafkaWorld:
 
     def __init__(self, seed: int, records_max: int) -> None:
         luck = self._luck = random.Random(f"{seed}/kafka")  # noqa: S311 (the seed of a simulation)
-        self.scenario = scenario = Scenario(seed, records_max, may_have_timers=False, may_have_steps=False)
+        self.scenario = scenario = Scenario(seed, records_max, may_have_timers=False, waits=(Op.SLEEP,))
+        self.service = PaidService(f"{seed}/service", Fuse())
         self.partitions = 2
         self.fault_rate = luck.choice([0.0, 0.0, 0.01, 0.05])
         self.delay_s_max = luck.choice([0.003, 0.03])
@@ -258,10 +279,12 @@ class _KafkaWorld:
         kafka = KafkaSettings(
             transaction_timeout_ms=luck.choice([int(100_000 * self.delay_s_max), 60_000]), session_timeout_ms=1_000
         )
-        self.scenario.settings = msgspec.structs.replace(settings, job=JOB, kafka=kafka)
+        checkpoint = CheckpointSettings(
+            interval_ms=max(10, settings.checkpoint.interval_ms)
+        )  # it takes several requests
+        self.scenario.settings = msgspec.structs.replace(settings, job=JOB, kafka=kafka, checkpoint=checkpoint)
         self.scenario.records = _one_by_one(scenario.records)
-        self.plans = [AgentPlan.from_agent(program.agent(f"agent{n}")) for n, program in enumerate(scenario.programs)]
-        topics = dict.fromkeys((INPUT, OUTPUT, DEAD, CHANGELOG), self.partitions)
+        topics = dict.fromkeys((INPUT, OUTPUT, DEAD, CHANGELOG, JOURNAL), self.partitions)
         self.cluster = SimulatedCluster(topics, lambda: luck.choice([0.0, luck.uniform(0, self.delay_s_max)]))
         self.complaints: list[str] = []
         self.lives = 0
@@ -277,7 +300,7 @@ class _KafkaWorld:
         finally:
             end_tasks(loop)
             loop.close()
-        violations = (*self.complaints, *judge(outcome, self.scenario.expected))
+        violations = (*self.complaints, *self.service.violations, *judge(outcome, self.scenario.expected))
         faults = sum(process.link.faults for process in self._processes)
         trace = (*self.events, f"{faults} lost requests or answers")
         visible = len(outcome.outputs["sink"])
@@ -361,7 +384,7 @@ class _KafkaWorld:
                 return
             if all(process.main.done() or process.link.is_dead for process in self._processes):
                 self._start({})
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(1)
 
     def _is_done(self) -> bool:
         for one, log in self.cluster.logs.items():

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import random
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from agentflow.api.failure import Retry
 from agentflow.errors import SinkError
@@ -34,6 +35,20 @@ def price(*what: object) -> int:
     return zlib.crc32(repr(what).encode()) % 1_000
 
 
+class Caller(Protocol):
+    """A process that calls the service."""
+
+    @property
+    def is_gone(self) -> bool:
+        """It was killed: what it still does has no effect."""
+        ...
+
+    @property
+    def may_repeat(self) -> bool:
+        """It was cut off, so it may call what its successor has called: no engine can promise otherwise."""
+        ...
+
+
 class PaidService:
     """See the module's docstring. It survives every crash.
 
@@ -44,12 +59,18 @@ class PaidService:
 
     def __init__(self, seed: str, fuse: Fuse) -> None:
         self.violations: list[str] = []
-        self.calls = 0
+        self._caller: Caller | None = None
         self._luck = random.Random(seed)  # noqa: S311 (the seed of a simulation)
         self._fuse = fuse
         self._keys: dict[_Step, str] = {}
         self._seen: dict[_Step, int] = {}
         self._failed: dict[_Step, int] = {}
+
+    def called_by(self, caller: Caller) -> PaidService:
+        """Return the same service, as one of several processes calls it."""
+        service = copy.copy(self)
+        service._caller = caller  # noqa: SLF001 (its own)
+        return service
 
     def draw(self) -> int:
         """Return a number that no second attempt draws again."""
@@ -61,17 +82,16 @@ class PaidService:
         step = (ctx.task_id, place, repr(n), repr(luck))
 
         async def pay(n: object, luck: object) -> list[int]:  # noqa: ARG001 (it is in the digest)
-            self._reach("service.call")
+            await self._reach("service.call")
             if self._keys.setdefault(step, ctx.idempotency_key) != ctx.idempotency_key:
                 self.violations.append(f"step {step} has another idempotency key")
-            if step in self._seen:
+            if step in self._seen and not (self._caller is not None and self._caller.may_repeat):
                 self.violations.append(f"step {step} is called again, and its outcome was seen")
-            self.calls += 1
             if self._luck.random() < 0.2 and self._failed.get(step, 0) < _FAILURES_MAX:
                 self._failed[step] = self._failed.get(step, 0) + 1
                 raise ConnectionError
             await asyncio.sleep(self._luck.choice([0, 0, 0.001, 0.01]))
-            self._reach("service.call done")
+            await self._reach("service.call done")
             return [price(n), self._luck.getrandbits(40)]
 
         paid, token = await ctx.durable_execute_async(pay, n, luck, retry=_RETRY)
@@ -79,7 +99,9 @@ class PaidService:
             self.violations.append(f"step {step} shows another outcome than before")
         return int(paid)
 
-    def _reach(self, point: str) -> None:
+    async def _reach(self, point: str) -> None:
+        if self._caller is not None and self._caller.is_gone:
+            await asyncio.get_running_loop().create_future()
         with contextlib.suppress(SinkError):  # an error of the service itself would be an outcome
             self._fuse.reach(point, SinkError)
 

@@ -10,6 +10,7 @@ import asyncio
 import enum
 import random
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -201,7 +202,9 @@ def _perform(ops: tuple[tuple[Op, str], ...], event: Event, ctx: RunnerContext, 
             ctx.set_timer(f"{op.value} {ctx.task_id}", after=f"{TIMER_AFTER_MS}ms", is_event_time=op is Op.EVENT_TIMER)
 
 
-def random_program(luck: random.Random, *, has_timers: bool, has_steps: bool = False) -> Program:
+def random_program(
+    luck: random.Random, *, has_timers: bool, has_steps: bool = False, waits: Sequence[Op] = WAITS
+) -> Program:
     """Draw an agent of one to four actions: events go from lower to higher levels, so every run ends."""
     actions = []
     levels = luck.randint(1, 3)
@@ -217,7 +220,7 @@ def random_program(luck: random.Random, *, has_timers: bool, has_steps: bool = F
                 ops.insert(luck.randint(0, len(ops)), (op, luck.choice(PATHS)))
             if not is_parallel and luck.random() < 0.5:  # outputs of a group would leave in the order of their waits
                 for _ in range(luck.randint(1, 2)):
-                    ops.insert(luck.randint(0, len(ops)), (luck.choice(WAITS), luck.choice(SLEEPS)))
+                    ops.insert(luck.randint(0, len(ops)), (luck.choice(waits), luck.choice(SLEEPS)))
         elif has_steps:
             ops.append((Op.LUCK, LUCK_PATH))
         actions.append(

@@ -9,7 +9,7 @@ each point of a run in turn.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -39,7 +39,7 @@ from agentflow.testing.lives import Lives
 from agentflow.testing.oracle import Expected, run_sequentially
 from agentflow.testing.paid_service import PaidService
 from agentflow.testing.people import People
-from agentflow.testing.program import Program, random_program, random_script
+from agentflow.testing.program import WAITS, Op, Program, random_program, random_script
 
 ROLES = ("sink", "dead-letter")
 
@@ -80,19 +80,19 @@ class Scenario:
         seed: The seed.
         records_max: Longest script.
         may_have_timers: Whether event time is part of it.
-        may_have_steps: Whether durable steps are.
+        waits: What actions with steps may wait for.
     """
 
     def __init__(
-        self, seed: int, records_max: int = 30, *, may_have_timers: bool = True, may_have_steps: bool = True
+        self, seed: int, records_max: int = 30, *, may_have_timers: bool = True, waits: Sequence[Op] = WAITS
     ) -> None:
         self.seed = seed
         luck = random.Random(seed)  # noqa: S311 (the seed of a simulation)
         self.has_timers = luck.random() < 0.4 and may_have_timers
-        has_steps = luck.random() < 0.6 and may_have_steps
+        has_steps = luck.random() < 0.6
         count = 1 if luck.random() < 0.6 else 2
         self.programs = [
-            random_program(luck, has_timers=self.has_timers and index == count - 1, has_steps=has_steps)
+            random_program(luck, has_timers=self.has_timers and index == count - 1, has_steps=has_steps, waits=waits)
             for index in range(count)
         ]
         self.records: list[Record] = random_script(luck, records_max, is_dirty=luck.random() < 0.3)

@@ -5,6 +5,7 @@ A seed that fails is replayed by `agentflow simulate --kafka --seed N --trace`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from agentflow.core.delta import DeltaSlices
 from agentflow.runtime.ports import Staged
 from agentflow.state.changelog_records import checkpoint_record, records_of, rows_of
 from agentflow.state.kafka_changelog import ChangelogKeyedState
+from agentflow.state.kafka_journal import KafkaJournal
 from agentflow.testing.kafka_simulation import simulate_kafka
 from tests.traces import trace_under_two_hash_seeds
 
@@ -68,9 +70,33 @@ def commit_what_was_not_acknowledged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SubtaskProducer, "_acknowledged", acknowledged)
 
 
+def read_only_what_is_committed_of_the_journal(patch: pytest.MonkeyPatch) -> None:
+    read = KafkaJournal.read
+
+    async def read_committed(self: Any, position: int) -> Any:
+        new_consumer = self._new_consumer
+        self._new_consumer = lambda **options: new_consumer(**(options | {"isolation_level": "read_committed"}))
+        return await read(self, position)
+
+    patch.setattr(KafkaJournal, "read", read_committed)
+
+
+def answer_steps_before_the_journal_has_them(patch: pytest.MonkeyPatch) -> None:
+    append = KafkaJournal.append
+
+    async def answer_at_once(self: Any, records: Any) -> int:
+        self._late = asyncio.ensure_future(append(self, records))
+        self._late.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return 0
+
+    patch.setattr(KafkaJournal, "append", answer_at_once)
+
+
 @pytest.mark.parametrize(
     "break_protocol",
     [
+        read_only_what_is_committed_of_the_journal,
+        answer_steps_before_the_journal_has_them,
         apply_before_the_commit,
         let_outputs_of_the_next_epoch_into_the_transaction,
         commit_what_was_not_acknowledged,
