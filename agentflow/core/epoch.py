@@ -177,6 +177,10 @@ class EpochChanges:
         """Writes that keyed state does not have yet, by key; oldest first."""
         return (self._memory,) if self._frozen is None else (self._frozen.memory, self._memory)
 
+    def has_unapplied(self, state: KeyState) -> bool:
+        """Whether a key has such writes: it cannot be read from keyed state then."""
+        return state in self._memory or (self._frozen is not None and state in self._frozen.memory)
+
     def unapplied_rows(self) -> list[StateWrite]:
         """Return them as rows, oldest first."""
         return [

@@ -123,8 +123,8 @@ class Sleepers:
         self._is_late = False
         for _ in range(_PER_CHECKPOINT if is_behind_checkpoint else _PER_SLEEPER):
             run = next(iter(asleep), None)
-            if run is None or run.is_changed or run.is_frozen:
-                return  # the next checkpoint has it
+            if run is None or run.is_changed or run.is_frozen or self._changes.has_unapplied(run.state):
+                return  # the next checkpoint has it, or the one that is being written
             del asleep[run]
             if self._can_fold(run):
                 self._fold(run)

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from agentflow import Agent, Retry
+from agentflow.api.memory_codec import encode_value
 from agentflow.core.delta import Table
 from agentflow.core.inputs import DrainRequested, StepEnded, StepRetry, WatermarkReceived
 from agentflow.core.journal_records import ATTEMPT, CANCELLED, WAITED
@@ -255,6 +256,23 @@ def test_a_sleeping_run_that_a_checkpoint_has_is_folded_and_wakes_in_time() -> N
     assert world.complete(TASK) == [f"persist completion {TASK}"]
     world.take_checkpoint()
     assert [table for table, _, _ in world.rows if table in (Table.STEPS, Table.RUNS)] == []
+
+
+def test_a_sleeping_run_is_not_folded_before_keyed_state_has_what_it_wrote() -> None:
+    world = World()
+    world.record("k", 0)
+    assert world.complete("t/0/0:a", writes={"n": encode_value(1, None)}, sent=[("x", b"\x80")])
+    world.sleep("t/0/0:a/0:b", FIRST, 500)
+    world.append()
+    world.park("t/0/0:a/0:b")
+    world.barrier()
+    assert world.snapshot is not None
+    slices = list(world.snapshot.slices)  # every run is captured, and the checkpoint is not completed
+    world.signal("other", "go", 0)
+    assert not world.operator._sleepers.by_key
+    world.snapshot.slices = iter(slices)
+    world.complete_checkpoint()
+    assert list(world.operator._sleepers.by_key) == [msgspec.msgpack.encode("k")]
 
 
 def test_a_sleeping_run_is_restored_as_its_rows_and_wakes_in_time() -> None:
