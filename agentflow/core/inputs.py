@@ -180,7 +180,7 @@ class StepRetry(msgspec.Struct, frozen=True, gc=False):
 
 
 class ParkRequested(msgspec.Struct):
-    """The coroutine of a task that only waits could be closed, to save its memory; it is where the task is `PARKED` behind this."""
+    """May the coroutine of a task that only waits be closed? It may if the task is `PARKED` behind this; it then starts again."""
 
     task: ActionTask
 
