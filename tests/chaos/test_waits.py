@@ -18,7 +18,7 @@ from agentflow.runtime.signals import encode_signal
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = int(os.environ.get("WAITS_CHAOS_RUNS", "600"))
-KEYS = RUNS // 5
+KEYS = RUNS // 12  # each sleeps twelve times, which takes longer than a life
 KILLS = int(os.environ.get("WAITS_CHAOS_KILLS", "8"))
 AGENT = """\
 from agentflow import Agent, EventType, OutputEvent, action
@@ -103,7 +103,7 @@ def live(place: Path, luck: random.Random) -> int:
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
             job = subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=log)
         try:
-            status = job.wait(0.3 + luck.random() if kills < KILLS else 120)
+            status = job.wait(0.3 + 0.6 * luck.random() if kills < KILLS else 120)
         except subprocess.TimeoutExpired:
             job.kill()
             job.wait()
