@@ -527,9 +527,7 @@ class Subtask:
         """
         if self._failure.done():
             return
-        timeout = self._settings.checkpoint.timeout_ms / 1000
-        checkpoint = self._counters.checkpoint + 1
-        now_ms = self._clock.now_ms()
+        checkpoint, now_ms = self._counters.checkpoint + 1, self._clock.now_ms()
         for index, stage in enumerate(self._stages):
             positions = self._positions if index == 0 else {}
             stage.operator.apply(BarrierReceived(checkpoint, dict(positions)), now_ms)
@@ -539,10 +537,13 @@ class Subtask:
         journal_position = None if self._journal is None else self._journal.position
         positions = dict(self._positions)
         is_skipped = not has_output and all(snapshot.is_empty for snapshot in snapshots)
-        if not is_skipped:
+        if is_skipped:  # told at once: the open epoch has its number from now on
+            for stage in self._stages:
+                stage.operator.apply(CheckpointCompleted(checkpoint, is_skipped=True), now_ms)
+        else:
             began, self._delta_bytes = self._loop.time(), 0
             self._checkpoints.barrier(checkpoint)
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(self._settings.checkpoint.timeout_ms / 1000):
                 await self._checkpoints.complete(checkpoint, self._delta(snapshots, journal_position))
                 if self._journal is not None and journal_position:
                     await self._journal.release(journal_position)
@@ -568,7 +569,8 @@ class Subtask:
         try:
             now_ms = self._counters.checkpoint_completed_ms = self._clock.now_ms()
             for index, stage in enumerate(self._stages):
-                stage.operator.apply(CheckpointCompleted(checkpoint, is_skipped=is_skipped), now_ms)
+                if not is_skipped:
+                    stage.operator.apply(CheckpointCompleted(checkpoint), now_ms)
                 self._run_effects(index, now_ms)
         except Exception as error:  # noqa: BLE001 (the subtask's edge: the job decides)
             self.fail(error)
