@@ -173,6 +173,11 @@ class Run(msgspec.Struct, eq=False):
         started = self.group if self.group is not None else [self.current] if self.current is not None else []
         return [*started, *(self.queue or ())]
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has begun and has no task left."""
+        return self.is_started and self.current is None and self.group is None and not self.queue
+
 
 class ActionTask(msgspec.Struct, eq=False):
     """One action, triggered by one event of a run.
@@ -190,6 +195,7 @@ class ActionTask(msgspec.Struct, eq=False):
         recorded: Its records in the journal; None while there are none.
         emitted: How many of the events that it sends have been looked at for outputs: those of before a wait have left.
         left: These events, and headers of outputs; None: there are none, or a checkpoint has them.
+        began_ns: When the attempt began, by a clock of the shell's; 0: nobody looks. The core does not read it.
     """
 
     run: Run
@@ -208,6 +214,7 @@ class ActionTask(msgspec.Struct, eq=False):
     recorded: RecordedTask | None = None
     emitted: int = 0
     left: tuple[Sequence[SentEvent], Mapping[int, Headers] | None] | None = None
+    began_ns: int = 0
 
     @property
     def path(self) -> str:

@@ -39,7 +39,8 @@ from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
 from agentflow.runtime.counters import Counters
-from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Signals, Sink, Source
+from agentflow.runtime.observation import Observation
+from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Observer, Signals, Sink, Source
 from agentflow.runtime.replay_check import diverging_runs, is_changed
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
@@ -84,6 +85,7 @@ class JobSpec(msgspec.Struct, frozen=True):
             ones, so that they do not all commit at once.
         open_signals: Makes what signals come from, None: the job takes none; called at each (re)start, behind ``open_source``.
         rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
+        observers: Makes what looks at an agent, given its place in the chain and the incarnation; called at each (re)start.
     """
 
     settings: JobSettings
@@ -96,6 +98,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     first_interval_share: float = 1.0
     rekeyed_source: str | None = None
     open_signals: Callable[[], Signals | None] = lambda: None
+    observers: Callable[[int, str], Sequence[Observer]] = lambda index, incarnation: ()  # noqa: ARG005
 
 
 class JobStatus(msgspec.Struct):
@@ -430,7 +433,11 @@ class Job:
                 services, codec, subtask.deliver_to(index), subtask.fail, threads, settings.blocking.leaked_max
             )
             keys = KeyReader(stage.key_by, codec, rekeyed_source)
-            subtask.add_stage(Stage(operator, runner, keys, services.steps))
+            observers = spec.observers(index, incarnation)
+            observation = Observation(observers, runner.start) if observers else None
+            if services.steps is not None and observation is not None:
+                services.steps.seen = observation.turn.steps.append
+            subtask.add_stage(Stage(operator, runner, keys, services.steps, observation))
         return subtask
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agentflow.core.delta import DeltaSlices, StoredRow, Table
     from agentflow.core.effects import DeadLetter, EmitRecord
     from agentflow.core.records import Record
+    from agentflow.runtime.observation import Turn
 
 
 class Guarantee(enum.Enum):
@@ -34,6 +35,18 @@ class Clock(Protocol):
 
     def now_ms(self) -> int:
         """Return epoch milliseconds; never goes backwards within a process."""
+        ...
+
+
+class Observer(Protocol):
+    """Looks at one operator, and changes nothing: event log, metrics, traces. Made anew with each life of its subtask."""
+
+    def observe(self, turn: Turn, now_ms: int) -> None:
+        """Take what happened in a turn of the loop; it is the caller's again when this returns.
+
+        It is called on the loop behind the turn, so it has to be quick, and it must not raise. What it is shown is as it was left
+        by the turn, and no longer as it was when each fact came.
+        """
         ...
 
 

@@ -26,10 +26,12 @@ from agentflow.core.recorded import PATCH
 from agentflow.core.runs import PARKED, ActionTask
 from agentflow.core.waits import SLEEP, WAIT_FOR, decode_outcome
 from agentflow.errors import ContextClosed, Divergence, RecordTooLarge, WrongContext
+from agentflow.runtime.observation import StepSeen, monotonic_ns
 from agentflow.runtime.step_cache import cached_result, keep_result
 from agentflow.runtime.step_values import (
     decode_error,
     decode_result,
+    describe_error,
     digest,
     encode_error,
     encode_result,
@@ -59,6 +61,7 @@ class StepRunner:
         work: Makes the description of a step's call.
         coroutine_of: Returns the asyncio task of an action that waits; the action runner sets it.
         leave: Gives up a coroutine without an answer; the action runner sets it.
+        seen: Told of calls that ended and of answers from the journal; None: nobody looks.
 
     Args:
         decide: Takes an input of the operator, at once, on the loop; returns the answer to a step if that is all that follows.
@@ -86,6 +89,7 @@ class StepRunner:
         self._tasks: dict[ActionTask, TaskSteps] = {}
         self.coroutine_of: Callable[[ActionTask], asyncio.Task[Any] | None] = _unknown
         self.leave: Callable[[ActionTask], object] = _unknown
+        self.seen: Callable[[StepSeen], object] | None = None
         self._park_after_s = park_after_ms / 1000
         self._sleepers: dict[TaskSteps, float] = {}  # until when they are kept, the first one first
         self._sweeper: asyncio.TimerHandle | None = None
@@ -181,10 +185,15 @@ class StepRunner:
         """Return the recorded result of a step, or raise its recorded error; ``work`` is called where there is none, None: a wait."""
         try:
             answer = self._decide(request) or await self._wait_answer(steps, call, request)
+            if self.seen is not None and type(answer) is ResolveStep and work is not None:
+                self.seen(StepSeen(steps.task, call, 0, monotonic_ns(), calls=0))
             while type(answer) is RunStep:
                 assert work is not None, "a wait is not run"
+                began_ns = 0 if self.seen is None else monotonic_ns()
                 settled = await self._settle_doubt(steps, call, work) if answer.is_in_doubt else None
                 ended = settled or await self._run(steps, call, work, answer.calls)
+                if self.seen is not None:
+                    self.seen(_seen(ended, began_ns, answer.calls + 1))
                 answer = self._decide(ended) or await self._wait_answer(steps, call, ended)
         except asyncio.CancelledError:
             if not steps.is_interrupted:  # by user code
@@ -440,9 +449,14 @@ class StepRunner:
                 fix="give the call its own timeout, or await ctx.durable_execute_async(…) in an async action",
             )
         answer = self._ask_from_thread(steps, call, StepRequested(task, call, work.needs_intent))
+        if self.seen is not None and type(answer) is ResolveStep:
+            self.seen(StepSeen(task, call, 0, monotonic_ns(), calls=0))
         while type(answer) is RunStep:
+            began_ns = 0 if self.seen is None else monotonic_ns()
             settled = self._settle_doubt_in_thread(steps, call, work) if answer.is_in_doubt else None
             ended = settled or self._run_in_thread(steps, call, work, answer.calls)
+            if self.seen is not None:
+                self.seen(_seen(ended, began_ns, answer.calls + 1))
             answer = self._ask_from_thread(steps, call, ended)
         return _answered(steps, call, work, self._recorded(task, answer))
 
@@ -549,6 +563,12 @@ def _failed(steps: TaskSteps, call: StepCall, work: StepWork, calls: int, error:
     """Return how a call ended that raised: the step's outcome, or an attempt that another one follows."""
     retry = work.next_call(_id_of(steps, call), calls, error)
     return StepEnded(steps.task, call, ERROR if retry is None else ATTEMPT, encode_error(error), retry)
+
+
+def _seen(ended: StepEnded, began_ns: int, calls: int) -> StepSeen:
+    """Return how a call ended, for observers."""
+    error = describe_error(ended.payload) if ended.kind in (ERROR, ATTEMPT) else ""
+    return StepSeen(ended.task, ended.call, began_ns, monotonic_ns(), calls, error, is_final=ended.kind != ATTEMPT)
 
 
 def _unknown(task: ActionTask) -> None:  # noqa: ARG001 (the signature)

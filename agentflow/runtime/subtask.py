@@ -65,6 +65,8 @@ from agentflow.runtime.codecs import KeyReader, TimestampReader
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.failing import look_at, unless_failed
 from agentflow.runtime.journal_writer import JournalWriter
+from agentflow.runtime.mailbox import Mailbox
+from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Journal, KeyedState, Repartition, Signals, Sink, Source
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader
@@ -72,9 +74,6 @@ from agentflow.runtime.step_runner import StepInput, StepRunner
 from agentflow.runtime.task_steps import Answer
 from agentflow.runtime.watermarks import WatermarkGenerator
 
-_TURN_RECORDS_FIRST, _TURN_RECORDS_MAX = 16, 256
-_TURN_MS = 10
-"""What a turn should take at most, so that timers, completions and checkpoints stay responsive behind a slow synchronous agent."""
 _IDLE_STEP_MS = 100
 INCARNATION_NAME = "incarnation"
 JOURNAL_NAME = "journal"  # of the META row that holds the position up to which the checkpoint has the journal
@@ -84,12 +83,17 @@ _Answer = ActionCompleted | ActionFailed | JournalAppended | StepInput
 
 
 class Stage(msgspec.Struct):
-    """One operator of the chain with what surrounds it."""
+    """One operator of the chain with what surrounds it.
+
+    Attributes:
+        observation: What observers are shown of it; None: there are none.
+    """
 
     operator: Operator
     runner: ActionRunner
     keys: KeyReader
     steps: StepRunner | None = None
+    observation: Observation | None = None
 
 
 class Subtask:
@@ -120,7 +124,6 @@ class Subtask:
         counters: Counters,
     ) -> None:
         self._stages: list[Stage] = []
-        self._source = source
         self._sinks = dict(sinks)
         self._repartition = cast("Repartition", sinks.get("repartition"))
         self._checkpoints = checkpoints
@@ -134,20 +137,16 @@ class Subtask:
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self._failure.add_done_callback(look_at)
         self._drained = asyncio.Event()
-        self._has_room = asyncio.Event()
-        self._resumed = asyncio.Event()
-        self._resumed.set()
-        self._stopping = asyncio.Event()
+        self._mailbox = Mailbox(source, self._schedule, self.fail)
+        self._stopping = self._mailbox.stopping
         self._hurry = asyncio.Event()
-        self._batches: deque[Sequence[Record]] = deque()
-        self._turn_records = _TURN_RECORDS_FIRST
         self._answers: deque[tuple[int, _Answer]] = deque()
         self._journal: JournalWriter | None = None
         self._signals: Signals | None = None
         self._signal_reader = SignalReader([])
-        self._signal_records: deque[Record] = deque()
         self._is_in_effects = False
         self._is_scheduled = False
+        self._is_observed = False
         self._context = contextvars.copy_context()  # of every turn: else it would be that of the action that caused it
         self._drain_requested = False
         self._is_restored = False
@@ -171,7 +170,7 @@ class Subtask:
             PersistStep: lambda index, effect, _: cast("JournalWriter", self._journal).append(index, effect.record),
             ReplayAction: lambda index, effect, now_ms: self._stages[index].operator.apply(effect.ending, now_ms),
             RequestCheckpoint: lambda *_: self.checkpoint_schedule.take_extra(),
-            ResumeSource: lambda *_: self._resumed.set(),
+            ResumeSource: lambda *_: self._mailbox.resume(),
             **dict.fromkeys((RefuseStep, ResolveStep, RunStep), self._answer_step),
             ScheduleRetry: lambda *_: None,
             SkipTask: lambda *_: None,
@@ -190,6 +189,7 @@ class Subtask:
         """Append an operator to the chain, restored, before `run`; its runner delivers to `deliver_to` of its place."""
         self._stages.append(stage)
         self._last += 1
+        self._is_observed |= stage.observation is not None
 
     @property
     def runs_in_flight(self) -> int:
@@ -205,9 +205,9 @@ class Subtask:
         """
         self._is_restored = True
         self._schedule()
-        readers = [self._loop.create_task(self._read())]
+        readers = [self._loop.create_task(self._mailbox.read())]
         if self._signals is not None:
-            readers.append(self._loop.create_task(self._read_signals(self._signals)))
+            readers.append(self._loop.create_task(self._mailbox.read_signals(self._signals)))
         timer = self._loop.create_task(self.checkpoint_schedule.run())
         try:
             await unless_failed(self._wait_drained(), self._failure)
@@ -256,45 +256,17 @@ class Subtask:
             drained.cancel()
             stopping.cancel()
 
-    # -- reading
-    async def _read(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                await self._resumed.wait()
-                records = await self._source.fetch(self._turn_records)
-                if self._stopping.is_set():
-                    return  # not admitted: the position stays before them
-                self._has_room.clear()
-                self._batches.append(records)
-                self._schedule()
-                if not records:
-                    return
-                await self._has_room.wait()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
-            self.fail(error)
-
-    async def _read_signals(self, signals: Signals) -> None:
-        """Read signals to the end of the subtask: runs in flight may wait for them while it drains, and while it is paused."""
-        try:
-            while True:
-                self._signal_records += await signals.fetch(_TURN_RECORDS_MAX)
-                self._schedule()
-                await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
-            self.fail(error)
-
     def _take_signal(self, record: Record, now_ms: int) -> None:
         index, received = self._signal_reader.read(record)
         self._positions[record.source] = record.next_offset
-        self._stages[index].operator.apply(received, now_ms)
+        stage = self._stages[index]
+        if stage.observation is not None:
+            stage.observation.turn.notes.append(received)
+        stage.operator.apply(received, now_ms)
         self._run_effects(index, now_ms)
 
     def _pause(self, index: int, effect: PauseSource, now_ms: int) -> None:  # noqa: ARG002 (one signature)
-        self._resumed.clear()
+        self._mailbox.pause()
         steps = self._stages[index].steps
         if steps is not None:
             steps.park_all()  # what waits only is not in flight then
@@ -357,6 +329,7 @@ class Subtask:
         self._is_scheduled = False
         if self._failure.done():
             return
+        mailbox = self._mailbox
         try:
             now_ms = self._clock.now_ms()
             if self._is_restored:
@@ -364,37 +337,40 @@ class Subtask:
                 self._run_effects(0, now_ms)  # of the restore: the start of unfinished runs
             for _ in range(len(self._answers)):
                 index, answer = self._answers.popleft()
-                self._stages[index].operator.apply(answer, now_ms)
+                stage = self._stages[index]
+                if stage.observation is not None:
+                    stage.observation.see(answer)
+                stage.operator.apply(answer, now_ms)
                 self._run_effects(index, now_ms)
-            while self._signal_records:
-                self._take_signal(self._signal_records.popleft(), now_ms)
-            while self._batches:
-                batch = self._batches.popleft()
+            while mailbox.signals:
+                self._take_signal(mailbox.signals.popleft(), now_ms)
+            while mailbox.batches:
+                batch = mailbox.batches.popleft()
                 self._admit(batch, now_ms) if batch else self._end_input(now_ms)
-                self._pace(self._clock.now_ms() - now_ms)
-                self._has_room.set()
+                mailbox.take_more(self._clock.now_ms() - now_ms)
             if self._drain_requested:
                 self._drain_requested = False
                 self._stages[0].operator.apply(self._drain(), now_ms)
                 self._run_effects(0, now_ms)
             self._advance_time(now_ms)
+            if self._is_observed:
+                self._tell_observers(now_ms)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
             self.fail(error)
 
-    def _pace(self, took_ms: int) -> None:
-        """Take fewer records for the next turn when one took long, more when it did not."""
-        if took_ms > _TURN_MS:
-            self._turn_records = max(1, self._turn_records // 2)
-        elif took_ms < _TURN_MS // 2:
-            self._turn_records = min(_TURN_RECORDS_MAX, self._turn_records * 2)
+    def _tell_observers(self, now_ms: int) -> None:
+        for stage in self._stages:
+            if stage.observation is not None:
+                stage.observation.flush(now_ms)
 
     def _admit(self, batch: Sequence[Record], now_ms: int) -> None:
         stage = self._stages[0]
         apply, read_key = stage.operator.apply, stage.keys.read
         record_max, timestamps = self._settings.record_max_bytes, self._timestamps
         rekeyed_source = stage.keys.rekeyed_source
+        seen = None if stage.observation is None else stage.observation.turn.records
         for record in batch:
             try:
                 if record.value is not None and len(record.value) > record_max:
@@ -409,7 +385,10 @@ class Subtask:
                 apply(RecordRejected(record, report), now_ms)
             else:
                 if rekeyed_source is None or record.source == rekeyed_source:
-                    apply(RecordReceived(record, key), now_ms)
+                    received = RecordReceived(record, key)
+                    if seen is not None:
+                        seen.append(received)
+                    apply(received, now_ms)
                 else:
                     self._repartition.forward(record, key)
                     self._has_output = True
@@ -432,7 +411,8 @@ class Subtask:
     def _run_effects(self, index: int, now_ms: int) -> None:
         """Carry out every effect of an operator, those of synchronous actions included, then those down the chain."""
         stage = self._stages[index]
-        apply, start = stage.operator.apply, stage.runner.start
+        apply, observation = stage.operator.apply, stage.observation
+        start = stage.runner.start if observation is None else observation.start
         effects = stage.operator.effects
         write = self._sinks["sink"].write
         is_last = index == self._last
@@ -451,6 +431,8 @@ class Subtask:
                 else:
                     self._pass_record(index + 1, effect, now_ms)  # type: ignore[arg-type]
             else:
+                if observation is not None:
+                    observation.turn.notes.append(effect)
                 self._carry_out[kind](index, effect, now_ms)
         effects.clear()
         self._is_in_effects = False
@@ -469,6 +451,8 @@ class Subtask:
             report = ErrorReport(type(error).__name__, f"key-by failed: {error}", is_retryable=False)
             stage.operator.apply(RecordRejected(record, report), now_ms)
         else:
+            if stage.observation is not None:
+                stage.observation.turn.records.append(received)
             stage.operator.apply(received, now_ms)
 
     def _pass_watermark(self, index: int, effect: ForwardWatermark, now_ms: int) -> None:
@@ -510,7 +494,7 @@ class Subtask:
         """Let the watermark go on without idle partitions; return when to look again."""
         due_ms = self._watermarks.next_idle_ms
         if due_ms is not None and due_ms <= now_ms:
-            self._advance_watermark(self._watermarks.pass_time(now_ms, is_paused=not self._resumed.is_set()), now_ms)
+            self._advance_watermark(self._watermarks.pass_time(now_ms, is_paused=self._mailbox.is_paused), now_ms)
             due_ms = self._watermarks.next_idle_ms
             due_ms = None if due_ms is None else max(due_ms, now_ms + _IDLE_STEP_MS)
         return due_ms

@@ -1,0 +1,179 @@
+"""What observers are shown of a job: everything, in order, in one call behind each turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import Any
+
+import pytest
+
+from agentflow import Agent, Event, EventType, OutputEvent, Retry, RunnerContext
+from agentflow.connectors.collections import CollectionSink, CollectionSource
+from agentflow.core.effects import DeadLetter, ScheduleRetry
+from agentflow.core.inputs import ActionCompleted, ActionFailed
+from agentflow.plan.plan import AgentPlan
+from agentflow.runtime.job import AgentStage, Job, JobSpec
+from agentflow.runtime.observation import StepSeen, Turn
+from agentflow.runtime.settings import JobSettings
+from agentflow.state.memory import MemoryKeyedState
+
+
+class Notes:
+    """Keeps what it is shown."""
+
+    context_of: Any = None
+
+    def __init__(self) -> None:
+        self.records: list[str] = []
+        self.answers: list[tuple[str, int, bool]] = []
+        self.outputs: list[bytes | None] = []
+        self.steps: list[StepSeen] = []
+        self.notes: list[object] = []
+        self.began_later: list[str] = []
+        self.left: list[int] = []
+        self.over: list[str] = []
+
+    def observe(self, turn: Turn, now_ms: int) -> None:
+        self.records += [received.record.run_id for received in turn.records]
+        self.began_later += [task.path for task in turn.started]
+        for answer, attempt, began_ns, ended_ns in turn.answers:
+            task = answer.task
+            assert 0 < began_ns <= ended_ns
+            self.answers.append((task.id, attempt, type(answer) is ActionCompleted))
+            if isinstance(answer, ActionCompleted):
+                self.outputs += [payload for kind, payload in answer.sent or () if kind is None]
+            if task.run.is_over:
+                self.over.append(task.run.id)
+        self.steps += turn.steps
+        self.notes += turn.notes
+        self.left += [first for _, first in turn.left]
+
+
+def observed(agent: Agent, values: list[Any], notes: Notes) -> list[Any]:
+    """Run a job with an observer and return its outputs."""
+    sink = CollectionSink()
+    dead = CollectionSink()
+    spec = JobSpec(
+        JobSettings(),
+        (AgentStage(AgentPlan.from_agent(agent), "k"),),
+        lambda: CollectionSource(values),
+        lambda: {"sink": sink, "dead-letter": dead},
+        MemoryKeyedState,
+        observers=lambda index, incarnation: (notes,),
+    )
+
+    async def run() -> None:
+        await Job(spec).run()
+
+    asyncio.run(run())
+    return sink.values
+
+
+def test_records_answers_and_ends_are_shown_in_order() -> None:
+    def first(event: Event, ctx: RunnerContext) -> None:
+        ctx.send_event(Event("next", {"n": 1}))
+
+    def second(event: Event, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(ctx.key))
+
+    agent = Agent("A").add_action("first", [EventType.InputEvent], first).add_action("second", ["next"], second)
+    notes = Notes()
+    assert observed(agent, [{"k": "a"}, {"k": "b"}], notes) == ["a", "b"]
+    assert notes.records == ["list/0", "list/1"]
+    for run in ("list/0", "list/1"):
+        of_run = [answer for answer in notes.answers if answer[0].startswith(run)]
+        assert of_run == [(f"{run}/0:first", 1, True), (f"{run}/0:first/0:second", 1, True)]
+    assert notes.outputs == [b'"a"', b'"b"']
+    assert set(notes.over) == {"list/0", "list/1"}
+
+
+def test_failures_retries_and_dead_letters_are_notes() -> None:
+    def act(event: Event, ctx: RunnerContext) -> None:
+        raise KeyError("stars")
+
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act, retry=Retry(attempts=2, initial="1ms"))
+    notes = Notes()
+    observed(agent, [{"k": "a"}], notes)
+    assert notes.answers == [("list/0/0:act", 1, False), ("list/0/0:act", 2, False)]
+    kinds = [type(note) for note in notes.notes]
+    assert kinds.index(ScheduleRetry) < kinds.index(DeadLetter)
+    assert notes.over[-1:] == ["list/0"]
+
+
+def test_steps_and_waits_of_coroutines_are_shown() -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        await ctx.durable_execute_async(abs, -1)  # type: ignore[arg-type]
+        ctx.send_event(OutputEvent("before"))
+        await ctx.sleep("1ms")
+        ctx.send_event(OutputEvent("after"))
+
+    notes = Notes()
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act)
+    assert observed(agent, [{"k": "a"}], notes) == ["before", "after"]
+    assert notes.began_later == ["0:act"]
+    (step,) = notes.steps
+    assert (step.call.function, step.calls, step.error, step.is_final) == ("builtins.abs", 1, "", True)
+    assert 0 < step.began_ns <= step.ended_ns
+    assert notes.left == [0]
+
+
+def test_a_failed_call_of_a_step_is_shown_with_its_error_and_its_number() -> None:
+    calls: list[int] = []
+
+    def flaky() -> int:
+        calls.append(1)
+        if len(calls) < 3:
+            raise ConnectionError("away")
+        return len(calls)
+
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(await ctx.durable_execute_async(flaky, retry=Retry(attempts=3, initial="1ms"))))
+
+    notes = Notes()
+    assert observed(Agent("A").add_action("act", [EventType.InputEvent], act), [{"k": "a"}], notes) == [3]
+    assert [(step.calls, step.error, step.is_final) for step in notes.steps] == [
+        (1, "ConnectionError: away", False),
+        (2, "ConnectionError: away", False),
+        (3, "", True),
+    ]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_observer_may_choose_the_context_that_user_code_runs_in(*, is_async: bool) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("trace", default="none")
+
+    def sync(event: Event, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(variable.get()))
+
+    async def later(event: Event, ctx: RunnerContext) -> None:
+        await asyncio.sleep(0.001)
+        ctx.send_event(OutputEvent(variable.get()))
+
+    def context_of(task: Any) -> contextvars.Context:
+        context = contextvars.copy_context()
+        context.run(variable.set, task.id)
+        return context
+
+    notes = Notes()
+    notes.context_of = context_of
+    agent = Agent("A").add_action("act", [EventType.InputEvent], later if is_async else sync)
+    assert observed(agent, [{"k": "a"}], notes) == ["list/0/0:act"]
+
+
+def test_a_failing_action_is_told_as_such() -> None:
+    def act(event: Event, ctx: RunnerContext) -> None:
+        raise ValueError
+
+    seen: list[type] = []
+
+    class Kinds(Notes):
+        def observe(self, turn: Turn, now_ms: int) -> None:
+            seen.extend(type(answer) for answer, *_ in turn.answers)
+
+    observed(
+        Agent("A").add_action("act", [EventType.InputEvent], act, on_error="skip", retry=Retry(attempts=1)),
+        [{"k": 1}],
+        Kinds(),
+    )
+    assert seen == [ActionFailed]
