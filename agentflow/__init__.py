@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agentflow.connectors.collections import CollectionSink, CollectionSource
     from agentflow.connectors.jsonl import JsonlSource
     from agentflow.connectors.jsonl_sink import JsonlSink
-    from agentflow.environment import AgentsExecutionEnvironment
+    from agentflow.environment.streams import AgentsExecutionEnvironment
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.settings import CheckpointSettings, JobSettings, StateSettings
 
@@ -69,7 +69,7 @@ __all__ = [
 
 _LAZY = {  # what runs a job is imported when it is asked for: an agent's module needs none of it
     "AgentPlan": "agentflow.plan.plan",
-    "AgentsExecutionEnvironment": "agentflow.environment",
+    "AgentsExecutionEnvironment": "agentflow.environment.streams",
     "CheckpointSettings": "agentflow.runtime.settings",
     "CollectionSink": "agentflow.connectors.collections",
     "CollectionSource": "agentflow.connectors.collections",

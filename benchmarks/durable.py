@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 from agentflow import Agent, EventType, JobSettings, OutputEvent, RunnerContext, StateSettings
-from agentflow.environment import new_event_loop, state_opener
+from agentflow.environment.openers import new_event_loop, state_opener
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import AgentStage, Job, JobSpec

@@ -14,7 +14,7 @@ from typing import Any
 from agentflow import Agent, EventType, InputEvent, JobSettings, OutputEvent, RunnerContext, StateSettings
 from agentflow.api.codecs import JSON
 from agentflow.core.records import Record
-from agentflow.environment import new_event_loop, state_opener
+from agentflow.environment.openers import new_event_loop, state_opener
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import AgentStage, Job, JobSpec

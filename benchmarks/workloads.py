@@ -18,7 +18,7 @@ from agentflow import Agent, Event, EventType, InputEvent, JobSettings, OutputEv
 from agentflow.api.codecs import JSON
 from agentflow.core.effects import DeadLetter, EmitRecord
 from agentflow.core.records import Record
-from agentflow.environment import new_event_loop, state_opener
+from agentflow.environment.openers import new_event_loop, state_opener
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import AgentStage, Job, JobSpec

@@ -50,7 +50,7 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
         PlanError: The agent cannot be compiled.
     """
     from agentflow.cli.connections import open_sink, source_opener
-    from agentflow.environment import signals_opener, state_opener
+    from agentflow.environment.openers import signals_opener, state_opener
     from agentflow.observability.logs import DeadLetterLog
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.job import AgentStage, JobSpec
@@ -87,7 +87,7 @@ def loop_factory(*, is_uvloop_wanted: bool) -> Callable[[], asyncio.AbstractEven
     """Return what makes the event loop, and says which one it is."""
 
     def new_loop() -> asyncio.AbstractEventLoop:
-        from agentflow.environment import new_event_loop
+        from agentflow.environment.openers import new_event_loop
         from agentflow.observability.logs import log_event
 
         loop = new_event_loop(is_uvloop_wanted=is_uvloop_wanted)
@@ -216,12 +216,18 @@ class StopSignals:
 
 
 async def _run(spec: JobSpec, log: JobLog, line: LiveLine | None) -> int:
+    import msgspec
+
+    from agentflow.environment.telemetry import Telemetry
     from agentflow.errors import AgentflowError
     from agentflow.observability.logs import log_event
     from agentflow.observability.progress import follow_live, follow_log
     from agentflow.runtime.job import Job
 
-    job = Job(spec, on_event=log.tell)
+    telemetry = Telemetry(spec.settings)
+    job = Job(
+        msgspec.structs.replace(spec, observers=telemetry.observers(0), on_end=telemetry.close), on_event=log.tell
+    )
     signals = StopSignals(job)
 
     def status() -> JobStatus:

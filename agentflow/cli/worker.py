@@ -17,7 +17,7 @@ from agentflow.errors import ConfigError
 
 if TYPE_CHECKING:
     from agentflow.cli.job_file import JobFile
-    from agentflow.environment import KafkaJob
+    from agentflow.environment.kafka_job import KafkaJob
     from agentflow.observability.admin import AdminServer, LoopWatch
     from agentflow.observability.progress import LiveLine
     from agentflow.runtime.job import JobStatus
@@ -67,7 +67,7 @@ def kafka_job(job_file: JobFile) -> KafkaJob:
     """
     from agentflow.cli.loading import load_program
     from agentflow.connectors.kafka.group import Reading
-    from agentflow.environment import KafkaJob
+    from agentflow.environment.kafka_job import KafkaJob
     from agentflow.observability.logs import DeadLetterLog
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.job import AgentStage
@@ -164,6 +164,7 @@ def _admin(job_file: JobFile, member: Worker, watch: LoopWatch) -> AdminServer |
 
 
 async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process: int | None) -> int:
+    from agentflow.environment.telemetry import Telemetry
     from agentflow.errors import AgentflowError
     from agentflow.observability.admin import LoopWatch
     from agentflow.observability.logs import bind_log_fields, log_event
@@ -172,6 +173,8 @@ async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process:
     log = _WorkerLog(job_file)
     if process is not None:
         bind_log_fields(process=process)
+    telemetry = Telemetry(job.settings)
+    job.observers = telemetry.observers
     member = await job.worker(log.tell)
     log.started(job.facts.subtasks)
     watch = LoopWatch()
@@ -196,6 +199,7 @@ async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process:
         if admin is not None:
             admin.close()
         await watch.close()
+        await telemetry.close()
         following.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await following

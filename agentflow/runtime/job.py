@@ -85,7 +85,8 @@ class JobSpec(msgspec.Struct, frozen=True):
             ones, so that they do not all commit at once.
         open_signals: Makes what signals come from, None: the job takes none; called at each (re)start, behind ``open_source``.
         rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
-        observers: Makes what looks at an agent, given its place in the chain and the incarnation; called at each (re)start.
+        observers: Makes what looks at an agent, given its plan, its place in the chain and the incarnation; called at each (re)start.
+        on_end: Called when the job has ended, for good.
     """
 
     settings: JobSettings
@@ -98,7 +99,8 @@ class JobSpec(msgspec.Struct, frozen=True):
     first_interval_share: float = 1.0
     rekeyed_source: str | None = None
     open_signals: Callable[[], Signals | None] = lambda: None
-    observers: Callable[[int, str], Sequence[Observer]] = lambda index, incarnation: ()  # noqa: ARG005
+    observers: Callable[[AgentPlan, int, str], Sequence[Observer]] = lambda plan, index, incarnation: ()  # noqa: ARG005
+    on_end: Callable[[], Awaitable[None]] | None = None
 
 
 class JobStatus(msgspec.Struct):
@@ -243,6 +245,13 @@ class Job:
         Raises:
             AgentflowError: The job failed; its last completed checkpoint is intact.
         """
+        try:
+            return await self._run()
+        finally:
+            if self._spec.on_end is not None:
+                await self._spec.on_end()
+
+    async def _run(self) -> JobStatus:
         restart, attempt = self._spec.settings.restart, 0
         while True:
             checkpoint_before = self._counters.checkpoint
@@ -433,7 +442,7 @@ class Job:
                 services, codec, subtask.deliver_to(index), subtask.fail, threads, settings.blocking.leaked_max
             )
             keys = KeyReader(stage.key_by, codec, rekeyed_source)
-            observers = spec.observers(index, incarnation)
+            observers = spec.observers(stage.plan, index, incarnation)
             observation = Observation(observers, runner.start) if observers else None
             if services.steps is not None and observation is not None:
                 services.steps.seen = observation.turn.steps.append

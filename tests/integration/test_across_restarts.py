@@ -18,7 +18,7 @@ from agentflow.connectors.jsonl import JsonlSource
 from agentflow.connectors.jsonl_sink import JsonlSink
 from agentflow.core.effects import EmitRecord
 from agentflow.core.records import Record
-from agentflow.environment import state_opener
+from agentflow.environment.openers import state_opener
 from agentflow.errors import RestartsExhausted, SinkError, SourceError
 from agentflow.runtime.codecs import encode_key
 from agentflow.runtime.job import AgentStage, Job, JobSpec

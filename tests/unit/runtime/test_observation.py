@@ -60,7 +60,7 @@ def observed(agent: Agent, values: list[Any], notes: Notes) -> list[Any]:
         lambda: CollectionSource(values),
         lambda: {"sink": sink, "dead-letter": dead},
         MemoryKeyedState,
-        observers=lambda index, incarnation: (notes,),
+        observers=lambda plan, index, incarnation: (notes,),
     )
 
     async def run() -> None:

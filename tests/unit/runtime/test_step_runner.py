@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentflow import Agent, EventType, RunnerContext
-from agentflow.environment import AgentsExecutionEnvironment
+from agentflow.environment.streams import AgentsExecutionEnvironment
 from agentflow.runtime import step_runner
 from agentflow.runtime.step_runner import StepRunner
 

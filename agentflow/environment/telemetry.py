@@ -1,0 +1,55 @@
+"""What looks at a job: event log, metrics, traces, as its settings say. One per process; subtasks come and go under it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from agentflow.plan.plan import AgentPlan
+from agentflow.runtime.ports import Observer
+from agentflow.runtime.settings import JobSettings
+
+Observers = Callable[[AgentPlan, int, str], Sequence[Observer]]
+"""Makes the observers of an agent: its plan, its place in the chain, the incarnation of the job's state."""
+
+
+class Part(Protocol):
+    """One way to look at a job."""
+
+    def observer(self, plan: AgentPlan, subtask: int, index: int, incarnation: str) -> Observer | None:
+        """Return what looks at an agent in a life of its subtask; None: nothing."""
+        ...
+
+    async def close(self) -> None:
+        """Write what is left, and give everything back."""
+        ...
+
+
+class Telemetry:
+    """The parts that a job's settings ask for; made on the loop. A job without any costs nothing.
+
+    Args:
+        settings: The job's settings.
+    """
+
+    def __init__(self, settings: JobSettings) -> None:
+        self._parts: list[Part] = _parts(settings)
+
+    def observers(self, subtask: int) -> Observers:
+        """Return what makes the observers of a subtask's agents."""
+        parts = self._parts
+
+        def make(plan: AgentPlan, index: int, incarnation: str) -> list[Observer]:
+            made = [part.observer(plan, subtask, index, incarnation) for part in parts]
+            return [observer for observer in made if observer is not None]
+
+        return make
+
+    async def close(self) -> None:
+        """Close the parts, last one first."""
+        for part in reversed(self._parts):
+            await part.close()
+
+
+def _parts(settings: JobSettings) -> list[Part]:  # noqa: ARG001 (each part reads its section)
+    return []
