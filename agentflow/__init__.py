@@ -15,12 +15,24 @@ from agentflow.api.options import ConfigOption, Configuration
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import Done, StepIntent, Verdict, reconcile
-from agentflow.errors import AgentflowError, ConfigError, JobFailed, NotConfigured, PlanError
+from agentflow.errors import (
+    AgentflowError,
+    ConfigError,
+    EngineClosed,
+    EngineOverloaded,
+    JobFailed,
+    NotConfigured,
+    PlanError,
+    RequestMismatch,
+    RunFailed,
+    UnknownRun,
+)
 
 if TYPE_CHECKING:
     from agentflow.connectors.collections import CollectionSink, CollectionSource
     from agentflow.connectors.jsonl import JsonlSource
     from agentflow.connectors.jsonl_sink import JsonlSink
+    from agentflow.environment.engine import Engine, EngineStats
     from agentflow.environment.streams import AgentsExecutionEnvironment
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.settings import CheckpointSettings, JobSettings, StateSettings
@@ -41,6 +53,10 @@ __all__ = [
     "ConfigOption",
     "Configuration",
     "Done",
+    "Engine",
+    "EngineClosed",
+    "EngineOverloaded",
+    "EngineStats",
     "Event",
     "EventType",
     "InputEvent",
@@ -55,13 +71,16 @@ __all__ = [
     "OnError",
     "OutputEvent",
     "PlanError",
+    "RequestMismatch",
     "ResourceDescriptor",
     "ResourceType",
     "Retry",
+    "RunFailed",
     "RunnerContext",
     "StateSettings",
     "StepIntent",
     "TimerEvent",
+    "UnknownRun",
     "Verdict",
     "action",
     "reconcile",
@@ -73,6 +92,8 @@ _LAZY = {  # what runs a job is imported when it is asked for: an agent's module
     "CheckpointSettings": "agentflow.runtime.settings",
     "CollectionSink": "agentflow.connectors.collections",
     "CollectionSource": "agentflow.connectors.collections",
+    "Engine": "agentflow.environment.engine",
+    "EngineStats": "agentflow.environment.engine",
     "JobSettings": "agentflow.runtime.settings",
     "JsonlSink": "agentflow.connectors.jsonl_sink",
     "JsonlSource": "agentflow.connectors.jsonl",

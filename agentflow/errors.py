@@ -39,6 +39,13 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   ├── OutputExists       the output of this checkpoint is there already: another job's, or of state that was removed
     │   ├── OutputLocked       another job writes there
     │   └── SinkForbidden      the place may not be written, is none, or nobody reads it any more: a restart cannot cure it
+    ├── RequestError           a request to an embedded engine gets no outputs
+    │   ├── RunFailed          its run ended early: its action failed for good, or it was cancelled
+    │   ├── EngineOverloaded   a limit is reached, and the caller does not want to wait
+    │   ├── EngineClosed       the engine has ended, or drains
+    │   ├── RequestMismatch    its id is that of another request
+    │   ├── RequestLost        the subtask restarted between the end of the run and its answer
+    │   └── UnknownRun         there is no such run, or its result is not kept any more
     ├── JobFailed              the job stopped: an action with `on_error="fail"`, or bad input without a dead-letter sink
     └── RestartsExhausted      the restart strategy gave up
 """
@@ -284,6 +291,55 @@ class SinkForbidden(SinkError):
     """The place may not be written by this user, is no place for outputs, or its reader has gone."""
 
     recovery = Recovery.FAIL_JOB
+
+
+class RequestError(AgentflowError):
+    """A request to an embedded engine gets no outputs; the engine itself goes on."""
+
+    recovery = Recovery.FAIL_RECORD
+
+
+class RunFailed(RequestError):
+    """The run of a request ended early. The same request id gets the same error.
+
+    Attributes:
+        run_id: The run.
+        error_type: Class name of the error (``KeyError``); ``RunCancelled`` of a run that was cancelled.
+        error_message: Its text.
+        outputs: What the run had sent before, decoded.
+    """
+
+    def __init__(self, run_id: str, error_type: str, error_message: str, outputs: Sequence[object] = ()) -> None:
+        self.run_id = run_id
+        self.error_type = error_type
+        self.error_message = error_message
+        self.outputs = list(outputs)
+        text = f"{error_type}: {error_message}" if error_message else error_type
+        super().__init__(f"the run of the request ended early: {text}", where={"run": run_id})
+
+
+class EngineOverloaded(RequestError):
+    """The engine has as many unfinished runs, or the key as many waiting inputs, as it may have."""
+
+    recovery = Recovery.RETRY
+
+
+class EngineClosed(RequestError):
+    """The engine has ended, or drains. What it has accepted goes on when it is started again."""
+
+    recovery = Recovery.RETRY
+
+
+class RequestMismatch(RequestError):
+    """Another request was submitted with the same id."""
+
+
+class RequestLost(RequestError):
+    """The run has ended, and its answer fell into a restart; one with a request id can be asked for again."""
+
+
+class UnknownRun(RequestError):
+    """There is no such run, its answer is not kept, or not any more."""
 
 
 class JobFailed(AgentflowError):

@@ -220,6 +220,28 @@ def _copied(value: object) -> object:
     return value
 
 
+class _NoWrites(dict[str, object]):
+    """The write set of a memory that can only be read."""
+
+    def __setitem__(self, path: str, value: object) -> None:
+        msg = f"memory path '{path}' can only be read here; actions of the key write it"
+        raise TypeError(msg)
+
+
+def read_only_memory(entries: dict[str, bytes | None], now_ms: int, limits: MemoryLimits) -> MemoryObject:
+    """Return the short-term memory of a key for somebody who only looks.
+
+    Args:
+        entries: All stored values by path; None: absent.
+        now_ms: The time, which judges what has expired.
+        limits: Limits of the job.
+    """
+    unrefreshed = msgspec.structs.replace(limits, is_refreshed_by_read=False)
+    return MemoryObject(
+        MemoryScope(MemoryType.SHORT_TERM, entries, lambda owner, path: None, None, now_ms, unrefreshed, _NoWrites())  # noqa: ARG005
+    )
+
+
 class MemoryObject(msgspec.Struct, eq=False):
     """An object in memory: the root of a memory, or what lies below a path.
 

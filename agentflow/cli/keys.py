@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from agentflow.cli.job_file import Composition
-from agentflow.runtime.settings import JobSettings
+from agentflow.runtime.settings import JobSettings, key_name
 
 Path = tuple[str, ...]
 FREE = "config"  # the section of which agents decide the keys
@@ -138,11 +138,6 @@ class KeyTable(msgspec.Struct):
 def variable_of(name: str) -> str:
     """Return the environment variable of a dotted key."""
     return "AGENTFLOW_" + name.replace(".", "_").replace("-", "_").upper()
-
-
-def key_name(field: str) -> str:
-    """Return the name of a field as a key."""
-    return field.removesuffix("_ms").removesuffix("_bytes").replace("_", "-")
 
 
 def duration_text(ms: int) -> str:

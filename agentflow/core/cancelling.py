@@ -19,6 +19,9 @@ from agentflow.api.events import EventType
 from agentflow.core.effects import CancelAction, Effect, RequestCheckpoint
 from agentflow.core.epoch import EpochChanges
 from agentflow.core.inputs import CancelRequested, RetryRequested
+from agentflow.core.records import ErrorReport
+from agentflow.core.requests import CANCELLED as CANCELLED_TYPE
+from agentflow.core.requests import Requests
 from agentflow.core.routing import Router
 from agentflow.core.run_table import RunTable
 from agentflow.core.runs import CANCELLED, RUNNING, KeyState, Run
@@ -40,6 +43,7 @@ class Cancelling:
         steps: Steps,
         router: Router,
         waiting: Waiting,
+        requests: Requests,
         states: Mapping[bytes, KeyState],
         runs: RunTable,
     ) -> None:
@@ -48,6 +52,7 @@ class Cancelling:
         self._steps = steps
         self._router = router
         self._waiting = waiting
+        self._requests = requests
         self._states = states
         self._runs = runs
         self.handlers: dict[type, Callable[[Any, int], Run | None]] = {
@@ -61,25 +66,25 @@ class Cancelling:
         if state is not None and state.run is not None:
             self._waiting.retry_now(state.run, now_ms)
 
-    def _on_cancel(self, received: CancelRequested, now_ms: int) -> Run | None:  # noqa: ARG002 (one signature)
+    def _on_cancel(self, received: CancelRequested, now_ms: int) -> Run | None:
         """Stop the run that is meant; return one that can go on now: to its end."""
         state = self._states.get(received.key)
         if state is None or state.run is None:
             return None
         for pending in [run for run in state.pending or () if run.id == received.run]:
-            self._drop(pending)
+            self._drop(pending, received.reason, now_ms)
             return None
         if received.run and received.run != state.run.id:
             return None
         return self._stop(state.run, received.reason)
 
-    def supersede(self, run: Run) -> Run | None:
+    def supersede(self, run: Run, now_ms: int) -> Run | None:
         """Stop whatever comes before ``run`` at its key; return a run that can go on now."""
-        state = run.state
+        state, reason = run.state, f"superseded by {run.id}"
         for pending in [other for other in state.pending or () if other is not run and other.number < run.number]:
-            self._drop(pending)
+            self._drop(pending, reason, now_ms)
         active = state.run
-        return None if active is None or active is run else self._stop(active, f"superseded by {run.id}")
+        return None if active is None or active is run else self._stop(active, reason)
 
     def released(self) -> list[Run]:
         """Return the cancelled runs that a completed checkpoint knows: their compensation starts."""
@@ -93,6 +98,7 @@ class Cancelling:
         if not run.is_started or any(task.event_type == _CANCEL for task in run.tasks):
             return None  # it has not begun, as after a recovery; or it is cancelled already
         self._changes.before_change(run)
+        _fail_request(run, reason)
         stopped = [task for task in run.tasks if task.status == RUNNING]
         for task in stopped:
             self._effects.append(CancelAction(task))
@@ -111,7 +117,7 @@ class Cancelling:
         self._effects.append(RequestCheckpoint())
         return None
 
-    def _drop(self, run: Run) -> None:
+    def _drop(self, run: Run, reason: str, now_ms: int) -> None:
         """Forget a run that has not begun."""
         assert run.state.pending is not None
         run.state.pending.remove(run)
@@ -120,3 +126,11 @@ class Cancelling:
         del self._runs[run]
         self._steps.end(run)
         self._waiting.segments.leave(run)
+        if run.request is not None:
+            _fail_request(run, reason)
+            self._requests.end(run, now_ms)
+
+
+def _fail_request(run: Run, reason: str) -> None:
+    if run.request is not None:
+        run.request.fail(ErrorReport(CANCELLED_TYPE, reason or "cancelled", is_retryable=False))

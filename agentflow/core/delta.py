@@ -23,6 +23,7 @@ class Table(enum.IntEnum):
     META = 4  # one row per name, key = b"": positions, segmented queue, incarnation
     STEPS = 7  # live journal records of unfinished runs: name = run id, task path, step path
     SIGNALS = 8  # signals that nobody has waited for yet: name = signal name, correlation, position
+    RESULTS = 9  # answers to requests, for a while: key = b"", name = request id or run id
 
 
 RESTORED_TABLES = (Table.META, Table.RUNS, Table.TIMERS, Table.STEPS, Table.SIGNALS)

@@ -121,6 +121,32 @@ class EmitRecord(msgspec.Struct, gc=False):  # nothing that it refers to refers 
         return own
 
 
+class AcknowledgeRequest(msgspec.Struct, gc=False):
+    """Tell whoever submitted a request that its input is durable."""
+
+    record: Record
+
+
+class AnswerRequest(msgspec.Struct, gc=False):
+    """Give outputs to whoever waits for a request; what they follow from is durable.
+
+    Attributes:
+        record: The request's record.
+        first: Place of the first of ``outputs`` among all outputs of the run.
+        outputs: Encoded outputs that have not left before; None: one without a value.
+        is_final: The run is over.
+        error: Why it ended early; None: it did not.
+        is_refused: There was no run: a limit of the key, or its active run, did not let it in.
+    """
+
+    record: Record
+    first: int
+    outputs: list[bytes | None]
+    is_final: bool = False
+    error: ErrorReport | None = None
+    is_refused: bool = False
+
+
 class ForwardWatermark(msgspec.Struct, gc=False):
     """Give a watermark to the next operator: every output at or before it has been emitted."""
 
@@ -203,6 +229,8 @@ Effect = (
     | RefuseStep
     | RequestCheckpoint
     | EmitRecord
+    | AcknowledgeRequest
+    | AnswerRequest
     | ForwardWatermark
     | DeadLetter
     | SkipTask

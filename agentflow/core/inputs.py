@@ -42,6 +42,22 @@ class RecordReceived(msgspec.Struct, gc=False):
     key: bytes
 
 
+class RequestReceived(msgspec.Struct, gc=False):
+    """Somebody submitted an input; no source gives it again.
+
+    Attributes:
+        record: The input; its source and offset name the run.
+        key: Canonical encoding of the key.
+        is_kept: Its answer is to be a row of keyed state for a while.
+        wants_receipt: Somebody waits until the input is durable: answer with `AcknowledgeRequest` then.
+    """
+
+    record: Record
+    key: bytes
+    is_kept: bool = False
+    wants_receipt: bool = False
+
+
 class RecordRejected(msgspec.Struct):
     """A record was read that cannot become a run: undecodable value, missing key, too large."""
 
@@ -295,6 +311,7 @@ class DrainRequested(msgspec.Struct, gc=False):
 
 Input = (
     RecordReceived
+    | RequestReceived
     | RecordRejected
     | ActionCompleted
     | ActionFailed

@@ -35,12 +35,13 @@ class RecordKind(enum.IntEnum):
     WAIT = 7  # it is no call, but waits for time or a signal
     ATTEMPT = 8  # a call failed, and another one follows
     WAITED = 9  # a wait has ended: by a signal, or because time was up
+    ADMITTED = 10  # the run of a request begins: its row
 
 
-INTENT, RESULT, ERROR, CANCELLED, COMPLETION, FAILURE, WAIT, ATTEMPT, WAITED = (int(kind) for kind in RecordKind)
+INTENT, RESULT, ERROR, CANCELLED, COMPLETION, FAILURE, WAIT, ATTEMPT, WAITED, ADMITTED = map(int, RecordKind)
 
 
-class JournalRecord(msgspec.Struct, array_like=True):
+class JournalRecord(msgspec.Struct, array_like=True, gc=False):
     """One record. New fields go to the end, with a default.
 
     Attributes:

@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from agentflow.api.events import EventType
+from agentflow.core.admission import Admission
 from agentflow.core.cancelling import Cancelling
 from agentflow.core.delta import POSITIONS_NAME, StateWrite, StoredRow, Table
 from agentflow.core.effects import Effect, ForwardWatermark, TakeSnapshot
@@ -36,19 +37,19 @@ from agentflow.core.inputs import (
     CheckpointCompleted,
     DrainRequested,
     Input,
-    RecordReceived,
     RecordRejected,
     TimeAdvanced,
     WatermarkReceived,
 )
-from agentflow.core.key_order import ExpectedRuns, wait_behind
+from agentflow.core.key_order import ExpectedRuns
 from agentflow.core.keys import KeyTable
 from agentflow.core.limits import Backpressure, Drain, OperatorLimits
 from agentflow.core.outcomes import Outcomes
-from agentflow.core.records import Record
+from agentflow.core.requests import Requests
+from agentflow.core.results import REQUESTS_PREFIX
 from agentflow.core.routing import Router
 from agentflow.core.run_table import RunTable, oldest_admitted_ms, restore_runs, run_writes
-from agentflow.core.runs import COMPLETED, RUNNING, WAITING, KeyState, Run
+from agentflow.core.runs import COMPLETED, RUNNING, WAITING, Run
 from agentflow.core.segments import Segment, SegmentedQueue
 from agentflow.core.signals import SignalBuffer
 from agentflow.core.sleepers import Sleepers
@@ -75,12 +76,12 @@ class Operator:
         *,
         index: int = 0,
         decode_input: Callable[[bytes], Any] = msgspec.json.decode,
+        takes_requests: bool = False,
     ) -> None:
         self.plan = plan
         self.index = index
         self.effects: list[Effect] = []
         self._policy = policy
-        self._limits = limits
         self.keys = KeyTable(limits.cache_bytes)
         self._states = self.keys.states
         self._runs: RunTable = {}
@@ -88,6 +89,8 @@ class Operator:
         self._timers = TimerTable()
         self._router = Router(plan, decode_input)
         self._steps = Steps(self.effects, SignalBuffer(limits.signals_max, limits.signal_ttl_ms))
+        self._steps.is_tracking = takes_requests
+        self._requests = Requests(index, self.effects, self._steps)
         self._expected = ExpectedRuns()
         self._recorded, self._missing = self._steps.runs, self._expected.by_key
         self._tasks = TaskScheduler(self.effects, policy, limits.tasks_max, self._steps)
@@ -96,18 +99,30 @@ class Operator:
             self.effects, self._changes, self._router, self._tasks, self._timers, limits.timers_max
         )
         self._waiting = Waiting(
-            self.effects, policy, self._changes, self._steps, self._tasks, self._outcomes, self._segments, self._timers
-        )
+            self.effects, policy, self._changes, self._steps, self._tasks, self._outcomes, self._segments, self._timers,
+            self._requests,
+        )  # fmt: skip
         self._sleepers = Sleepers(plan, self._changes, self.keys, self._runs, self._steps, self._waiting)
         self._cancelling = Cancelling(
-            self.effects, self._changes, self._steps, self._router, self._waiting, self._states, self._runs
+            self.effects,
+            self._changes,
+            self._steps,
+            self._router,
+            self._waiting,
+            self._requests,
+            self._states,
+            self._runs,
         )
-        self._is_rejecting, self._is_superseding = (plan.on_new_input == name for name in ("reject", "interrupt"))
         self._controls = {**self._waiting.handlers, **self._cancelling.handlers}
-        self._pressure = Backpressure(self.effects, limits, policy, is_rejecting=self._is_rejecting)
+        self._pressure = Backpressure(self.effects, limits, policy, is_rejecting=plan.on_new_input == "reject")
+        self._admission = Admission(
+            self.effects, self._states, self._runs, self._segments, self._expected, self._pressure, limits,
+            self._sleepers, self._waiting, self._cancelling, self._requests, plan.on_new_input, self._advance,
+            self._forward_watermarks,
+        )  # fmt: skip
         self._drain = Drain(self.effects)
         self._handlers: dict[type, Callable[[Any, int], None]] = {
-            RecordReceived: self._on_record,
+            **self._admission.handlers,
             RecordRejected: lambda received, _: self.effects.append(policy.last_word(received.record, received.error)),
             ActionCompleted: self._on_completed,
             ActionFailed: self._on_failed,
@@ -157,49 +172,21 @@ class Operator:
         """When `TimeAdvanced` is wanted; None when nothing waits for time."""
         return earliest(self._waiting.next_due_ms, self._sleepers.next_due_ms)
 
+    @property
+    def open_requests(self) -> list[str]:
+        """Ids of the runs whose answer is still to come."""
+        return [run.id for run in self._runs if run.request is not None] + [
+            run_id for run_id in self._sleepers.run_ids() if run_id.startswith(REQUESTS_PREFIX)
+        ]
+
+    @property
+    def epoch(self) -> int:
+        """Number of the checkpoint that has what is applied now."""
+        return self._steps.epoch
+
     def oldest_run_ms(self, now_ms: int) -> int:
         """Return the clock of the oldest unfinished run: what it may still read must not be swept away."""
         return self._sleepers.oldest_ms(oldest_admitted_ms(self._runs, now_ms))
-
-    # -- admission
-    def _on_record(self, received: RecordReceived, now_ms: int) -> None:
-        key = received.key
-        state = self._states.get(key) or self._sleepers.open(key)
-        is_checked = (self._pressure.overflowing or self._is_rejecting) and not self._missing
-        if is_checked and (refused := self._pressure.refusal(state, received.record)) is not None:
-            self.effects.append(refused)
-            return
-        self._admit(state, received.record, _INPUT, self._segments.last, now_ms)
-        if self._segments.is_ready:
-            self._forward_watermarks(now_ms)
-
-    def _admit(self, state: KeyState, record: Record, event_type: str, segment: Segment, now_ms: int) -> None:
-        """Give an input its admission number, and start it when the key is idle."""
-        active, number = state.run, state.next_number
-        if self._missing:
-            number = self._expected.number(state, record.run_id)
-        else:
-            state.next_number = number + 1
-        if active is None or not active.is_parked:
-            run = Run(state, record, event_type, number, now_ms, segment)
-            segment.open_runs += 1
-        else:
-            run = Run(state, record, event_type, number, now_ms, None)
-        self._runs[run] = None
-        if active is None:
-            state.run = run
-            self._advance(run, now_ms)
-        else:
-            if wait_behind(active, run):
-                self._advance(run, now_ms)
-            if self._missing:
-                self._expected.free_watermark(run, self._segments)
-            elif len(state.pending or ()) >= self._limits.key_pending_max:
-                self._pressure.overflow(state)
-            if self._is_superseding and event_type == _INPUT and (over := self._cancelling.supersede(run)) is not None:
-                self._advance(over, now_ms)
-        if len(self._runs) >= self._limits.in_flight_max and not self._missing:  # what is expected must be read
-            self._pressure.pause_at(self._sleepers.in_flight, len(self._waiting.asleep))
 
     # -- runs
     def _advance(self, run: Run, now_ms: int) -> None:
@@ -211,7 +198,7 @@ class Operator:
                     return
                 self._begin(current)
             if not current.queue or not self._tasks.start_next(current, now_ms):
-                current = self._end(current)
+                current = self._end(current, now_ms)
             elif current.group is None or not self._outcomes.settle_group(current, now_ms):
                 return
 
@@ -223,7 +210,7 @@ class Operator:
             self._segments.join(run)
         self._router.route(run, None, 0, run.event_type, run.record.value)
 
-    def _end(self, run: Run) -> Run | None:
+    def _end(self, run: Run, now_ms: int) -> Run | None:
         """End a run; return the key's next one."""
         if run.is_saved:
             self._changes.before_change(run)
@@ -231,6 +218,8 @@ class Operator:
         del self._runs[run]
         if self._recorded:
             self._steps.end(run)
+        if run.request is not None:
+            self._requests.end(run, now_ms)
         segment = run.segment
         if segment is not None:  # as `SegmentedQueue.leave` does
             segment.open_runs -= 1
@@ -270,6 +259,8 @@ class Operator:
             run.current = None
             self._outcomes.apply(task, received)
             self._advance(run, now_ms)
+            if run.request is not None:
+                self._requests.tell(run)
             if self._segments.is_ready:
                 self._forward_watermarks(now_ms)
         else:
@@ -293,6 +284,8 @@ class Operator:
             self._advance(run, now_ms)
         elif waits_only(run):
             self._waiting.park(run)
+        if run.request is not None:
+            self._requests.tell(run)
         if self._segments.is_ready:
             self._forward_watermarks(now_ms)
 
@@ -336,7 +329,7 @@ class Operator:
     def _fire(self, due: Iterable[tuple[bytes, str, Any]], segment: Segment, now_ms: int) -> None:
         for key, name, timer in due:
             state = self._states.get(key) or self._sleepers.open(key)
-            self._admit(state, timer.record(name), _TIMER, segment, now_ms)
+            self._admission.admit(state, timer.record(name), _TIMER, segment, now_ms)
 
     def _on_drain(self, received: DrainRequested, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         self._drain.requested = received
@@ -347,7 +340,7 @@ class Operator:
         meta = {META_NAME: operator_meta(self.plan, self._segments)}
         if received.positions:
             meta[POSITIONS_NAME] = encode_meta(received.positions)
-        steps = self._steps.barrier(self.index, received.checkpoint, now_ms)
+        steps = self._steps.barrier(self.index, received.checkpoint, now_ms) + self._requests.take_results()
         delta, is_empty = self._changes.freeze(self._runs, self._timers.take_changes(), steps, meta)
         self.effects.append(
             TakeSnapshot(received.checkpoint, delta.slices(self._changes.completed, self.keys), is_empty)
@@ -356,6 +349,8 @@ class Operator:
     def _on_checkpoint_completed(self, received: CheckpointCompleted, now_ms: int) -> None:
         self._changes.complete()
         self._steps.checkpoint_completed(received.checkpoint, now_ms, is_skipped=received.is_skipped)
+        if not received.is_skipped:
+            self._requests.checkpoint_completed(received.checkpoint)
         for run in self._cancelling.released():
             self._advance(run, now_ms)
         self._sleepers.fold(is_behind_checkpoint=True)
@@ -385,11 +380,14 @@ class Operator:
         stored = {row.name: row.value for row in rows.get(Table.META, ())}
         if META_NAME in stored:
             meta = decode_meta(stored[META_NAME])
-            self._segments = self._waiting.segments = SegmentedQueue(meta.closed, meta.open_number, meta.forwarded_ms)
+            segments = SegmentedQueue(meta.closed, meta.open_number, meta.forwarded_ms)
+            self._segments = self._waiting.segments = self._admission.segments = segments
         self._changes.last_meta = {name: stored[name] for name in (META_NAME, POSITIONS_NAME) if name in stored}
         self._timers.restore(rows.get(Table.TIMERS, []))
+        rows = self._requests.restore(rows, journal, checkpoint, self._segments.last.number)
         rows = self._sleepers.restore(rows, journal, checkpoint)
         self._runs.update(restore_runs(rows.get(Table.RUNS, []), self._states, self.plan, self._segments))
+        self._requests.take_up(self._runs)
         self._steps.restore(rows.get(Table.STEPS, []), rows.get(Table.SIGNALS, []), journal, checkpoint)
         self._expected.expect(self._steps.runs, self._runs, self._segments)
         for run in list(self._runs):
@@ -397,4 +395,5 @@ class Operator:
                 self._advance(run, now_ms)
             else:
                 self._waiting.restore(run)
+        self._admission.supersede_restored(now_ms)
         self._forward_watermarks(now_ms)

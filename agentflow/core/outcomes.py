@@ -61,6 +61,8 @@ class Outcomes:
             if event_type is None:
                 own = None if headers is None else headers.get(index)
                 self._effects.append(EmitRecord(payload, task, index, task.run.record.timestamp_ms, own))
+                if task.run.request is not None:
+                    task.run.request.outputs.append(payload)
         if len(sent) > task.emitted:
             task.emitted, task.left = len(sent), (sent, headers)
 
@@ -83,6 +85,8 @@ class Outcomes:
                     if index >= task.emitted:  # else it left before a wait
                         own = None if headers is None else headers.get(index)
                         self._effects.append(EmitRecord(payload, task, index, run.record.timestamp_ms, own))
+                        if run.request is not None:
+                            run.request.outputs.append(payload)
                 else:
                     self._router.route(run, task, index, event_type, payload)
         if outcome.timers is not None:

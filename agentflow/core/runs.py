@@ -104,6 +104,30 @@ class KeyState:
         self.destination: Any = None
 
 
+class Request(msgspec.Struct, eq=False, gc=False):
+    """What a run has for somebody who waits for its answer.
+
+    Attributes:
+        is_kept: The answer is a row of keyed state for a while.
+        wants_receipt: Somebody waits until the input is durable.
+        outputs: Encoded outputs so far; None: one without a value.
+        failure: Why the run ends early; None: it does not.
+        told: How many of the outputs have left.
+        is_durable: The journal, or a checkpoint, has the input.
+    """
+
+    is_kept: bool
+    wants_receipt: bool = False
+    outputs: list[bytes | None] = []
+    failure: ErrorReport | None = None
+    told: int = 0
+    is_durable: bool = False
+
+    def fail(self, error: ErrorReport) -> None:
+        """Note why the run ends; the first reason counts."""
+        self.failure = self.failure or error
+
+
 class Run(msgspec.Struct, eq=False):
     """The processing of one input of a key.
 
@@ -129,6 +153,7 @@ class Run(msgspec.Struct, eq=False):
         is_changed: Its stored row, if any, is out of date.
         is_frozen: It belongs to an epoch delta that is being written and must be captured before it changes.
         is_saved: Keyed state has a row for it, or will have one when the delta being written completes.
+        request: Of a run whose answer somebody waits for.
     """
 
     state: KeyState
@@ -151,6 +176,7 @@ class Run(msgspec.Struct, eq=False):
     is_changed: bool = True
     is_frozen: bool = False
     is_saved: bool = False
+    request: Request | None = None
 
     @property
     def id(self) -> str:

@@ -212,6 +212,10 @@ class Sleepers:
     def _is_folded(self, entry: _Entry) -> bool:
         return self.by_key.get(entry[1]) is entry[2]
 
+    def run_ids(self) -> list[str]:
+        """Return the ids of the folded runs."""
+        return [_decode(folded).run_id for folded in self.by_key.values()]
+
     def rows(self, operator: int) -> list[StateWrite]:
         """Return all rows, for a whole snapshot."""
         writes: list[StateWrite] = []

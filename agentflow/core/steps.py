@@ -22,7 +22,6 @@ for the checkpoint anyway; the order in the journal is enough).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,7 +31,6 @@ from agentflow.api.events import EventType
 from agentflow.core.delta import StateWrite, StoredRow, Table
 from agentflow.core.effects import (
     Effect,
-    PersistStep,
     RefuseStep,
     ReplayAction,
     RequestCheckpoint,
@@ -48,6 +46,7 @@ from agentflow.core.inputs import (
     StepEnded,
     StepRequested,
 )
+from agentflow.core.journal_queue import JournalQueue
 from agentflow.core.journal_records import (
     ATTEMPT,
     CANCELLED,
@@ -96,9 +95,9 @@ class Steps:
         self.waits = Waits()
         self.signals = signals
         self.is_tracking = False
+        self.epoch = 1
         self._effects = effects
-        self._epoch = 1
-        self._unacknowledged: deque[RecordedStep | None] = deque()
+        self.journal = JournalQueue(effects)
         self._changed: dict[StepSlot, bytes | None] = {}
         self._saved: set[StepSlot] = set()
         self._endings: _Endings = {}  # of tasks without records, in the open epoch
@@ -110,7 +109,7 @@ class Steps:
     @property
     def handlers(self) -> dict[type, Callable[[Any, int], None]]:
         """What the operator does about inputs of steps, by type."""
-        return {StepRequested: self.on_requested, StepEnded: self.on_ended, JournalAppended: self.on_appended}
+        return {StepRequested: self.on_requested, StepEnded: self.on_ended, JournalAppended: self.journal.on_appended}
 
     def on_requested(self, received: StepRequested, now_ms: int) -> None:
         """Answer a step, or let it run."""
@@ -158,28 +157,21 @@ class Steps:
     def _is_held(self, received: StepRequested | StepEnded) -> bool:
         """Hold the first records of a process up: completions before them are not known, so let a checkpoint have them."""
         if not self.is_tracking:
-            self.is_tracking, self._held_until = True, self._epoch
+            self.is_tracking, self._held_until = True, self.epoch
             self._effects.append(RequestCheckpoint())
         if self._held_until:
             self._held.append(received)
         return bool(self._held_until)
 
-    def on_appended(self, received: JournalAppended, now_ms: int) -> None:  # noqa: ARG002 (one signature)
-        """Answer what waited for its record."""
-        for _ in range(received.count):
-            step = self._unacknowledged.popleft()
-            if step is not None:
-                step.is_durable = True
-                effect, step.then = step.then, None
-                if effect is not None and effect.task.status == RUNNING:
-                    self._effects.append(effect)
-
     # -- waits
     def _call(self, task: ActionTask, call: StepCall, calls: int, now_ms: int, *, needs_intent: bool) -> None:
         """Let a step be called, which has been ``calls`` times without success."""
         run_step = RunStep(task, call.path, calls=calls)
+        request = task.run.request
         if needs_intent:
             self._record(task, call, INTENT, encode_record(calls), run_step, now_ms)
+        elif request is not None and not request.is_durable:
+            self.journal.behind(run_step)
         else:
             self._effects.append(run_step)
 
@@ -257,12 +249,14 @@ class Steps:
         """Record how a task ended, and forget its steps; of a task without records only when its key needs a record."""
         recorded, run = task.recorded, task.run
         if recorded is None:
-            self._endings.setdefault(run.state, []).append((task, task.attempt, ending, self._epoch, now_ms))
+            self._endings.setdefault(run.state, []).append((task, task.attempt, ending, self.epoch, now_ms))
+            if run.request is not None:
+                self._append_endings(run.state)
             return
         self.waits.drop(task)
         if task.attempt not in recorded.endings:
             self._append_endings(run.state)
-            self._append(encode_ending_of(task, task.attempt, ending, self._epoch, now_ms), None)
+            self.journal.append(encode_ending_of(task, task.attempt, ending, self.epoch, now_ms))
         if run.group is None:  # else it may conflict, and its next attempt is answered by its steps
             task.recorded = None
             self._forget(self.runs[run.id], task.path)
@@ -278,7 +272,7 @@ class Steps:
     def barrier(self, operator: int, checkpoint: int, now_ms: int) -> list[StateWrite]:
         """Close the epoch; return the rows that changed in it."""
         assert not self._frozen_endings, "a barrier before the former checkpoint has completed"
-        self._epoch = checkpoint + 1
+        self.epoch = checkpoint + 1
         changed, self._changed = self._changed, {}
         for slot, value in changed.items():
             if value is None:
@@ -293,7 +287,7 @@ class Steps:
     def checkpoint_completed(self, checkpoint: int, now_ms: int, *, is_skipped: bool) -> None:
         """Forget what the checkpoint has; let the first steps go on, which waited for it."""
         if is_skipped:
-            self._epoch = checkpoint
+            self.epoch = checkpoint
         self._frozen_endings = {}
         if self._held_until and (checkpoint >= self._held_until or is_skipped):
             held, self._held, self._held_until = self._held, [], 0
@@ -323,7 +317,7 @@ class Steps:
         self, rows: Iterable[StoredRow], signals: Iterable[StoredRow], journal: Iterable[bytes], checkpoint: int
     ) -> None:
         """Take the records and early signals of the last checkpoint, and the records behind it."""
-        self._epoch = checkpoint + 1
+        self.epoch = checkpoint + 1
         taken: list[str] = []
         for row in rows:
             take_record(self.runs, decode_record(row.value), row.value)
@@ -360,21 +354,17 @@ class Steps:
     ) -> None:
         """Let a record of a step be appended, behind the completions that it may depend on."""
         self._append_endings(task.run.state)
-        step = RecordedStep(call, kind, task.attempt, payload, self._epoch, now_ms, then=then)
+        step = RecordedStep(call, kind, task.attempt, payload, self.epoch, now_ms, then=then)
         self._recorded(task).steps[call.path] = step
         run, path = self.runs[task.run.id], task.path
         row = encode_step(run, path, step)
         self._changed[run.key, row_name(run.id, path, call.path)] = row
-        self._append(row, step)
-
-    def _append(self, row: bytes, step: RecordedStep | None) -> None:
-        self._unacknowledged.append(step)
-        self._effects.append(PersistStep(row))
+        self.journal.append(row, step)
 
     def _append_endings(self, state: KeyState) -> None:
         for endings in (self._frozen_endings, self._endings):
             for ended in endings.pop(state, ()):
-                self._append(encode_ending_of(*ended), None)
+                self.journal.append(encode_ending_of(*ended))
 
     def _forget(self, run: RecordedRun, path: str) -> None:
         """Forget a task; its rows go with the next checkpoint."""

@@ -11,7 +11,7 @@ import msgspec
 from agentflow.core.delta import check_format
 from agentflow.core.inputs import ActionCompleted, SentEvent, TimerOrder
 from agentflow.core.records import ErrorReport, Headers, Record
-from agentflow.core.runs import PARKED, QUEUED, RUNNING, WAITING, ActionTask, KeyState, Run
+from agentflow.core.runs import PARKED, QUEUED, RUNNING, WAITING, ActionTask, KeyState, Request, Run
 from agentflow.core.segments import Segment
 from agentflow.errors import StateMismatch
 from agentflow.plan.plan import AgentPlan
@@ -19,7 +19,7 @@ from agentflow.plan.plan import AgentPlan
 RUN_FORMAT = 1
 
 
-class Completion(msgspec.Struct, array_like=True):
+class Completion(msgspec.Struct, array_like=True, gc=False):
     """What an attempt did that completed: of a member of a parallel group, and in the journal."""
 
     sent: list[SentEvent] | None
@@ -54,7 +54,15 @@ class TaskEntry(msgspec.Struct, array_like=True):
     emitted: int = 0
 
 
-class RunEntry(msgspec.Struct, array_like=True):
+class RequestEntry(msgspec.Struct, array_like=True):
+    """What a run has for somebody who waits for its answer. New fields go to the end, with a default."""
+
+    is_kept: bool
+    outputs: list[bytes | None] = []
+    failure: ErrorReport | None = None
+
+
+class RunEntry(msgspec.Struct, array_like=True, gc=False):
     """One unfinished run. New fields go to the end, with a default."""
 
     format: int
@@ -77,6 +85,7 @@ class RunEntry(msgspec.Struct, array_like=True):
     tasks: list[TaskEntry]
     sensory: dict[str, bytes | None] | None
     completed: list[str] | None
+    request: RequestEntry | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -108,8 +117,13 @@ def encode_run(run: Run) -> bytes:
             [_task_entry(task) for task in run.tasks],
             run.sensory,
             run.completed,
+            None if run.request is None else _request_entry(run.request),
         )
     )
+
+
+def _request_entry(request: Request) -> RequestEntry:
+    return RequestEntry(request.is_kept, request.outputs, request.failure)
 
 
 def _task_entry(task: ActionTask) -> TaskEntry:
@@ -173,6 +187,9 @@ def decode_run(value: bytes, state: KeyState, plan: AgentPlan, segments: dict[in
     run.applied, run.written = entry.applied, entry.written
     run.sensory, run.completed = entry.sensory, entry.completed
     run.is_changed, run.is_saved = False, True
+    if entry.request is not None:
+        asked = entry.request
+        run.request = Request(asked.is_kept, outputs=asked.outputs, failure=asked.failure, is_durable=True)
     tasks = [_task(run, task, plan) for task in entry.tasks]
     if entry.group_size:
         run.group, tasks = tasks[: entry.group_size], tasks[entry.group_size :]

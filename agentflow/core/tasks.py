@@ -125,6 +125,8 @@ class TaskScheduler:
         """End the run by the policy of its dead task; what completed tasks did stays."""
         error = task.error
         assert error is not None
+        if run.request is not None:
+            run.request.fail(error)
         self._effects.append(self._policy.last_word(run.record, error, run, task))
         run.queue = run.group = None
 

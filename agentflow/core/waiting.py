@@ -19,6 +19,7 @@ from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import ParkRequested, SignalReceived, WaitRequested
 from agentflow.core.outcomes import Outcomes
 from agentflow.core.records import ErrorReport
+from agentflow.core.requests import Requests
 from agentflow.core.runs import PARKED, RUNNING, WAITING, ActionTask, Run
 from agentflow.core.segments import SegmentedQueue
 from agentflow.core.signals import SignalBuffer
@@ -49,9 +50,11 @@ class Waiting:
         outcomes: Outcomes,
         segments: SegmentedQueue,
         timers: TimerTable,
+        requests: Requests,
     ) -> None:
         self.segments = segments
         self._timers = timers
+        self._requests = requests
         self.sleeping = 0
         self.asleep: dict[Run, None] = {}
         self._effects = effects
@@ -110,6 +113,8 @@ class Waiting:
             self._changes.before_change(request.task.run)
             self._outcomes.emit_before_wait(request.task, received.sent, received.headers)
         self._steps.on_requested(request, now_ms)
+        if request.task.run.request is not None:
+            self._requests.tell(request.task.run)
 
     def _on_park_requested(self, received: ParkRequested, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         task = received.task

@@ -24,6 +24,11 @@ _SCALAR_KEYS = (str, int, float, bytes)
 encode_key = msgspec.msgpack.Encoder().encode
 
 
+def is_key(value: object) -> bool:
+    """Whether a value can be a key: a str, int, float, bool or bytes."""
+    return isinstance(value, _SCALAR_KEYS) and not (isinstance(value, float) and math.isnan(value))
+
+
 def output_encoder(codec: Codec) -> Callable[[object], bytes]:
     """Return the encoder of a codec; for the built-in ones without a call between."""
     return {JSON.name: encode_json, MSGPACK.name: encode_msgpack}.get(codec.name, codec.encode)
@@ -107,7 +112,7 @@ class KeyReader:
                 expected=self._expected,
                 fix="correct the record, or configure a dead-letter sink",
             ) from error
-        if not isinstance(key, _SCALAR_KEYS) or (isinstance(key, float) and math.isnan(key)):
+        if not is_key(key):
             found = "has no field" if key is msgspec.UNSET else f"has a {type(key).__name__} in"
             where = f"'{self._key_by}'" if self._parts else "the result of key-by"
             raise MissingKey(

@@ -39,14 +39,17 @@ from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
 from agentflow.runtime.counters import Counters
+from agentflow.runtime.epoch_writer import INCARNATION_NAME, JOURNAL_NAME, EpochWriter
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Observer, Signals, Sink, Source
 from agentflow.runtime.replay_check import diverging_runs, is_changed
+from agentflow.runtime.requests import RequestTable
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader, encode_control, encode_signal
+from agentflow.runtime.stage import Stage
 from agentflow.runtime.step_runner import StepRunner
-from agentflow.runtime.subtask import INCARNATION_NAME, JOURNAL_NAME, Stage, Subtask
+from agentflow.runtime.subtask import Subtask
 
 
 class SystemClock:
@@ -86,6 +89,8 @@ class JobSpec(msgspec.Struct, frozen=True):
         open_signals: Makes what signals come from, None: the job takes none; called at each (re)start, behind ``open_source``.
         rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
         observers: Makes what looks at an agent, given its plan, its place in the chain and the incarnation; called at each (re)start.
+        requests: Inputs that are submitted to the running job; its agents are no chain then: each is asked for itself, and gives its
+            outputs to the sink. None: it takes none.
         on_end: Called when the job has ended, for good.
     """
 
@@ -100,6 +105,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     rekeyed_source: str | None = None
     open_signals: Callable[[], Signals | None] = lambda: None
     observers: Callable[[AgentPlan, int, str], Sequence[Observer]] = lambda plan, index, incarnation: ()  # noqa: ARG005
+    requests: RequestTable | None = None
     on_end: Callable[[], Awaitable[None]] | None = None
 
 
@@ -161,6 +167,7 @@ class Job:
         self._counters = Counters()
         self._status = JobStatus()
         self._subtask: Subtask | None = None
+        self._state: KeyedState | None = None
         self._signals: Signals | None = None
         self._stops = 0
         self._stopped = asyncio.Event()
@@ -230,6 +237,25 @@ class Job:
             NotConfigured: The job is not running, or takes no signals.
         """
         await self._send(encode_control(key, "retry", agent=agent))
+
+    def memory_of(self, agent: int, key: bytes) -> dict[str, bytes | None]:
+        """Return the short-term memory of a key as its last completed task left it: stored values by path.
+
+        Args:
+            agent: Place of the agent.
+            key: Canonical encoding of the key.
+
+        Raises:
+            NotConfigured: The job is not running.
+        """
+        if self._subtask is None or self._state is None:
+            raise NotConfigured("there is no memory to look at: the job is not running", fix="start it")
+        cached = self._subtask.cached_memory(agent, key)
+        return dict(self._state.scan(agent, key, "")) | cached
+
+    def result_of(self, agent: int, name: str) -> bytes | None:
+        """Return the kept result of a request, as a completed checkpoint has it; None when there is none."""
+        return None if self._state is None else self._state.find(Table.RESULTS, agent, b"", name)
 
     async def _send(self, document: bytes) -> None:
         if self._signals is None:
@@ -318,6 +344,7 @@ class Job:
             signals = self._signals = spec.open_signals()
             if signals is not None:
                 await signals.open(positions)
+            self._state = state
             subtask = self._subtask = self._make_subtask(
                 source, sinks, checkpoints, state, threads, rows, journal, positions, incarnation
             )
@@ -325,6 +352,8 @@ class Job:
                 subtask.use_journal(state.journal, journal_end)
             if signals is not None:
                 subtask.use_signals(signals, SignalReader([stage.plan.name for stage in spec.stages]))
+            if spec.requests is not None:
+                subtask.use_requests(spec.requests)
             self._status.restored_checkpoint = self._counters.checkpoint
             self._status.restored_runs = subtask.runs_in_flight
             self._status.restore_ms = round((time.monotonic() - began) * 1000)
@@ -334,7 +363,7 @@ class Job:
                 subtask.stop()
             await subtask.run()
         finally:
-            signals, self._subtask, self._signals = self._signals, None, None
+            signals, self._subtask, self._signals, self._state = self._signals, None, None, None
             threads.close()
             try:
                 await source.close()
@@ -413,16 +442,22 @@ class Job:
         incarnation: str,
     ) -> Subtask:
         spec, settings, now_ms = self._spec, self._spec.settings, self._clock.now_ms()
-        subtask = Subtask(
-            source, sinks, checkpoints, state, self._clock, settings, positions, incarnation, self._counters
-        )
+        epochs = EpochWriter(checkpoints, state, settings, incarnation, self._counters)
+        subtask = Subtask(source, sinks, epochs, self._clock, settings, positions, self._counters)
         subtask.checkpoint_schedule.first_interval_share = spec.first_interval_share
         for index, stage in enumerate(spec.stages):
             codec = source.codec if index == 0 else MSGPACK
-            is_last = index == len(spec.stages) - 1
+            is_last = index == len(spec.stages) - 1 or spec.requests is not None
             rekeyed_source = spec.rekeyed_source if index == 0 else None
             policy = FailurePolicy(settings.job, stage.plan.name, "dead-letter" in sinks, codec.name)
-            operator = Operator(stage.plan, policy, _limits(settings), index=index, decode_input=input_decoder(codec))
+            operator = Operator(
+                stage.plan,
+                policy,
+                _limits(settings),
+                index=index,
+                decode_input=input_decoder(codec),
+                takes_requests=spec.requests is not None,
+            )
             operator.restore(rows[index], now_ms, journal[index], self._counters.checkpoint)
             services = OperatorServices(
                 operator, settings, incarnation, state, spec.encode_output if is_last else encode_msgpack
@@ -446,7 +481,7 @@ class Job:
             observation = Observation(observers, runner.start) if observers else None
             if services.steps is not None and observation is not None:
                 services.steps.seen = observation.turn.steps.append
-            subtask.add_stage(Stage(operator, runner, keys, services.steps, observation))
+            subtask.add_stage(Stage(operator, runner, keys, services.steps, observation, is_last))
         return subtask
 
 

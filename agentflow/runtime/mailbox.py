@@ -25,6 +25,7 @@ class Mailbox:
         batches: Batches of records; an empty one is the end of input.
         signals: Records of signals.
         stopping: Set: nothing more is read of the source.
+        turn_records: Records that a turn should take at most.
 
     Args:
         source: Open.
@@ -42,7 +43,7 @@ class Mailbox:
         self._has_room = asyncio.Event()
         self._resumed = asyncio.Event()
         self._resumed.set()
-        self._turn_records = _TURN_RECORDS_FIRST
+        self.turn_records = _TURN_RECORDS_FIRST
 
     @property
     def is_paused(self) -> bool:
@@ -60,9 +61,9 @@ class Mailbox:
     def take_more(self, took_ms: int) -> None:
         """Let the next batch come: a smaller one when the last one took long, a larger one when it did not."""
         if took_ms > _TURN_MS:
-            self._turn_records = max(1, self._turn_records // 2)
+            self.turn_records = max(1, self.turn_records // 2)
         elif took_ms < _TURN_MS // 2:
-            self._turn_records = min(_TURN_RECORDS_MAX, self._turn_records * 2)
+            self.turn_records = min(_TURN_RECORDS_MAX, self.turn_records * 2)
         self._has_room.set()
 
     async def read(self) -> None:
@@ -70,7 +71,7 @@ class Mailbox:
         try:
             while not self.stopping.is_set():
                 await self._resumed.wait()
-                records = await self._source.fetch(self._turn_records)
+                records = await self._source.fetch(self.turn_records)
                 if self.stopping.is_set():
                     return  # not admitted: the position stays before them
                 self._has_room.clear()

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from agentflow.core.inputs import ActionCompleted, ActionFailed, RecordReceived, StepCall, WaitRequested
+from agentflow.core.inputs import (
+    ActionCompleted,
+    ActionFailed,
+    RecordReceived,
+    RequestReceived,
+    StepCall,
+    WaitRequested,
+)
 from agentflow.core.runs import ActionTask
 
 if TYPE_CHECKING:
@@ -61,7 +68,7 @@ class Turn(msgspec.Struct):
         notes: All other facts, in order: what follows from failures, cancellations and limits, signals, watermarks, checkpoints.
     """
 
-    records: list[RecordReceived]
+    records: list[RecordReceived | RequestReceived]
     started: list[ActionTask]
     answers: list[tuple[Answer, int, int, int]]
     left: list[tuple[WaitRequested, int]]

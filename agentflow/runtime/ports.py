@@ -261,6 +261,10 @@ class KeyedState(Protocol):
         """Return the memory values of ``key`` whose path starts with ``prefix``, ordered by the path's UTF-8 bytes."""
         ...
 
+    def find(self, table: Table, operator: int, key: bytes, name: str) -> bytes | None:
+        """Return one row of any table, as last applied; None when there is none. Slower than `get`."""
+        ...
+
     def rows(self, table: Table) -> Iterable[StoredRow]:
         """Iterate over a whole table, for restore, ordered by (operator, key, name)."""
         ...
@@ -276,10 +280,16 @@ class KeyedState(Protocol):
         """Apply the prepared delta in slices, remove ``prepared/N``, sync. Repeatable after a crash at any point."""
         ...
 
-    async def sweep(self, unused_since_ms: int) -> int:
-        """Delete some memory values whose TTL stamp is at or before ``unused_since_ms``; return how many.
+    async def sweep(self, table: Table, unused_since_ms: int, fresh_ms: int) -> int:
+        """Delete some values of a table whose TTL stamp is at or before ``unused_since_ms``; return how many.
 
-        Bounded work per call; successive calls go round the whole table. Never called between `prepare` and `complete`.
+        Bounded work per call; successive calls go round the whole table, and do nothing where the last round has shown that
+        nothing can be so old. Never called between `prepare` and `complete`.
+
+        Args:
+            table: The table.
+            unused_since_ms: Less than ``fresh_ms``.
+            fresh_ms: Least stamp of what is written from now on; never less than at the last call.
         """
         ...
 

@@ -17,6 +17,11 @@ SizeBytes = Annotated[int, Meta(ge=0, extra={"unit": "size"})]
 Count = Annotated[int, Meta(ge=1)]
 
 
+def key_name(field: str) -> str:
+    """Return the name of a field as a key."""
+    return field.removesuffix("_ms").removesuffix("_bytes").replace("_", "-")
+
+
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sections are immutable."""
 
@@ -82,6 +87,14 @@ class KeySettings(_Section, frozen=True):
     """`key.*`: limits per key."""
 
     pending_max: Annotated[Count, Meta(description="Inputs that may wait behind one busy key.")] = 10_000
+
+
+class RequestIdSettings(_Section, frozen=True):
+    """`request-id.*`: answers to requests of an embedded engine."""
+
+    retention_ms: Annotated[
+        PositiveMs, Meta(description="How long an answer is kept: the same request id gets it without another run.")
+    ] = 86_400_000
 
 
 class SignalSettings(_Section, frozen=True):
@@ -262,6 +275,7 @@ class JobSettings(_Section, frozen=True):
     state: StateSettings = StateSettings()
     run: RunSettings = RunSettings()
     key: KeySettings = KeySettings()
+    request_id: RequestIdSettings = RequestIdSettings()
     signals: SignalSettings = SignalSettings()
     journal: JournalSettings = JournalSettings()
     timer: TimerSettings = TimerSettings()

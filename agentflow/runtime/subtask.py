@@ -11,13 +11,11 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from typing import Any, cast
 
-import msgspec
-
-from agentflow.core.delta import DeltaSlices, StateWrite, Table
 from agentflow.core.effects import (
+    AcknowledgeRequest,
+    AnswerRequest,
     CancelAction,
     DeadLetter,
     Drained,
@@ -47,53 +45,38 @@ from agentflow.core.inputs import (
     JournalAppended,
     RecordReceived,
     RecordRejected,
+    RequestReceived,
     StepEnded,
     StepRequested,
     TimeAdvanced,
     WaitRequested,
     WatermarkReceived,
 )
-from agentflow.core.operator import Operator
 from agentflow.core.records import ErrorReport, Record
+from agentflow.core.results import REQUESTS
 from agentflow.core.segments import END_OF_TIME_MS
 from agentflow.errors import AgentflowError, DecodeError, MissingKey, RecordTooLarge
-from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.alarm import Alarm
 from agentflow.runtime.checkpoint_schedule import CheckpointSchedule
-from agentflow.runtime.checkpoints import EmbeddedCheckpoints
-from agentflow.runtime.codecs import KeyReader, TimestampReader
+from agentflow.runtime.codecs import TimestampReader
 from agentflow.runtime.counters import Counters
+from agentflow.runtime.epoch_writer import EpochWriter
 from agentflow.runtime.failing import look_at, unless_failed
 from agentflow.runtime.journal_writer import JournalWriter
 from agentflow.runtime.mailbox import Mailbox
-from agentflow.runtime.observation import Observation
-from agentflow.runtime.ports import Clock, Journal, KeyedState, Repartition, Signals, Sink, Source
+from agentflow.runtime.ports import Clock, Journal, Repartition, Signals, Sink, Source
+from agentflow.runtime.requests import RequestTable, closed
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader
+from agentflow.runtime.stage import Stage
 from agentflow.runtime.step_runner import StepInput, StepRunner
 from agentflow.runtime.task_steps import Answer
 from agentflow.runtime.watermarks import WatermarkGenerator
 
 _IDLE_STEP_MS = 100
-INCARNATION_NAME = "incarnation"
-JOURNAL_NAME = "journal"  # of the META row that holds the position up to which the checkpoint has the journal
 
 
 _Answer = ActionCompleted | ActionFailed | JournalAppended | StepInput
-
-
-class Stage(msgspec.Struct):
-    """One operator of the chain with what surrounds it.
-
-    Attributes:
-        observation: What observers are shown of it; None: there are none.
-    """
-
-    operator: Operator
-    runner: ActionRunner
-    keys: KeyReader
-    steps: StepRunner | None = None
-    observation: Observation | None = None
 
 
 class Subtask:
@@ -102,12 +85,10 @@ class Subtask:
     Args:
         source: Already open at ``positions``.
         sinks: By role: ``sink``, perhaps ``dead-letter`` and ``repartition``.
-        checkpoints: Already recovered.
-        state: Keyed state.
+        epochs: Makes checkpoints durable.
         clock: Processing time.
         settings: The job's settings.
         positions: Where the source was opened.
-        incarnation: Id of the state; written with every first checkpoint of a process.
         counters: Filled while running.
     """
 
@@ -115,23 +96,19 @@ class Subtask:
         self,
         source: Source,
         sinks: Mapping[str, Sink],
-        checkpoints: EmbeddedCheckpoints,
-        state: KeyedState,
+        epochs: EpochWriter,
         clock: Clock,
         settings: JobSettings,
         positions: Mapping[str, int],
-        incarnation: str,
         counters: Counters,
     ) -> None:
         self._stages: list[Stage] = []
         self._sinks = dict(sinks)
         self._repartition = cast("Repartition", sinks.get("repartition"))
-        self._checkpoints = checkpoints
-        self._state = state
+        self._epochs = epochs
         self._clock = clock
         self._settings = settings
         self._positions = dict(positions)
-        self._incarnation = incarnation
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[None] = self._loop.create_future()
@@ -142,6 +119,7 @@ class Subtask:
         self._hurry = asyncio.Event()
         self._answers: deque[tuple[int, _Answer]] = deque()
         self._journal: JournalWriter | None = None
+        self._requests: RequestTable | None = None
         self._signals: Signals | None = None
         self._signal_reader = SignalReader([])
         self._is_in_effects = False
@@ -156,8 +134,6 @@ class Subtask:
         self._timestamps = TimestampReader(event_time.field, source.codec) if event_time.field else None
         self._watermarks = WatermarkGenerator(event_time, source.partitions, source.idle_timeout_ms, clock.now_ms())
         self._has_output = False
-        self._is_first_checkpoint = True
-        self._delta_bytes = 0
         self._last = -1
         self._snapshots: list[TakeSnapshot] = []
         self._carry_out: dict[type, Callable[[int, Any, int], object]] = {
@@ -170,7 +146,9 @@ class Subtask:
             PersistStep: lambda index, effect, _: cast("JournalWriter", self._journal).append(index, effect.record),
             ReplayAction: lambda index, effect, now_ms: self._stages[index].operator.apply(effect.ending, now_ms),
             RequestCheckpoint: lambda *_: self.checkpoint_schedule.take_extra(),
-            ResumeSource: lambda *_: self._mailbox.resume(),
+            AcknowledgeRequest: lambda _, effect, __: cast("RequestTable", self._requests).acknowledge(effect),
+            AnswerRequest: lambda _, effect, __: cast("RequestTable", self._requests).answer(effect),
+            ResumeSource: self._resume,
             **dict.fromkeys((RefuseStep, ResolveStep, RunStep), self._answer_step),
             ScheduleRetry: lambda *_: None,
             SkipTask: lambda *_: None,
@@ -179,11 +157,19 @@ class Subtask:
 
     def use_journal(self, journal: Journal, position: int) -> None:
         """Record durable steps in ``journal``, which has been read up to ``position``."""
-        self._journal = JournalWriter(journal, self._deliver, self.fail, position)
+        self._journal = self._epochs.journal = JournalWriter(journal, self._deliver, self.fail, position)
 
     def use_signals(self, signals: Signals, reader: SignalReader) -> None:
         """Take signals, which are open at the positions."""
-        self._signals, self._signal_reader = signals, reader
+        self._signals = self._epochs.signals = signals
+        self._signal_reader = reader
+
+    def use_requests(self, requests: RequestTable) -> None:
+        """Take requests; behind `add_stage`, which has restored the unfinished ones."""
+        self._requests = requests
+        life = self._positions[REQUESTS] = self._positions.get(REQUESTS, 0) + 1
+        open_runs = {index: stage.operator.open_requests for index, stage in enumerate(self._stages)}
+        requests.attach(life, open_runs, self._counters.checkpoint)
 
     def add_stage(self, stage: Stage) -> None:
         """Append an operator to the chain, restored, before `run`; its runner delivers to `deliver_to` of its place."""
@@ -195,6 +181,11 @@ class Subtask:
     def runs_in_flight(self) -> int:
         """Unfinished runs of all operators."""
         return sum(stage.operator.runs_unfinished for stage in self._stages)
+
+    def cached_memory(self, index: int, key: bytes) -> dict[str, bytes | None]:
+        """Return what operator ``index`` holds of a key's memory: all that keyed state does not have yet."""
+        state = self._stages[index].operator.keys.states.get(key)
+        return {} if state is None else dict(state.memory)
 
     # -- life
     async def run(self) -> None:
@@ -210,11 +201,16 @@ class Subtask:
             readers.append(self._loop.create_task(self._mailbox.read_signals(self._signals)))
         timer = self._loop.create_task(self.checkpoint_schedule.run())
         try:
+            if self._requests is not None:  # none is admitted before the life and the incarnation are durable
+                await unless_failed(self.checkpoint_schedule.take(), self._failure)
+                self._requests.open(self._schedule)
             await unless_failed(self._wait_drained(), self._failure)
             timer.cancel()
             await asyncio.wait([timer])
             await unless_failed(self.checkpoint_schedule.take(), self._failure)
         finally:
+            if self._requests is not None:
+                self._requests.detach()
             tasks = [*readers, timer, *self.checkpoint_schedule.extra]
             for task in tasks:
                 task.cancel()
@@ -230,6 +226,8 @@ class Subtask:
         if self._stopping.is_set():
             self._hurry.set()
         self._stopping.set()
+        if self._requests is not None:
+            self._requests.stop(closed())
 
     def fail(self, error: BaseException) -> None:
         """End `run` with an error; the first one counts."""
@@ -267,9 +265,16 @@ class Subtask:
 
     def _pause(self, index: int, effect: PauseSource, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         self._mailbox.pause()
+        if self._requests is not None:
+            self._requests.pause(index)
         steps = self._stages[index].steps
         if steps is not None:
             steps.park_all()  # what waits only is not in flight then
+
+    def _resume(self, index: int, effect: ResumeSource, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        self._mailbox.resume()
+        if self._requests is not None:
+            self._requests.resume(index)
 
     # -- turns
     def decide_step(self, index: int, received: StepInput) -> Answer | None:
@@ -348,7 +353,9 @@ class Subtask:
                 batch = mailbox.batches.popleft()
                 self._admit(batch, now_ms) if batch else self._end_input(now_ms)
                 mailbox.take_more(self._clock.now_ms() - now_ms)
-            if self._drain_requested:
+            if self._requests is not None:
+                self._admit_requests(self._requests, now_ms)
+            if self._drain_requested and (self._requests is None or not self._requests.has_queued):
                 self._drain_requested = False
                 self._stages[0].operator.apply(self._drain(), now_ms)
                 self._run_effects(0, now_ms)
@@ -398,6 +405,24 @@ class Subtask:
         if self._watermarks.is_active:
             self._advance_watermark(self._watermarks.take(batch, now_ms), now_ms)
 
+    def _admit_requests(self, requests: RequestTable, now_ms: int) -> None:
+        taken = requests.take(self._mailbox.turn_records)
+        if not taken:
+            return
+        for request in taken:
+            stage = self._stages[request.agent]
+            request.epoch = stage.operator.epoch
+            received = RequestReceived(request.record, request.key, request.is_kept, request.wants_receipt)
+            if stage.observation is not None:
+                stage.observation.turn.records.append(received)
+            stage.operator.apply(received, now_ms)
+        self._counters.records_in += len(taken)
+        for index in sorted({request.agent for request in taken}):
+            self._run_effects(index, now_ms)
+        self._mailbox.take_more(self._clock.now_ms() - now_ms)
+        if requests.has_queued:
+            self._schedule()
+
     def _advance_watermark(self, watermark_ms: int | None, now_ms: int) -> None:
         if watermark_ms is not None:
             self._stages[0].operator.apply(WatermarkReceived(watermark_ms), now_ms)
@@ -415,7 +440,7 @@ class Subtask:
         start = stage.runner.start if observation is None else observation.start
         effects = stage.operator.effects
         write = self._sinks["sink"].write
-        is_last = index == self._last
+        is_terminal = stage.is_terminal
         emitted = 0
         self._is_in_effects = True
         for effect in effects:  # grows while it is read
@@ -425,7 +450,7 @@ class Subtask:
                 if answer is not None:
                     apply(answer, now_ms)
             elif kind is EmitRecord:
-                if is_last:
+                if is_terminal:
                     write(effect)  # type: ignore[arg-type]
                     emitted += 1
                 else:
@@ -439,7 +464,7 @@ class Subtask:
         if emitted:
             self._counters.records_out += emitted
             self._has_output = True
-        if not is_last:
+        if not is_terminal:
             self._run_effects(index + 1, now_ms)
 
     def _pass_record(self, index: int, effect: EmitRecord, now_ms: int) -> None:
@@ -525,28 +550,17 @@ class Subtask:
             for stage in self._stages:
                 stage.operator.apply(CheckpointCompleted(checkpoint, is_skipped=True), now_ms)
         else:
-            began, self._delta_bytes = self._loop.time(), 0
-            self._checkpoints.barrier(checkpoint)
-            async with asyncio.timeout(self._settings.checkpoint.timeout_ms / 1000):
-                await self._checkpoints.complete(checkpoint, self._delta(snapshots, journal_position))
-                if self._journal is not None and journal_position:
-                    await self._journal.release(journal_position)
-                if self._signals is not None:
-                    await self._signals.release(positions)
-            counters = self._counters
-            counters.checkpoint, counters.checkpoint_bytes = checkpoint, self._delta_bytes
-            counters.checkpoint_ms = round((self._loop.time() - began) * 1000)
-            self._is_first_checkpoint = False
+            self._epochs.barrier(checkpoint)
+            if self._requests is not None:
+                self._requests.barrier()
+            await self._epochs.write(checkpoint, snapshots, positions, journal_position)
         if self._failure.done():
             return
         told: asyncio.Future[None] = self._loop.create_future()
         self._loop.call_soon(self._tell_completed, checkpoint, is_skipped, told, context=self._context)
         await told
         now_ms = self._clock.now_ms()
-        ttl_ms = self._settings.state.ttl_ms
-        if ttl_ms is not None:
-            oldest_ms = min(stage.operator.oldest_run_ms(now_ms) for stage in self._stages)
-            await self._state.sweep(oldest_ms - ttl_ms)
+        await self._epochs.sweep(now_ms, min(stage.operator.oldest_run_ms(now_ms) for stage in self._stages))
 
     def _tell_completed(self, checkpoint: int, is_skipped: bool, told: asyncio.Future[None]) -> None:  # noqa: FBT001 (a callback)
         """Tell the operators, as in a turn: what they start is not inside of the checkpoint's task."""
@@ -556,22 +570,13 @@ class Subtask:
                 if not is_skipped:
                     stage.operator.apply(CheckpointCompleted(checkpoint), now_ms)
                 self._run_effects(index, now_ms)
+            if self._requests is not None and not is_skipped:
+                self._requests.checkpoint_completed()
         except Exception as error:  # noqa: BLE001 (the subtask's edge: the job decides)
             self.fail(error)
         self._schedule()  # something may wait for time now
         if not told.done():
             told.set_result(None)
-
-    def _delta(self, snapshots: Sequence[TakeSnapshot], journal_position: int | None) -> DeltaSlices:
-        first: list[StateWrite] = []
-        if self._is_first_checkpoint:
-            encoded = msgspec.msgpack.encode(self._incarnation)
-            first.append((Table.META, 0, b"", INCARNATION_NAME, encoded))
-        if journal_position:
-            first.append((Table.META, 0, b"", JOURNAL_NAME, msgspec.msgpack.encode(journal_position)))
-        for writes in chain([first], *(snapshot.slices for snapshot in snapshots)):
-            self._delta_bytes += sum([len(value) for _, _, _, _, value in writes if value is not None])
-            yield writes
 
 
 def _too_large(record: Record, record_max: int) -> AgentflowError:

@@ -61,6 +61,10 @@ class ChangelogCopy(Protocol):
         """See `KeyedState`."""
         ...
 
+    def find(self, table: Table, operator: int, key: bytes, name: str) -> bytes | None:
+        """See `KeyedState`."""
+        ...
+
     def rows(self, table: Table) -> Iterable[StoredRow]:
         """See `KeyedState`."""
         ...
@@ -73,7 +77,7 @@ class ChangelogCopy(Protocol):
         """Note that everything before ``position`` is applied; never durable before that is."""
         ...
 
-    async def sweep(self, unused_since_ms: int) -> int:
+    async def sweep(self, table: Table, unused_since_ms: int, fresh_ms: int) -> int:
         """See `KeyedState`."""
         ...
 
@@ -96,6 +100,7 @@ class ChangelogKeyedState:
         self._committed: tuple[int, int] | None = None  # checkpoint, changelog position
         self.get = copy.get
         self.scan = copy.scan
+        self.find = copy.find
         self.close = copy.close
 
     @property
@@ -133,9 +138,9 @@ class ChangelogKeyedState:
         self._copy.note_changelog(*self._committed, _now_ms())
         self._unapplied, self._committed = [], None
 
-    async def sweep(self, unused_since_ms: int) -> int:
+    async def sweep(self, table: Table, unused_since_ms: int, fresh_ms: int) -> int:
         """Sweep the copy; the changelog keeps expired values until they are written again, and they are never returned."""
-        return await self._copy.sweep(unused_since_ms)
+        return await self._copy.sweep(table, unused_since_ms, fresh_ms)
 
 
 async def open_changelog_state(

@@ -17,6 +17,7 @@ from agentflow.api.memory_codec import stamp_of
 from agentflow.core.delta import DeltaSlices, StateWrite, StoredRow, Table
 from agentflow.errors import StateLocked, StateUnavailable
 from agentflow.runtime.ports import Prepared, Staged
+from agentflow.state.sweeping import SweepRound
 
 SWEEP_ROWS_MAX: Final = 5_000
 
@@ -134,6 +135,12 @@ class MemoryJournal:
             raise _closed(doing)
 
 
+def _all_rows(rows: Mapping[tuple[int, bytes], _KeyRows]) -> Iterator[tuple[int, bytes, str]]:
+    for slot in list(rows):
+        for name in list(rows.get(slot, ())):
+            yield *slot, name
+
+
 class MemoryKeyedState:
     """`KeyedState` in memory. Durability: that of its storage, which is lost with the process.
 
@@ -159,7 +166,7 @@ class MemoryKeyedState:
         self._is_closed = False
         self.journal = MemoryJournal(self._storage)
         self._memory = self._storage.table(Table.MEMORY)
-        self._sweep_round: Iterator[tuple[int, bytes, str]] = iter(())
+        self._sweeps = {table: SweepRound[Iterator[tuple[int, bytes, str]]]() for table in Table}
 
     @property
     def checkpoint(self) -> int:
@@ -184,6 +191,12 @@ class MemoryKeyedState:
             raise _closed("reading memory")
         # Code points sort as their UTF-8 bytes do.
         return sorted(row for row in self._memory.get((operator, key), {}).items() if row[0].startswith(prefix))
+
+    def find(self, table: Table, operator: int, key: bytes, name: str) -> bytes | None:
+        """Return one row of any table."""
+        if self._is_closed:
+            raise _closed("reading")
+        return self._storage.table(table).get((operator, key), {}).get(name)
 
     def rows(self, table: Table) -> Iterator[StoredRow]:
         """Iterate over a whole table, ordered by (operator, key, name), each compared as bytes."""
@@ -221,25 +234,29 @@ class MemoryKeyedState:
         await self._yield("completing a checkpoint")
         self._storage.sync()
 
-    async def sweep(self, unused_since_ms: int) -> int:
-        """Delete memory values whose TTL stamp is at or before ``unused_since_ms``, among the next 5,000 rows.
+    async def sweep(self, table: Table, unused_since_ms: int, fresh_ms: int) -> int:
+        """Delete values whose TTL stamp is at or before ``unused_since_ms``, among the next 5,000 rows.
 
         Complexity: listing the keys at the beginning of a round takes about 10 ms per million of them.
         """
         assert self.prepared is None, "sweep in the middle of a checkpoint"
         self._check_open("sweeping memory")
-        page = list(itertools.islice(self._sweep_round, SWEEP_ROWS_MAX))
-        if len(page) < SWEEP_ROWS_MAX:
-            self._sweep_round = self._all_rows()
-        if not page:
-            page = list(itertools.islice(self._sweep_round, SWEEP_ROWS_MAX))
-        deleted = 0
-        for operator, key, path in page:
-            value = self._memory.get((operator, key), {}).get(path)
+        sweep, rows, deleted = self._sweeps[table], self._storage.table(table), 0
+        if sweep.is_idle(unused_since_ms):
+            return 0
+        page = list(itertools.islice(sweep.begin(_all_rows(rows), fresh_ms), SWEEP_ROWS_MAX))
+        for operator, key, name in page:
+            value = rows.get((operator, key), {}).get(name)
             stamp = None if value is None else stamp_of(value)
-            if stamp is not None and stamp <= unused_since_ms:
-                self._storage.write((Table.MEMORY, operator, key, path, None))
+            if stamp is None:
+                continue
+            if stamp <= unused_since_ms:
+                self._storage.write((table, operator, key, name, None))
                 deleted += 1
+            else:
+                sweep.keep(stamp)
+        if len(page) < SWEEP_ROWS_MAX:
+            sweep.end()
         return deleted
 
     def close(self) -> None:
@@ -247,11 +264,6 @@ class MemoryKeyedState:
         if not self._is_closed:
             self._is_closed = self.journal.is_closed = True
             self._storage.is_open = False
-
-    def _all_rows(self) -> Iterator[tuple[int, bytes, str]]:
-        for slot in list(self._memory):
-            for path in list(self._memory.get(slot, ())):
-                yield *slot, path
 
     async def _yield(self, doing: str) -> None:
         """Let the loop run; what happened meanwhile may have been `close`."""

@@ -53,6 +53,7 @@ from agentflow.state.rocksdb_store import (
     RocksDBStore,
     shared_resources,
 )
+from agentflow.state.sweeping import SweepRound
 
 FREE_MIN_BYTES: Final = 64 * 2**20
 SWEEP_ROWS_MAX: Final = 5_000
@@ -80,7 +81,7 @@ class RocksDBKeyedState:
         self._store = store
         self.journal = RocksDBJournal(directory.path, resources, journal_sync_interval_ms)
         self._read_memory = store.reader(MEMORY)
-        self._sweep_from = b""
+        self._sweeps = {table: SweepRound[bytes]() for table in Table}
         self._large = LargeValues(store)
         self._rows = StateRows(store, self._large)
         self._checkpoint = self._rows.checkpoint()
@@ -161,6 +162,11 @@ class RocksDBKeyedState:
         start = key_prefix(operator, key) + encode_name(prefix)
         return [(row.name, row.value) for row in self._rows.of(MEMORY, start, end_of_prefix(start))]
 
+    def find(self, table: Table, operator: int, key: bytes, name: str) -> bytes | None:
+        """Return one row of any table."""
+        stored = self._store.get(int(table), storage_key(operator, key, name))
+        return None if stored is None else self._rows.value(stored)
+
     def rows(self, table: Table) -> Iterator[StoredRow]:
         """Iterate over a whole table, ordered by (operator, key, name), each compared as bytes."""
         return self._rows.of(int(table))
@@ -236,25 +242,36 @@ class RocksDBKeyedState:
         self._store.write(batch, "noting the changelog position")
         self._checkpoint = checkpoint
 
-    async def sweep(self, unused_since_ms: int) -> int:
-        """Delete memory values whose TTL stamp is at or before ``unused_since_ms``, among the next 5,000 rows.
+    async def sweep(self, table: Table, unused_since_ms: int, fresh_ms: int) -> int:
+        """Delete values whose TTL stamp is at or before ``unused_since_ms``, among the next 5,000 rows.
 
         Durability: none of its own; a value that comes back after a crash is swept again.
         """
         assert self.prepared is None, "sweep in the middle of a checkpoint"
         self._store.check_writable("sweeping memory")
-        page = self._store.page(MEMORY, self._sweep_from, None, rows_max=SWEEP_ROWS_MAX, bytes_max=_PAGE_BYTES)
+        sweep, family = self._sweeps[table], int(table)
+        if sweep.is_idle(unused_since_ms):
+            return 0
+        start = sweep.begin(b"", fresh_ms)
+        page = self._store.page(family, start, None, rows_max=SWEEP_ROWS_MAX, bytes_max=_PAGE_BYTES)
         batch, handles = self._store.batch(), self._store.handles
         deleted = 0
         for row, stored in page:
             stamp = stamp_of(self._head(stored))
-            if stamp is not None and stamp <= unused_since_ms:
-                batch.delete(row, handles[MEMORY])
-                self._large.replace(batch, MEMORY, row, None, self._checkpoint)
-                deleted += 1
+            if stamp is None:
+                continue
+            if stamp > unused_since_ms:
+                sweep.keep(stamp)
+                continue
+            batch.delete(row, handles[family])
+            self._large.replace(batch, family, row, None, self._checkpoint)
+            deleted += 1
         if deleted:
             self._store.write(batch, "sweeping memory")
-        self._sweep_from = page[-1][0] + b"\x00" if page else b""
+        if page:
+            sweep.place = page[-1][0] + b"\x00"
+        else:
+            sweep.end()
         return deleted
 
     def close(self) -> None:

@@ -42,7 +42,18 @@ MEMORY, RUNS, TIMERS, META = 1, 2, 3, 4  # the numbers of `Table`
 PARTS: Final = 5
 PREPARED: Final = 6
 
-COLUMN_FAMILIES: Final = ("default", "memory", "runs", "timers", "meta", "parts", "prepared", "steps", "signals")
+COLUMN_FAMILIES: Final = (
+    "default",
+    "memory",
+    "runs",
+    "timers",
+    "meta",
+    "parts",
+    "prepared",
+    "steps",
+    "signals",
+    "results",
+)
 """Names by number, which are those of `Table` too. ``default`` holds the checkpoint number and the decision row. Part of the
 stored format: append, never renumber."""
 

@@ -33,7 +33,7 @@ from agentflow.runtime.worker import Worker
 from agentflow.state.changelog_records import ChangelogReplay, Row
 from agentflow.state.kafka_changelog import ChangelogKeyedState, open_changelog_state
 from agentflow.state.kafka_journal import KafkaJournal
-from agentflow.state.layout import encode_name, key_prefix, split_storage_key
+from agentflow.state.layout import encode_name, key_prefix, split_storage_key, storage_key
 from agentflow.state.memory import MemoryStorage
 from agentflow.testing.faults import Fuse
 from agentflow.testing.judgement import Outcome, judge
@@ -96,6 +96,10 @@ class SimulatedCopy:
         rows = sorted(self._storage.tables[Table.MEMORY].items())
         return [(split_storage_key(row)[2], value) for row, value in rows if row.startswith(start)]
 
+    def find(self, table: Table, operator: int, key: bytes, name: str) -> bytes | None:
+        """See `KeyedState`."""
+        return self._storage.tables[table].get(storage_key(operator, key, name))
+
     def rows(self, table: Table) -> Iterable[StoredRow]:
         """See `KeyedState`."""
         return [StoredRow(*split_storage_key(row), value) for row, value in sorted(self._storage.tables[table].items())]
@@ -116,9 +120,9 @@ class SimulatedCopy:
             raise StateUnavailable("the process is gone")
         self._storage.checkpoint, self._storage.position = checkpoint, position
 
-    async def sweep(self, unused_since_ms: int) -> int:
+    async def sweep(self, table: Table, unused_since_ms: int, fresh_ms: int) -> int:  # noqa: ARG002 (all at once)
         """See `KeyedState`."""
-        rows = self._storage.tables[Table.MEMORY]
+        rows = self._storage.tables[table]
         old = [row for row, value in rows.items() if (stamp_of(value) or 2**62) <= unused_since_ms]
         for row in old:
             del rows[row]

@@ -32,6 +32,7 @@ Rows = dict[tuple[Table, int, bytes, str], bytes]
 Slices = tuple[list[StateWrite], ...]
 
 LARGE_BYTES = 512 * 1024
+LATER_MS = 2**62
 """Values above this are large: states may store them in another way."""
 
 AWKWARD_KEYS = (
@@ -399,7 +400,7 @@ class KeyedStateConformance:
         ]
         with contextlib.closing(open_state()) as state:
             await checkpoint(state, 1, writes)
-            assert await state.sweep(1_000) == 3
+            assert await state.sweep(Table.MEMORY, 1_000, LATER_MS) == 3
             assert [path for path, _ in state.scan(0, b"k", "")] == ["new", "new.large", "plain", "plain.object"]
         with contextlib.closing(open_state()) as state:
             assert len(list(state.rows(Table.RUNS))) == 1
@@ -411,13 +412,34 @@ class KeyedStateConformance:
         writes = [memory_write(b"%05d" % number, "p", encode_value(number, number)) for number in range(count)]
         slices = [writes[start : start + SLICE_ENTRIES_MAX] for start in range(0, count, SLICE_ENTRIES_MAX)]
         await checkpoint(state, 1, *slices)
-        swept = [await state.sweep(count // 2 - 1) for _ in range(20)]
+        swept = [await state.sweep(Table.MEMORY, count // 2 - 1, LATER_MS) for _ in range(20)]
         assert sum(swept) == count // 2
         assert max(swept) <= 10_000
         assert 0 < swept[0] < count // 2, "the first call swept everything"
-        swept = [await state.sweep(count) for _ in range(20)]
+        swept = [await state.sweep(Table.MEMORY, count, LATER_MS) for _ in range(20)]
         assert sum(swept) == count // 2
         assert read_all(state) == {}
+
+    async def test_sweep_finds_what_expires_later_and_what_was_written_since(self, state: KeyedState) -> None:
+        def stamped(*stamps: int) -> list[StateWrite]:
+            return [(Table.RESULTS, 0, b"", f"r{stamp}", encode_value(stamp, stamp)) for stamp in stamps]
+
+        await checkpoint(state, 1, stamped(10, 20))
+        assert [await state.sweep(Table.RESULTS, 5, 100) for _ in range(3)] == [0, 0, 0]
+        await checkpoint(state, 2, stamped(100))
+        assert sum([await state.sweep(Table.RESULTS, 10, 110) for _ in range(3)]) == 1
+        assert state.find(Table.RESULTS, 0, b"", "r10") is None
+        assert state.find(Table.RESULTS, 0, b"", "r20") == encode_value(20, 20)
+        assert sum([await state.sweep(Table.RESULTS, 100, 200) for _ in range(3)]) == 2
+        assert list(state.rows(Table.RESULTS)) == []
+
+    async def test_find_returns_rows_of_every_table(self, state: KeyedState) -> None:
+        large = b"\x00" + b"x" * (LARGE_BYTES + 1)
+        writes: list[StateWrite] = [(table, 3, b"k", "name", b"\x00%d" % table) for table in Table]
+        await checkpoint(state, 1, [*writes, (Table.RESULTS, 3, b"", "large", large)])
+        assert [state.find(table, 3, b"k", "name") for table in Table] == [b"\x00%d" % table for table in Table]
+        assert state.find(Table.RESULTS, 3, b"", "large") == large
+        assert state.find(Table.RUNS, 3, b"k", "other") is None
 
     # --- ownership -----------------------------------------------------------------------------------------------------
 
@@ -444,6 +466,6 @@ class KeyedStateConformance:
         with pytest.raises(StateUnavailable):
             await state.complete()
         with pytest.raises(StateUnavailable):
-            await state.sweep(0)
+            await state.sweep(Table.MEMORY, 0, LATER_MS)
         with contextlib.closing(open_state()) as state:  # although `half_read` is still there
             assert read_all(state) == laid_over({}, OLD)

@@ -183,7 +183,7 @@ async def test_a_swept_large_value_leaves_no_parts_behind(tmp_path):
     stamped = b"\x01" + (5).to_bytes(8, "big") + b"x" * LARGE_BYTES
     with contextlib.closing(open_state(tmp_path / "s")) as state:
         await checkpoint(state, 1, [memory_write(b"k", "p", stamped)])
-        assert await state.sweep(5) == 1
+        assert await state.sweep(Table.MEMORY, 5, 2**62) == 1
     with raw(tmp_path / "s") as families:
         assert list(families["parts"].items()) == []
 

@@ -1,0 +1,567 @@
+"""`Engine`: agents inside of an asyncio service. Somebody submits an input, and gets the outputs of its run.
+
+```
+async with Engine(ReviewAgent(), state_dir="./state") as engine:
+    outputs = await engine.submit("p-1", {"stars": 2}, request_id="r-17")
+```
+
+It is a job without a source: inputs come from callers, and are durable, together with how their runs ended, before an answer leaves
+(`core/requests.py`). It lives in the caller's event loop and touches nothing else of the process: no signal handler, no logging
+configuration, no event-loop policy, no garbage collector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+
+from agentflow.api.agent import Agent
+from agentflow.api.codecs import MSGPACK
+from agentflow.api.durations import duration_ms
+from agentflow.api.encoding import encode_msgpack
+from agentflow.api.memory import MemoryLimits as Limits
+from agentflow.api.memory import MemoryObject, read_only_memory
+from agentflow.api.options import Configuration
+from agentflow.core.results import RequestResult, decode_result, fingerprint, result_name, result_name_of_id
+from agentflow.environment.answers import Answers, NoSource, failure_of
+from agentflow.environment.openers import signals_opener, state_opener
+from agentflow.environment.settings import settings_of
+from agentflow.environment.telemetry import Telemetry
+from agentflow.errors import AgentflowError, ConfigError, RecordTooLarge, UnknownRun
+from agentflow.plan.plan import AgentPlan
+from agentflow.runtime.codecs import RECORD_KEY, encode_key, is_key
+from agentflow.runtime.job import AgentStage, Job, JobSpec, SystemClock
+from agentflow.runtime.ports import Clock, Sink
+from agentflow.runtime.requests import OpenRequest, RequestTable, closed, mismatch
+from agentflow.runtime.settings import JobSettings
+
+_decode = msgspec.msgpack.Decoder().decode
+Headers = Mapping[str, str | bytes]
+AgentOrPlan = Agent | AgentPlan
+
+
+class EngineStats(msgspec.Struct, frozen=True, rename="kebab"):
+    """What an engine is doing; a copy.
+
+    Attributes:
+        state: starting, restoring, running, draining, stopped or failed.
+        agents: Names of its agents.
+        requests: Requests admitted since the process began.
+        answered: Requests of it whose run came to its end.
+        failed: Requests whose run ended early.
+        open: Requests that are not answered.
+        waiting: Callers that wait until there is room.
+        runs_in_flight: Unfinished runs, those of timers included.
+        outputs: Outputs of all runs.
+        dead_letters: Runs that failed for good.
+        checkpoint: The last completed checkpoint.
+        checkpoint_completed_ms: When it was, epoch milliseconds.
+        restarts: Restarts of the subtask since the process began.
+        restored_runs: Unfinished runs that the last start found.
+    """
+
+    state: str
+    agents: tuple[str, ...]
+    requests: int
+    answered: int
+    failed: int
+    open: int
+    waiting: int
+    runs_in_flight: int
+    outputs: int
+    dead_letters: int
+    checkpoint: int
+    checkpoint_completed_ms: int | None
+    restarts: int
+    restored_runs: int
+
+
+class Engine:
+    """Runs agents in the current event loop; an asynchronous context manager, used once.
+
+    Args:
+        agent: The agent, its plan, or several of either: each is asked for itself, by its name.
+        state_dir: Directory of the state. An engine that is started on it again goes on with what was accepted.
+        in_memory: Keep state in memory, lost with the process. One of both has to be said.
+        config: Settings as in a job file (``{"checkpoint.interval": "5s", "run.in-flight-max": 500}``); the section ``config`` are
+            the agents' own options. Or `JobSettings`.
+        on_overload: At a limit let callers wait, first come, first served, or raise `EngineOverloaded`.
+        sink: Takes every output of every run too, those of timers included, as the sink of a job does; None: outputs that
+            answer nobody are counted and told in the log.
+        dead_letters: Takes inputs whose run failed for good; its caller gets the error either way.
+        on_event: Told of starts, restarts and the end as (name, fields).
+        clock: Processing time; None: the system's.
+    """
+
+    def __init__(
+        self,
+        agent: AgentOrPlan | Sequence[AgentOrPlan],
+        *,
+        state_dir: str | None = None,
+        in_memory: bool = False,
+        config: Mapping[str, Any] | JobSettings | None = None,
+        on_overload: Literal["wait", "raise"] = "wait",
+        sink: Sink | Callable[[], Sink] | None = None,
+        dead_letters: Sink | Callable[[], Sink] | None = None,
+        on_event: Callable[[str, dict[str, object]], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        settings, options = (config, {}) if isinstance(config, JobSettings) else settings_of(config or {})
+        self.settings = _settings(settings, state_dir, in_memory=in_memory)
+        agents = [agent] if isinstance(agent, Agent | AgentPlan) else list(agent)
+        self._plans = [_plan(one, options) for one in agents]
+        self._places = {plan.name: place for place, plan in enumerate(self._plans)}
+        if len(self._places) < max(1, len(self._plans)):
+            raise ConfigError(["an engine has one agent or several, each with a name of its own"])
+        if on_overload not in ("wait", "raise"):
+            raise ConfigError([f"on_overload: {on_overload!r} is unknown: 'wait' or 'raise'"])
+        self._is_waiting_wanted = on_overload == "wait"
+        self._sinks = (sink, dead_letters)
+        self._on_event = on_event or (lambda name, fields: None)  # noqa: ARG005
+        self._clock = clock or SystemClock()
+        self._limits = Limits(self.settings.state.value_max_bytes, self.settings.state.ttl_ms)
+        self._table = RequestTable(self.settings.run.in_flight_max)
+        self._job: Job | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._started = asyncio.Event()
+
+    # -- life
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Open the state, take unfinished runs up, and admit requests.
+
+        Raises:
+            AgentflowError: The state cannot be opened, or an agent is not what its unfinished runs need.
+        """
+        if self._job is not None:
+            msg = "an engine is started once: make another one on the same state_dir"
+            raise RuntimeError(msg)
+        telemetry = Telemetry(self.settings)
+        spec = JobSpec(
+            self.settings,
+            tuple(AgentStage(plan, RECORD_KEY) for plan in self._plans),
+            NoSource,
+            self._open_sinks,
+            state_opener(self.settings),
+            encode_msgpack,
+            open_signals=signals_opener(self.settings),
+            observers=telemetry.observers(0),
+            requests=self._table,
+            on_end=telemetry.close,
+        )
+        self._job = Job(spec, clock=self._clock, on_event=self._note)
+        self._running = asyncio.get_running_loop().create_task(self._run(self._job), name="agentflow-engine")
+        started = asyncio.ensure_future(self._started.wait())
+        try:
+            await asyncio.wait([started, self._running], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            started.cancel()
+            if not self._started.is_set():
+                await self._abandon()
+        if self._running.done():
+            await self._running
+
+    async def _abandon(self) -> None:
+        """Give up a start: it has failed, or its caller was cancelled."""
+        assert self._job is not None
+        assert self._running is not None
+        self._job.request_stop()
+        self._job.request_stop()
+        with contextlib.suppress(AgentflowError):
+            await asyncio.wait([self._running])
+
+    async def _run(self, job: Job) -> None:
+        reason: Exception = closed()
+        try:
+            await job.run()
+        except AgentflowError as error:
+            reason = error
+            raise
+        finally:
+            self._table.close(reason)
+
+    def _note(self, name: str, fields: dict[str, object]) -> None:
+        if name == "started":
+            self._started.set()
+        self._on_event(name, fields)
+
+    def _open_sinks(self) -> Mapping[str, Sink]:
+        sink, dead = (opened() if callable(opened) else opened for opened in self._sinks)
+        return {"sink": sink or Answers("sink"), "dead-letter": dead or Answers("dead-letter")}
+
+    async def close(self) -> None:
+        """Admit nothing more, wait for unfinished runs up to ``shutdown.drain-timeout``, take a last checkpoint. Idempotent.
+
+        What has not ended then goes on when an engine is started on the same state; whoever waits for it gets `EngineClosed`.
+
+        Raises:
+            AgentflowError: The engine has failed; its last completed checkpoint, and what was accepted, are intact.
+        """
+        if self._job is None or self._running is None:
+            return
+        self._job.request_stop()
+        while not self._running.done():
+            try:
+                await asyncio.wait([self._running])
+            except asyncio.CancelledError:  # whoever closes is in a hurry: no longer for runs, but for the checkpoint
+                self._job.request_stop()
+                await asyncio.wait([self._running])
+                raise
+        await self._running
+
+    # -- requests
+    async def submit(
+        self,
+        key: object,
+        value: object,
+        *,
+        request_id: str | None = None,
+        timeout: timedelta | str | float | None = None,  # noqa: ASYNC109 (the caller's word for it)
+        agent: str | None = None,
+        headers: Headers | None = None,
+    ) -> list[Any]:
+        """Run an agent on an input and return the outputs of its run, in order, as plain values.
+
+        Args:
+            key: The key: a str, int, float, bool or bytes. Runs of a key take turns.
+            value: The input: whatever an `InputEvent` can carry.
+            request_id: Id of the request. A second one with the same id joins the first, or gets its outputs, also after a restart,
+                for `request-id.retention`; without one, every call is a run.
+            timeout: Longest wait (``"5s"``, a timedelta, seconds); the run goes on behind it.
+            agent: Name of the agent, where the engine has several.
+            headers: Of the input: `ctx.headers`; ``traceparent`` continues a trace.
+
+        Durability: the input, what the run did to memory, and its outputs are durable when this returns.
+
+        Raises:
+            RunFailed: The run ended early: its action failed for good, or it was cancelled.
+            EngineOverloaded: A limit is reached, and callers do not wait; or that of the key.
+            EngineClosed: The engine ends; the run goes on when it is started again.
+            RequestMismatch: The request with this id has another key or input.
+            TimeoutError: ``timeout`` is over.
+            TypeError: The key cannot be one, or the value cannot be encoded.
+        """
+        if timeout is not None:
+            async with asyncio.timeout(_seconds(timeout)):
+                return await self.submit(key, value, request_id=request_id, agent=agent, headers=headers)
+        request = self._enter(key, value, request_id, agent, headers)
+        if request is None:
+            request = await self._enter_later(key, value, request_id, agent, headers)
+        if type(request) is OpenRequest:
+            await request.end()
+            if request.error is not None:
+                raise failure_of(request)
+            return [None if output is None else _decode(output) for output in request.outputs]
+        return _outputs_of(request)  # type: ignore[arg-type]
+
+    async def stream(
+        self,
+        key: object,
+        value: object,
+        *,
+        request_id: str | None = None,
+        agent: str | None = None,
+        headers: Headers | None = None,
+        skip: int = 0,
+    ) -> AsyncIterator[Any]:
+        """Run an agent on an input and yield its outputs as they are emitted: each when its task, or what is before a wait, is durable.
+
+        Args:
+            key: As in `submit`.
+            value: As in `submit`.
+            request_id: As in `submit`; a stream that was cut goes on with the same id and ``skip``.
+            agent: As in `submit`.
+            headers: As in `submit`.
+            skip: So many outputs are known to the caller and are left out.
+
+        Raises:
+            RunFailed, EngineOverloaded, EngineClosed, RequestMismatch, TypeError: As `submit`.
+        """
+        request = self._enter(key, value, request_id, agent, headers)
+        if request is None:
+            request = await self._enter_later(key, value, request_id, agent, headers)
+        if type(request) is OpenRequest:
+            while True:
+                outputs = request.outputs
+                while skip < len(outputs):
+                    output = outputs[skip]
+                    skip += 1
+                    yield None if output is None else _decode(output)
+                    outputs = request.outputs
+                if request.is_over:
+                    break
+                await request.news()
+            if request.error is not None:
+                raise failure_of(request)
+        else:
+            for output in _outputs_of(request)[skip:]:  # type: ignore[arg-type]
+                yield output
+
+    async def send(
+        self,
+        key: object,
+        value: object,
+        *,
+        request_id: str | None = None,
+        agent: str | None = None,
+        headers: Headers | None = None,
+    ) -> str:
+        """Accept an input durably and return the id of its run; `result` waits for the outputs.
+
+        Raises:
+            EngineOverloaded, EngineClosed, RequestMismatch, TypeError: As `submit`.
+        """
+        request = self._enter(key, value, request_id, agent, headers, is_sent=True)
+        if request is None:
+            request = await self._enter_later(key, value, request_id, agent, headers, is_sent=True)
+        if type(request) is RequestResult:
+            return request.run_id
+        assert type(request) is OpenRequest
+        while not request.is_durable:
+            await request.news()
+        if request.is_refused:
+            raise failure_of(request)
+        return request.run_id
+
+    async def result(
+        self,
+        run_id: str = "",
+        *,
+        request_id: str | None = None,
+        agent: str | None = None,
+        timeout: timedelta | str | float | None = None,  # noqa: ASYNC109 (the caller's word for it)
+    ) -> list[Any]:
+        """Return the outputs of a run that `send` began, or of a request by its id, when the run is over; kept for `request-id.retention`.
+
+        Raises:
+            RunFailed: As `submit`.
+            EngineClosed: The engine ends before the run does.
+            UnknownRun: There is no such run, or its result is not kept, or not any more.
+            TimeoutError: ``timeout`` is over; the run goes on.
+        """
+        if timeout is not None:
+            async with asyncio.timeout(_seconds(timeout)):
+                return await self.result(run_id, request_id=request_id, agent=agent)
+        if request_id is not None:
+            places = [self._place(agent)]
+            request = self._table.find_id(places[0], request_id)
+            name = result_name_of_id(request_id)
+        else:
+            places = [self._place(agent)] if agent is not None else list(self._places.values())
+            request = self._table.find(run_id)
+            name = result_name(run_id)
+        if request is not None:
+            await request.end()
+            if request.error is not None:
+                raise failure_of(request)
+            return [None if output is None else _decode(output) for output in request.outputs]
+        for place in places:
+            kept = self._kept(place, name)
+            if kept is not None and run_id in ("", kept.run_id):
+                return _outputs_of(kept)
+        raise UnknownRun(
+            "there is no such run, its result is not kept, or not any more",
+            where={"run": run_id or None, "request_id": request_id},
+            expected="a run that `send` began, or a request with an id, within request-id.retention",
+            fix="raise request-id.retention, or ask sooner",
+        )
+
+    async def _enter_later(
+        self,
+        key: object,
+        value: object,
+        request_id: str | None,
+        agent: str | None,
+        headers: Headers | None,
+        *,
+        is_sent: bool = False,
+    ) -> OpenRequest | RequestResult:
+        """Submit an input when there is room."""
+        async with self._table.room():
+            request = self._enter(key, value, request_id, agent, headers, is_sent=is_sent, has_room=True)
+        assert request is not None
+        return request
+
+    def _enter(
+        self,
+        key: object,
+        value: object,
+        request_id: str | None,
+        agent: str | None,
+        headers: Headers | None,
+        *,
+        is_sent: bool = False,
+        has_room: bool = False,
+    ) -> OpenRequest | RequestResult | None:
+        """Submit an input, or find what is known of its request; None: there is no room, and the caller wants to wait."""
+        place = 0 if agent is None and len(self._plans) == 1 else self._place(agent)
+        encoded_key, encoded = _encoded(key), encode_msgpack(value)
+        if len(encoded) > self.settings.record_max_bytes:
+            raise RecordTooLarge(
+                f"the input has {len(encoded):,} bytes",
+                expected=f"at most {self.settings.record_max_bytes:,} bytes (record-max)",
+                fix="send less, or raise record-max",
+            )
+        table, is_known = self._table, False
+        if request_id is not None:
+            _check_id(request_id)
+            is_known = table.find_id(place, request_id) is not None
+            kept = None if is_known else self._kept(place, result_name_of_id(request_id))
+            if kept is not None:
+                if kept.fingerprint != fingerprint(encoded_key, encoded):
+                    raise mismatch(request_id)
+                return kept
+        if self._is_waiting_wanted and not (has_room or is_known) and table.is_full:
+            return None
+        return table.submit(
+            place,
+            encoded_key,
+            encoded,
+            request_id,
+            is_kept=is_sent,
+            wants_receipt=is_sent,
+            has_room=has_room,
+            headers=() if headers is None else _headers(headers),
+        )
+
+    def _kept(self, place: int, name: str) -> RequestResult | None:
+        """Return a result that keyed state has, unless its time is over."""
+        stored = None if self._job is None else self._job.result_of(place, name)
+        if stored is None:
+            return None
+        result = decode_result(stored)
+        is_over = result.ended_ms + self.settings.request_id.retention_ms <= self._clock.now_ms()
+        return None if is_over else result
+
+    # -- looking and talking
+    async def signal(
+        self, key: object, name: str, value: object = None, *, correlation: str = "", run: str = "", agent: str = ""
+    ) -> None:
+        """Send a signal to runs that wait for it (`ctx.wait_for`), or will; durable when this returns. See `Job.signal`."""
+        await self._running_job().signal(
+            key, name, value, correlation=correlation, run=run, agent=self._addressed(agent)
+        )
+
+    async def cancel(self, key: object, *, run: str = "", reason: str = "", agent: str = "") -> None:
+        """Cancel the active run of a key, or the one with an id; its caller gets `RunFailed` (``RunCancelled``). See `Job.cancel`."""
+        await self._running_job().cancel(key, run=run, reason=reason, agent=self._addressed(agent))
+
+    async def retry(self, key: object, *, agent: str = "") -> None:
+        """Try at once what the active run of a key would try later."""
+        await self._running_job().retry(key, agent=self._addressed(agent))
+
+    def memory(self, key: object, *, agent: str | None = None) -> MemoryObject:
+        """Return the short-term memory of a key, to read: as the last completed task left it, at this moment."""
+        entries = self._running_job().memory_of(self._place(agent), _encoded(key))
+        return read_only_memory(entries, self._clock.now_ms(), self._limits)
+
+    def stats(self) -> EngineStats:
+        """Return what the engine is doing."""
+        table = self._table
+        status = None if self._job is None else self._job.status
+        return EngineStats(
+            "starting" if status is None else status.state,
+            tuple(plan.name for plan in self._plans),
+            0 if status is None else status.records_in,
+            table.answered,
+            table.failed,
+            table.open_count,
+            table.blocked_count,
+            0 if status is None else status.runs_in_flight,
+            0 if status is None else status.records_out,
+            0 if status is None else status.dead_letters,
+            0 if status is None else status.checkpoint,
+            None if status is None else status.checkpoint_completed_ms,
+            0 if status is None else status.restarts,
+            0 if status is None else status.restored_runs,
+        )
+
+    @property
+    def plans(self) -> tuple[AgentPlan, ...]:
+        """The compiled agents, in the order in which they were given."""
+        return tuple(self._plans)
+
+    def _running_job(self) -> Job:
+        if self._job is None or self._running is None or self._running.done():
+            raise closed()
+        return self._job
+
+    def _place(self, agent: str | None) -> int:
+        if agent is None and len(self._plans) == 1:
+            return 0
+        if agent is None or agent not in self._places:
+            known = ", ".join(self._places)
+            what = f"there is no agent '{agent}'" if agent else "the engine has several agents"
+            raise ConfigError([f"{what}: name one of {known} (agent=…)"])
+        return self._places[agent]
+
+    def _addressed(self, agent: str) -> str:
+        self._place(agent or None)
+        return agent
+
+
+def _settings(settings: JobSettings, state_dir: str | None, *, in_memory: bool) -> JobSettings:
+    directory = state_dir if state_dir is not None else settings.state.dir
+    if in_memory and directory is not None:
+        raise ConfigError(["in_memory=True and a state directory exclude each other: state is in one of both"])
+    if not in_memory and directory is None:
+        raise ConfigError(
+            ["an engine has to know where state is: state_dir='…' (survives the process), or in_memory=True (does not)"]
+        )
+    return msgspec.structs.replace(
+        settings, state=msgspec.structs.replace(settings.state, dir=directory), on_overflow="dead-letter"
+    )
+
+
+def _plan(agent: object, options: Mapping[str, Any]) -> AgentPlan:
+    if isinstance(agent, AgentPlan):
+        return agent
+    if isinstance(agent, Agent):
+        return AgentPlan.from_agent(agent, Configuration(options))
+    if isinstance(agent, type) and issubclass(agent, Agent):
+        raise ConfigError([f"give an agent, not its class: {agent.__name__}()"])
+    raise ConfigError([f"{agent!r} is neither an Agent nor an AgentPlan"])
+
+
+def _encoded(key: object) -> bytes:
+    if not is_key(key):
+        msg = f"a key is a str, int, float, bool or bytes, not {key!r}"
+        raise TypeError(msg)
+    return encode_key(key)
+
+
+def _check_id(request_id: object) -> None:
+    if not isinstance(request_id, str) or not request_id or len(request_id) > 500:
+        msg = f"a request id is a text of 1 to 500 characters, not {request_id!r}"
+        raise TypeError(msg)
+
+
+def _headers(headers: Headers) -> tuple[tuple[str, bytes], ...]:
+    return tuple((name, text if isinstance(text, bytes) else text.encode()) for name, text in headers.items())
+
+
+def _seconds(timeout: timedelta | str | float) -> float:
+    return timeout if isinstance(timeout, int | float) else duration_ms(timeout) / 1000
+
+
+def _outputs_of(result: RequestResult) -> list[Any]:
+    if result.failure is not None:
+        raise failure_of(result)
+    return [None if output is None else _decode(output) for output in result.outputs]
+
+
+assert MSGPACK.name == "msgpack", "inputs are encoded for `NoSource`, whose codec it is"

@@ -1,0 +1,446 @@
+"""Open requests: who submitted an input to a running job, and what has been answered so far.
+
+The table stands between callers, who come and go, and the subtask, which may restart under them. A caller that is cancelled takes
+nothing with it: the run goes on, and whoever asks for the same request joins it.
+
+    submit ─► queue ─► admitted (a turn of the subtask) ─► acknowledged ─► outputs … ─► over
+                          ▲                                                   │
+                          └── again, under a new run id, where a restart of the subtask finds that it was never durable
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+
+import msgspec
+
+from agentflow.core.effects import AcknowledgeRequest, AnswerRequest
+from agentflow.core.records import ErrorReport, Headers, Record
+from agentflow.core.results import fingerprint, request_id_of, request_source
+from agentflow.errors import EngineClosed, EngineOverloaded, RequestLost, RequestMismatch
+
+_RequestId = tuple[int, str]  # (place of the agent, request id)
+
+
+class OpenRequest(
+    msgspec.Struct, eq=False, gc=False
+):  # whoever it refers to while it waits, it does not when it is over
+    """A request that is not answered, or was answered a moment ago.
+
+    Attributes:
+        agent: Place of the agent.
+        record: The input; its source and offset name the run.
+        key: Canonical encoding of the key.
+        request_id: What the caller calls it; None: nothing.
+        is_kept: Its answer is kept.
+        wants_receipt: Somebody waits until the input is durable.
+        epoch: Number of the checkpoint that has its admission; 0: it is in the queue.
+        is_durable: The input is durable, as far as anybody has asked.
+        outputs: Encoded outputs so far; None: one without a value.
+        is_over: The run is over.
+        error: Why it ended early; None: it did not.
+        is_refused: There was no run.
+        lost: Why there will be no answer; None: there will.
+    """
+
+    agent: int
+    record: Record
+    key: bytes
+    request_id: str | None = None
+    is_kept: bool = False
+    wants_receipt: bool = False
+    epoch: int = 0
+    is_durable: bool = False
+    outputs: Sequence[bytes | None] = ()
+    is_over: bool = False
+    error: ErrorReport | None = None
+    is_refused: bool = False
+    lost: Exception | None = None
+    _end: asyncio.Future[None] | None = None  # of the first caller; nearly always there is one
+    _others: list[asyncio.Future[None]] | None = None
+    _watchers: list[asyncio.Future[None]] | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return self.record.run_id
+
+    async def end(self) -> None:
+        """Wait until the run is over.
+
+        Raises:
+            EngineClosed, RequestLost: There will be no answer.
+        """
+        while not self.is_over:
+            if self.lost is not None:
+                raise self.lost
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if self._end is None:
+                self._end = future
+            elif self._others is None:
+                self._others = [future]
+            else:
+                self._others.append(future)
+            await future
+
+    async def news(self) -> None:
+        """Wait until there is something new: durable, outputs, the end.
+
+        Raises:
+            EngineClosed, RequestLost: There will be no answer.
+        """
+        if self.lost is None:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._watchers = [*(self._watchers or ()), future]
+            await future
+        if self.lost is not None:
+            raise self.lost
+
+    def wake(self) -> None:
+        """Wake those who wait for news; at the end, or when there will be none, everybody."""
+        if self._watchers is not None:
+            watchers, self._watchers = self._watchers, None
+            _release(watchers)
+        if self.is_over or self.lost is not None:
+            end, self._end = self._end, None
+            if end is not None and not end.done():  # its caller may have been cancelled
+                end.set_result(None)
+            if self._others is not None:
+                others, self._others = self._others, None
+                _release(others)
+
+
+def _release(futures: Iterable[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+class RequestTable:
+    """The requests of one job. All of it happens on the loop.
+
+    Args:
+        queue_max: Requests that may wait for their admission.
+
+    Attributes:
+        answered: Requests whose run came to its end.
+        failed: Requests whose run ended early.
+    """
+
+    def __init__(self, queue_max: int) -> None:
+        self.answered = self.failed = 0
+        self._queue_max = queue_max
+        self._queue: deque[OpenRequest] = deque()
+        self._by_number: dict[int, OpenRequest] = {}  # those of this life
+        self._restored: dict[str, OpenRequest] = {}  # those of former ones, by run id
+        self._by_id: dict[_RequestId, OpenRequest] = {}
+        self._kept: list[OpenRequest] = []  # answered, and in no checkpoint yet
+        self._kept_before: list[OpenRequest] = []  # the same, of the epoch that is being written
+        self._blocked: deque[asyncio.Future[None]] = deque()
+        self._reserved = 0  # places in the queue of callers that have been woken
+        self._paused: set[int] = set()
+        self._life = self._number = 0
+        self._schedule: Callable[[], object] | None = None
+        self._closed: Exception | None = None
+
+    # -- callers
+    @property
+    def open_count(self) -> int:
+        """Requests that are not answered."""
+        return len(self._by_number) + len(self._restored) - len(self._kept) - len(self._kept_before)
+
+    @property
+    def blocked_count(self) -> int:
+        """Callers that wait for room."""
+        return len(self._blocked)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a limit is reached: that of the queue, or one at which an operator pauses its source."""
+        return bool(self._paused) or len(self._queue) + self._reserved >= self._queue_max
+
+    @contextlib.asynccontextmanager
+    async def room(self) -> AsyncIterator[None]:
+        """Wait until a request may be submitted, first come, first served; `submit` inside of it, without another wait."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._blocked.append(future)
+        self._admit_blocked()
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._reserved -= 1
+                self._admit_blocked()
+            raise
+        self._reserved -= 1
+        try:
+            yield
+        finally:
+            self._admit_blocked()
+
+    def submit(
+        self,
+        agent: int,
+        key: bytes,
+        value: bytes,
+        request_id: str | None = None,
+        *,
+        is_kept: bool = False,
+        wants_receipt: bool = False,
+        has_room: bool = False,
+        headers: Headers = (),
+    ) -> OpenRequest:
+        """Put a request into the queue, or join the one that has its id.
+
+        Args:
+            agent: Place of the agent.
+            key: Canonical encoding of the key.
+            value: Encoded input.
+            request_id: Id of the request; None: it is a new one.
+            is_kept: Keep its answer; one with an id always is.
+            wants_receipt: Tell when its input is durable.
+            has_room: The caller has waited for it, in `room`.
+            headers: Of the input.
+
+        Raises:
+            EngineOverloaded: A limit is reached.
+            EngineClosed: Nothing is admitted any more.
+            RequestMismatch: The request with this id has another key or input.
+        """
+        if request_id is not None and (known := self._by_id.get((agent, request_id))) is not None:
+            check_same(known.record, known.key, request_id, key, value)
+            return known
+        if self.is_full and not has_room:
+            raise EngineOverloaded(
+                "the engine has as many requests as it may have",
+                where={"waiting": len(self._queue), "open": self.open_count},
+                expected="fewer unfinished runs than run.in-flight-max",
+                fix="try again later, let callers wait (on_overload='wait'), or raise the limit",
+            )
+        if self._closed is not None:
+            raise self._closed
+        self._number += 1
+        source = request_source(self._life, request_id)
+        record = Record(source, self._number, self._number + 1, value, headers=headers)
+        is_named = request_id is not None
+        request = OpenRequest(agent, record, key, request_id, is_kept or is_named, wants_receipt or is_named)
+        self._by_number[self._number] = request
+        if request_id is not None:
+            self._by_id[agent, request_id] = request
+        self._queue.append(request)
+        if self._schedule is not None:
+            self._schedule()
+        return request
+
+    def find(self, run_id: str) -> OpenRequest | None:
+        """Return the request of a run; None: it is not open."""
+        number = run_id.rpartition("/")[2]
+        request = self._by_number.get(int(number)) if number.isdecimal() else None
+        return request if request is not None and request.run_id == run_id else self._restored.get(run_id)
+
+    def _of(self, record: Record) -> OpenRequest | None:
+        request = self._by_number.get(record.offset)
+        if request is not None and request.record.source == record.source:
+            return request
+        return self._restored.get(record.run_id)
+
+    def find_id(self, agent: int, request_id: str) -> OpenRequest | None:
+        """Return the request with an id; None: it is not open."""
+        return self._by_id.get((agent, request_id))
+
+    # -- the subtask
+    def attach(self, life: int, restored: Mapping[int, Iterable[str]], checkpoint: int) -> None:
+        """Begin a life of the subtask: requests that were never durable are queued again.
+
+        Args:
+            life: Its number; part of the ids of new runs.
+            restored: Place of the agent → ids of the runs that were restored.
+            checkpoint: The checkpoint that the subtask was restored from.
+        """
+        before = {request.run_id: request for request in (*self._restored.values(), *self._by_number.values())}
+        self._life, self._number = life, 0
+        self._paused.clear()
+        self._queue.clear()
+        self._by_number, self._restored = {}, {}
+        for agent, run_ids in restored.items():
+            for run_id in run_ids:
+                known = before.pop(run_id, None)
+                self._restored[run_id] = self._found(agent, run_id) if known is None else known
+        for run_id, request in before.items():
+            if request.is_over:
+                self._restored[run_id] = request
+            elif request.epoch and request.epoch <= checkpoint:
+                self._lose(request, _lost(run_id))
+            else:
+                self._number += 1
+                source = request_source(life, request.request_id)
+                request.record = msgspec.structs.replace(
+                    request.record, source=source, offset=self._number, next_offset=self._number + 1
+                )
+                request.epoch = 0
+                self._by_number[self._number] = request
+                self._queue.append(request)
+
+    def _found(self, agent: int, run_id: str) -> OpenRequest:
+        """Return the entry of a request that nobody of this process has submitted."""
+        source, _, offset = run_id.rpartition("/")
+        record = Record(source, int(offset), int(offset) + 1, None)
+        request = OpenRequest(agent, record, b"", request_id_of(run_id), is_durable=True, epoch=1)
+        if request.request_id is not None:
+            self._by_id[agent, request.request_id] = request
+            request.is_kept = True
+        return request
+
+    def open(self, schedule: Callable[[], object]) -> None:
+        """Let requests be admitted; ``schedule`` is called when there are some."""
+        self._schedule = schedule
+        if self._queue:
+            schedule()
+
+    def take(self, requests_max: int) -> list[OpenRequest]:
+        """Return the next requests to be admitted."""
+        if self._schedule is None:
+            return []
+        queue = self._queue
+        taken = [queue.popleft() for _ in range(min(requests_max, len(queue)))]
+        if self._blocked:
+            self._admit_blocked()
+        return taken
+
+    @property
+    def has_queued(self) -> bool:
+        """Whether requests wait to be admitted."""
+        return bool(self._queue) and self._schedule is not None
+
+    def pause(self, agent: int) -> None:
+        """Let nothing more come: an operator has as many runs as it may have."""
+        self._paused.add(agent)
+
+    def resume(self, agent: int) -> None:
+        """Let requests come again."""
+        self._paused.discard(agent)
+        self._admit_blocked()
+
+    def _admit_blocked(self) -> None:
+        while self._blocked and not self.is_full:
+            future = self._blocked.popleft()
+            if not future.done():
+                self._reserved += 1
+                future.set_result(None)
+
+    def acknowledge(self, effect: AcknowledgeRequest) -> None:
+        """Tell that an input is durable."""
+        request = self._of(effect.record)
+        if request is not None:
+            request.is_durable = True
+            request.wake()
+
+    def answer(self, effect: AnswerRequest) -> None:
+        """Take outputs, and the end; what a restart tells again is known."""
+        request = self._of(effect.record)
+        if request is None or request.is_over:
+            return
+        known = request.outputs
+        request.outputs = [*known, *effect.outputs[len(known) - effect.first :]] if known else effect.outputs
+        if effect.is_final:
+            request.is_over = request.is_durable = True
+            request.error, request.is_refused = effect.error, effect.is_refused
+            self.answered += effect.error is None
+            self.failed += effect.error is not None
+            if request.is_kept and not effect.is_refused:
+                self._kept.append(request)
+            else:
+                self._forget(request)
+        request.wake()
+
+    def _forget(self, request: OpenRequest) -> None:
+        if self._by_number.get(request.record.offset) is request:
+            del self._by_number[request.record.offset]
+        else:
+            self._restored.pop(request.run_id, None)
+        if request.request_id is not None:
+            self._by_id.pop((request.agent, request.request_id), None)
+
+    def barrier(self) -> None:
+        """Note that a checkpoint takes the results so far."""
+        self._kept_before += self._kept
+        self._kept = []
+
+    def checkpoint_completed(self) -> None:
+        """Forget the answers that keyed state has."""
+        for request in self._kept_before:
+            self._forget(request)
+        self._kept_before = []
+
+    # -- the end
+    def stop(self, error: Exception) -> None:
+        """Admit no new requests; those in the queue still are."""
+        self._closed = self._closed or error
+        blocked, self._blocked = self._blocked, deque()
+        for future in blocked:
+            if not future.done():
+                self._reserved += 1
+                future.set_result(None)
+
+    def detach(self) -> None:
+        """End a life of the subtask: nothing is admitted until the next one."""
+        self._schedule = None
+
+    def close(self, error: Exception) -> None:
+        """Tell everybody that no answer will come: the runs go on when the job is started again."""
+        self.detach()
+        self.stop(error)
+        for request in (*self._restored.values(), *self._by_number.values()):
+            if not request.is_over:
+                self._lose(request, error)
+        self._by_number.clear()
+        self._restored.clear()
+        self._by_id.clear()
+        self._queue.clear()
+
+    def _lose(self, request: OpenRequest, error: Exception) -> None:
+        request.lost = error
+        if request.request_id is not None:
+            self._by_id.pop((request.agent, request.request_id), None)
+        request.wake()
+
+
+def check_same(record: Record, known_key: bytes, request_id: str, key: bytes, value: bytes) -> None:
+    """Refuse a request that has the id of another one; of a restored one the input is not known here.
+
+    Raises:
+        RequestMismatch: It has another key or input.
+    """
+    if record.value is not None and fingerprint(known_key, record.value) != fingerprint(key, value):
+        raise mismatch(request_id)
+
+
+def mismatch(request_id: str) -> RequestMismatch:
+    """Return the error for a request with the id of another one."""
+    return RequestMismatch(
+        f"request '{request_id}' was submitted before, with another key or input",
+        where={"request_id": request_id},
+        expected="the same request, or another id",
+        fix="give every new request an id of its own; a repeated one gets the first one's answer",
+    )
+
+
+def _lost(run_id: str) -> RequestLost:
+    return RequestLost(
+        "the subtask restarted in the moment between the end of the run and its answer",
+        where={"run": run_id},
+        expected="nothing of the sort: the run has ended, once, and what it did stays",
+        fix="submit with a request id: its answer is kept, and can be asked for again",
+    )
+
+
+def closed() -> EngineClosed:
+    """Return the error for a request to an engine that has ended, or ends."""
+    return EngineClosed(
+        "the engine is closed, or draining",
+        expected="a running engine",
+        fix="what was accepted goes on when an engine is started on the same state; ask again with the request id",
+    )

@@ -1,0 +1,27 @@
+"""One operator of a subtask with what surrounds it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agentflow.core.operator import Operator
+from agentflow.runtime.action_runner import ActionRunner
+from agentflow.runtime.codecs import KeyReader
+from agentflow.runtime.observation import Observation
+from agentflow.runtime.step_runner import StepRunner
+
+
+class Stage(msgspec.Struct):
+    """One operator of the chain with what surrounds it.
+
+    Attributes:
+        observation: What observers are shown of it; None: there are none.
+        is_terminal: Its outputs go to the sink; else to the next operator.
+    """
+
+    operator: Operator
+    runner: ActionRunner
+    keys: KeyReader
+    steps: StepRunner | None = None
+    observation: Observation | None = None
+    is_terminal: bool = True
