@@ -9,6 +9,8 @@ import msgspec
 from agentflow import Agent
 from agentflow.core.delta import StoredRow, Table
 from agentflow.core.effects import (
+    AcknowledgeRequest,
+    AnswerRequest,
     CancelAction,
     DeadLetter,
     Drained,
@@ -32,10 +34,12 @@ from agentflow.core.inputs import (
     ActionCompleted,
     ActionFailed,
     BarrierReceived,
+    CancelRequested,
     CheckpointCompleted,
     JournalAppended,
     ParkRequested,
     RecordReceived,
+    RequestReceived,
     SentEvent,
     Signal,
     SignalReceived,
@@ -50,6 +54,7 @@ from agentflow.core.journal_records import RESULT, RecordKind, decode_record
 from agentflow.core.limits import OperatorLimits
 from agentflow.core.operator import Operator
 from agentflow.core.records import ErrorReport, Record
+from agentflow.core.results import request_source
 from agentflow.core.runs import ActionTask
 from agentflow.core.waits import decode_outcome
 from agentflow.plan.plan import AgentPlan
@@ -83,9 +88,15 @@ class World:
     """An operator, its journal and its keyed state; `crash` makes the next owner of both."""
 
     def __init__(
-        self, agent: Agent | None = None, *, tracking: bool = True, limits: OperatorLimits | None = None
+        self,
+        agent: Agent | None = None,
+        *,
+        tracking: bool = True,
+        limits: OperatorLimits | None = None,
+        takes_requests: bool = False,
     ) -> None:
         self.limits = limits or OperatorLimits()
+        self.takes_requests = takes_requests
         self.plan = AgentPlan.from_agent(agent or two_actions())
         self.journal: list[bytes] = []
         self.rows: dict[tuple[Table, bytes, str], bytes] = {}
@@ -103,7 +114,7 @@ class World:
 
     def _open(self) -> None:
         policy = FailurePolicy("job", self.plan.name, has_dead_letters=True)
-        self.operator = Operator(self.plan, policy, self.limits)
+        self.operator = Operator(self.plan, policy, self.limits, takes_requests=self.takes_requests)
         self.tasks: dict[str, ActionTask] = {}
         self.snapshot: TakeSnapshot | None = None
         self.unappended: list[bytes] = []
@@ -147,6 +158,12 @@ class World:
                 return f"refuse {task.id}{path}"
             case EmitRecord(value, task, index):
                 return f"emit {task.id}/{index} {value.decode()}"
+            case AcknowledgeRequest(record):
+                return f"acknowledge {record.run_id}"
+            case AnswerRequest(record, first, outputs):
+                said = " ".join([f"{first}:", *(output.decode() for output in outputs)])
+                end = f" end {'' if effect.error is None else effect.error.type}".rstrip() if effect.is_final else ""
+                return f"{'refuse' if effect.is_refused else 'answer'} {record.run_id} {said}{end}"
             case DeadLetter(record, error):
                 return f"dead {record.run_id} {error.type}"
             case ScheduleRetry(task):
@@ -177,6 +194,17 @@ class World:
     def record(self, key: str, offset: int, source: str = "t") -> list[str]:
         record = Record(source, offset, offset + 1, b"{}")
         return self.apply(RecordReceived(record, msgspec.msgpack.encode(key)))
+
+    def submit(
+        self, key: str, number: int, *, life: int = 1, request_id: str | None = None, wants_receipt: bool = False
+    ) -> list[str]:
+        record = Record(request_source(life, request_id), number, number + 1, b"{}")
+        is_kept = request_id is not None
+        return self.apply(RequestReceived(record, msgspec.msgpack.encode(key), is_kept, wants_receipt))
+
+    def cancel(self, key: str, run: str = "") -> list[str]:
+        record = Record("signals", 0, 1, b"{}")
+        return self.apply(CancelRequested(record, msgspec.msgpack.encode(key), run, "enough"))
 
     def request(self, task: str, step: StepCall, *, needs_intent: bool = False) -> list[str]:
         return self.apply(StepRequested(self.tasks[task], step, needs_intent))

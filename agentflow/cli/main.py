@@ -189,7 +189,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--all", "--correlation", "--run", "--agent", "--reason", "--accept")  # fmt: skip
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--requests", "--all", "--correlation", "--run", "--agent", "--reason", "--accept")  # fmt: skip
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -315,7 +315,9 @@ def _add_simulate(commands: argparse._SubParsersAction[_Parser]) -> None:
     seeds = simulate.add_mutually_exclusive_group(required=True)
     seeds.add_argument("--seed", type=_seed, metavar="N", help="replay one seed")
     seeds.add_argument("--seeds", type=_seeds, metavar="A..B", help="run all seeds from A to B, both included")
-    simulate.add_argument("--kafka", action="store_true", help="workers over a simulated Kafka cluster")
+    world = simulate.add_mutually_exclusive_group()
+    world.add_argument("--kafka", action="store_true", help="workers over a simulated Kafka cluster")
+    world.add_argument("--requests", action="store_true", help="callers of an embedded engine")
     simulate.add_argument("--trace", action="store_true", help="print every point that was passed, and every fault")
     simulate.add_argument("--json", action="store_true", help="print JSON")
 

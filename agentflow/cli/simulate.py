@@ -18,7 +18,7 @@ def run_simulations(chosen: argparse.Namespace) -> int:
     seeds: range = chosen.seeds if chosen.seeds is not None else range(chosen.seed, chosen.seed + 1)
     failed = 0
     reports: list[dict[str, object]] = []
-    for report in map(_world(is_kafka=chosen.kafka), seeds):
+    for report in map(_world(chosen), seeds):
         failed += not report.is_ok
         if chosen.json:
             reports.append(_fields(report, with_trace=chosen.trace))
@@ -33,8 +33,12 @@ def run_simulations(chosen: argparse.Namespace) -> int:
     return EXIT_PROBLEMS_FOUND if failed else EXIT_DONE
 
 
-def _world(*, is_kafka: bool) -> Callable[[int], SimulationReport]:
-    if is_kafka:
+def _world(chosen: argparse.Namespace) -> Callable[[int], SimulationReport]:
+    if chosen.requests:
+        from agentflow.testing.request_simulation import simulate_requests
+
+        return simulate_requests
+    if chosen.kafka:
         from agentflow.testing.kafka_simulation import simulate_kafka
 
         return simulate_kafka

@@ -93,7 +93,7 @@ class Sleepers:
         for key, of_key in runs.items():
             if len(of_key) == 1 and key in steps and self._restore(of_key[0], steps[key]):
                 del steps[key]
-        self._steps.is_tracking = bool(self.by_key)
+        self._steps.is_tracking |= bool(self.by_key)
         return rows | {
             Table.RUNS: [row for row in rows.get(Table.RUNS, ()) if row.key not in self.by_key],
             Table.STEPS: [row for of_key in steps.values() for row in of_key],

@@ -48,6 +48,7 @@ from agentflow.core.inputs import (
 )
 from agentflow.core.journal_queue import JournalQueue
 from agentflow.core.journal_records import (
+    ADMITTED,
     ATTEMPT,
     CANCELLED,
     ERROR,
@@ -324,7 +325,7 @@ class Steps:
             self._saved.add((row.key, row.name))
         for value in journal:
             record = decode_record(value)
-            if record.epoch > checkpoint:
+            if record.epoch > checkpoint and record.kind != ADMITTED:
                 take_record(self.runs, record, value).is_news = True
                 self._changed[record.key, record.name] = value
                 if record.kind == WAITED:

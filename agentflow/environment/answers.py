@@ -105,5 +105,5 @@ def failure_of(request: OpenRequest | RequestResult) -> RequestError:
             expected="fewer than key.pending-max",
             fix="try again later, or raise the limit",
         )
-    outputs = [None if output is None else msgspec.msgpack.decode(output) for output in request.outputs]
+    outputs = [None if output is None else msgspec.json.decode(output) for output in request.outputs]
     return RunFailed(request.run_id, error.type, error.message, outputs)

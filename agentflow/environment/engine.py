@@ -41,7 +41,7 @@ from agentflow.runtime.ports import Clock, Sink
 from agentflow.runtime.requests import OpenRequest, RequestTable, closed, mismatch
 from agentflow.runtime.settings import JobSettings
 
-_decode = msgspec.msgpack.Decoder().decode
+_decode = msgspec.json.Decoder().decode
 Headers = Mapping[str, str | bytes]
 AgentOrPlan = Agent | AgentPlan
 
@@ -114,7 +114,7 @@ class Engine:
     ) -> None:
         settings, options = (config, {}) if isinstance(config, JobSettings) else settings_of(config or {})
         self.settings = _settings(settings, state_dir, in_memory=in_memory)
-        agents = [agent] if isinstance(agent, Agent | AgentPlan) else list(agent)
+        agents = list(agent) if isinstance(agent, Sequence) else [agent]
         self._plans = [_plan(one, options) for one in agents]
         self._places = {plan.name: place for place, plan in enumerate(self._plans)}
         if len(self._places) < max(1, len(self._plans)):
@@ -157,7 +157,6 @@ class Engine:
             NoSource,
             self._open_sinks,
             state_opener(self.settings),
-            encode_msgpack,
             open_signals=signals_opener(self.settings),
             observers=telemetry.observers(0),
             requests=self._table,
@@ -234,7 +233,7 @@ class Engine:
         agent: str | None = None,
         headers: Headers | None = None,
     ) -> list[Any]:
-        """Run an agent on an input and return the outputs of its run, in order, as plain values.
+        """Run an agent on an input and return the outputs of its run, in order, as values of JSON.
 
         Args:
             key: The key: a str, int, float, bool or bytes. Runs of a key take turns.
@@ -356,6 +355,7 @@ class Engine:
         if timeout is not None:
             async with asyncio.timeout(_seconds(timeout)):
                 return await self.result(run_id, request_id=request_id, agent=agent)
+        await self._table.attached.wait()
         if request_id is not None:
             places = [self._place(agent)]
             request = self._table.find_id(places[0], request_id)

@@ -189,6 +189,11 @@ class Job:
             checkpoint_bytes=counters.checkpoint_bytes,
         )
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stops > 0
+
     def request_stop(self) -> None:
         """Admit nothing more, drain, take a final checkpoint and return from `run`; again: do not wait for runs."""
         self._stops += 1
@@ -353,7 +358,7 @@ class Job:
             if signals is not None:
                 subtask.use_signals(signals, SignalReader([stage.plan.name for stage in spec.stages]))
             if spec.requests is not None:
-                subtask.use_requests(spec.requests)
+                subtask.use_requests(spec.requests, self.result_of)
             self._status.restored_checkpoint = self._counters.checkpoint
             self._status.restored_runs = subtask.runs_in_flight
             self._status.restore_ms = round((time.monotonic() - began) * 1000)

@@ -19,7 +19,7 @@ import msgspec
 
 from agentflow.core.effects import AcknowledgeRequest, AnswerRequest
 from agentflow.core.records import ErrorReport, Headers, Record
-from agentflow.core.results import fingerprint, request_id_of, request_source
+from agentflow.core.results import decode_result, fingerprint, request_id_of, request_source, result_name
 from agentflow.errors import EngineClosed, EngineOverloaded, RequestLost, RequestMismatch
 
 _RequestId = tuple[int, str]  # (place of the agent, request id)
@@ -128,10 +128,12 @@ class RequestTable:
     Attributes:
         answered: Requests whose run came to its end.
         failed: Requests whose run ended early.
+        attached: Whether there is a subtask: what it has restored, and which results are kept, is known then.
     """
 
     def __init__(self, queue_max: int) -> None:
         self.answered = self.failed = 0
+        self.attached = asyncio.Event()
         self._queue_max = queue_max
         self._queue: deque[OpenRequest] = deque()
         self._by_number: dict[int, OpenRequest] = {}  # those of this life
@@ -252,13 +254,22 @@ class RequestTable:
         return self._by_id.get((agent, request_id))
 
     # -- the subtask
-    def attach(self, life: int, restored: Mapping[int, Iterable[str]], checkpoint: int) -> None:
-        """Begin a life of the subtask: requests that were never durable are queued again.
+    def attach(
+        self,
+        life: int,
+        restored: Mapping[int, Iterable[str]],
+        checkpoint: int,
+        find_result: Callable[[int, str], bytes | None],
+    ) -> None:
+        """Begin a life of the subtask.
+
+        What has come while there was none, or was never durable, is queued, unless keyed state or a restored run has that request.
 
         Args:
             life: Its number; part of the ids of new runs.
             restored: Place of the agent → ids of the runs that were restored.
             checkpoint: The checkpoint that the subtask was restored from.
+            find_result: Returns the kept result of an agent by its name.
         """
         before = {request.run_id: request for request in (*self._restored.values(), *self._by_number.values())}
         self._life, self._number = life, 0
@@ -267,32 +278,66 @@ class RequestTable:
         self._by_number, self._restored = {}, {}
         for agent, run_ids in restored.items():
             for run_id in run_ids:
-                known = before.pop(run_id, None)
-                self._restored[run_id] = self._found(agent, run_id) if known is None else known
+                request = before.pop(run_id, None)
+                if request is None:
+                    request = self._join(agent, run_id, before)
+                self._restored[run_id] = request
         for run_id, request in before.items():
             if request.is_over:
                 self._restored[run_id] = request
-            elif request.epoch and request.epoch <= checkpoint:
-                self._lose(request, _lost(run_id))
-            else:
-                self._number += 1
-                source = request_source(life, request.request_id)
-                request.record = msgspec.structs.replace(
-                    request.record, source=source, offset=self._number, next_offset=self._number + 1
-                )
-                request.epoch = 0
-                self._by_number[self._number] = request
-                self._queue.append(request)
+            elif not self._finish(request, find_result):
+                if request.epoch and request.epoch <= checkpoint:
+                    self._lose(request, _lost(run_id))
+                else:
+                    self._queue_again(request)
+        self.attached.set()
 
-    def _found(self, agent: int, run_id: str) -> OpenRequest:
-        """Return the entry of a request that nobody of this process has submitted."""
+    def _join(self, agent: int, run_id: str, before: dict[str, OpenRequest]) -> OpenRequest:
+        """Return the entry of a restored run: that of a caller who has asked for it since, or a new one."""
         source, _, offset = run_id.rpartition("/")
         record = Record(source, int(offset), int(offset) + 1, None)
-        request = OpenRequest(agent, record, b"", request_id_of(run_id), is_durable=True, epoch=1)
-        if request.request_id is not None:
-            self._by_id[agent, request.request_id] = request
-            request.is_kept = True
+        request_id = request_id_of(run_id)
+        waiting = None if request_id is None else self._by_id.get((agent, request_id))
+        if waiting is None or waiting.is_over:
+            request = OpenRequest(agent, record, b"", request_id, is_kept=request_id is not None)
+        else:
+            request = before.pop(waiting.run_id)
+            request.record, request.outputs = record, ()
+        request.epoch, request.is_durable = 1, True
+        if request_id is not None:
+            self._by_id[agent, request_id] = request
+        request.wake()
         return request
+
+    def _finish(self, request: OpenRequest, find_result: Callable[[int, str], bytes | None]) -> bool:
+        """Answer a request from its kept result, if there is one."""
+        stored = None if not request.is_kept else find_result(request.agent, result_name(request.run_id))
+        if stored is None:
+            return False
+        result = decode_result(stored)
+        if request.request_id is not None and result.fingerprint != fingerprint(request.key, request.record.value):
+            self._lose(request, mismatch(request.request_id))
+            return True
+        source, _, offset = result.run_id.rpartition("/")
+        request.record = msgspec.structs.replace(request.record, source=source, offset=int(offset))
+        request.outputs, request.error = result.outputs, result.failure
+        request.is_over = request.is_durable = True
+        if request.request_id is not None:
+            self._by_id.pop((request.agent, request.request_id), None)
+        request.wake()
+        return True
+
+    def _queue_again(self, request: OpenRequest) -> None:
+        self._number += 1
+        request.record = msgspec.structs.replace(
+            request.record,
+            source=request_source(self._life, request.request_id),
+            offset=self._number,
+            next_offset=self._number + 1,
+        )
+        request.epoch = 0
+        self._by_number[self._number] = request
+        self._queue.append(request)
 
     def open(self, schedule: Callable[[], object]) -> None:
         """Let requests be admitted; ``schedule`` is called when there are some."""
@@ -388,11 +433,13 @@ class RequestTable:
     def detach(self) -> None:
         """End a life of the subtask: nothing is admitted until the next one."""
         self._schedule = None
+        self.attached.clear()
 
     def close(self, error: Exception) -> None:
         """Tell everybody that no answer will come: the runs go on when the job is started again."""
         self.detach()
         self.stop(error)
+        self.attached.set()  # whoever waits for it sees that there is none any more
         for request in (*self._restored.values(), *self._by_number.values()):
             if not request.is_over:
                 self._lose(request, error)

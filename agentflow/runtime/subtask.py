@@ -164,12 +164,12 @@ class Subtask:
         self._signals = self._epochs.signals = signals
         self._signal_reader = reader
 
-    def use_requests(self, requests: RequestTable) -> None:
-        """Take requests; behind `add_stage`, which has restored the unfinished ones."""
+    def use_requests(self, requests: RequestTable, find_result: Callable[[int, str], bytes | None]) -> None:
+        """Take requests; behind `add_stage`, which has restored the unfinished ones. ``find_result`` returns a kept one."""
         self._requests = requests
         life = self._positions[REQUESTS] = self._positions.get(REQUESTS, 0) + 1
         open_runs = {index: stage.operator.open_requests for index, stage in enumerate(self._stages)}
-        requests.attach(life, open_runs, self._counters.checkpoint)
+        requests.attach(life, open_runs, self._counters.checkpoint, find_result)
 
     def add_stage(self, stage: Stage) -> None:
         """Append an operator to the chain, restored, before `run`; its runner delivers to `deliver_to` of its place."""
@@ -563,8 +563,13 @@ class Subtask:
         await self._epochs.sweep(now_ms, min(stage.operator.oldest_run_ms(now_ms) for stage in self._stages))
 
     def _tell_completed(self, checkpoint: int, is_skipped: bool, told: asyncio.Future[None]) -> None:  # noqa: FBT001 (a callback)
-        """Tell the operators, as in a turn: what they start is not inside of the checkpoint's task."""
+        """Tell the operators, as in a turn: what they start is not inside of the checkpoint's task.
+
+        Behind a turn that failed nobody is told: its effects are half carried out, and must not be carried out again.
+        """
         try:
+            if self._failure.done():
+                return
             now_ms = self._counters.checkpoint_completed_ms = self._clock.now_ms()
             for index, stage in enumerate(self._stages):
                 if not is_skipped:
@@ -572,11 +577,12 @@ class Subtask:
                 self._run_effects(index, now_ms)
             if self._requests is not None and not is_skipped:
                 self._requests.checkpoint_completed()
+            self._schedule()  # something may wait for time now
         except Exception as error:  # noqa: BLE001 (the subtask's edge: the job decides)
             self.fail(error)
-        self._schedule()  # something may wait for time now
-        if not told.done():
-            told.set_result(None)
+        finally:
+            if not told.done():
+                told.set_result(None)
 
 
 def _too_large(record: Record, record_max: int) -> AgentflowError:

@@ -22,22 +22,28 @@ class Lives:
     Args:
         machine: What outlives a process.
         begin: Returns the job of the next life; called on its loop.
+        attend: Told of each start of the job.
 
     Attributes:
         count: Lives that have begun.
         complaints: What should not have happened in them: a hanging job, a failed one, an error that asyncio tells of.
     """
 
-    def __init__(self, machine: Machine, begin: Callable[[], JobSpec]) -> None:
+    def __init__(
+        self, machine: Machine, begin: Callable[[], JobSpec], attend: Callable[[Job], object] | None = None
+    ) -> None:
         self.count = 0
+        self._has_failed = False
         self.complaints: list[str] = []
         self._machine = machine
         self._begin = begin
+        self._attend = attend
         self._now_s = 0.0
 
     def live(self, *, crash_after_s: float | None = None) -> bool:
-        """Run one process until the job ends or the process dies; whether the job ended."""
+        """Run one process until the job ends or the process dies; whether the job ended, and did not fail while it was stopped."""
         self.count += 1
+        self._has_failed = False
         loop = VirtualTimeLoop(self._now_s)
         loop.set_exception_handler(self._complain)
         try:
@@ -68,15 +74,22 @@ class Lives:
             return False
         if not main.done():
             self.complaints.append(f"life {self.count}: the job did not end within {LIFE_S_MAX} virtual seconds")
-        return True
+        return not self._has_failed
 
     async def _run(self, loop: VirtualTimeLoop) -> None:
+        def note(name: str, fields: dict[str, object]) -> None:  # noqa: ARG001 (the signature)
+            if name == "started" and self._attend is not None:
+                self._attend(job)
+
+        job = Job(self._begin(), clock=VirtualClock(loop), on_event=note)
         try:
-            await Job(self._begin(), clock=VirtualClock(loop)).run()
+            await job.run()
         except SimulatedCrash:
             return
         except AgentflowError as error:
-            if not self._machine.fuse.is_dead:
+            if job.is_stopping:
+                self._has_failed = True  # nobody restarts it, but the next process
+            elif not self._machine.fuse.is_dead:
                 self.complaints.append(
                     f"life {self.count}: the job failed: {error!r} {error}; cause {error.__cause__!r}"
                 )

@@ -80,11 +80,18 @@ class Scenario:
         seed: The seed.
         records_max: Longest script.
         may_have_timers: Whether event time is part of it.
+        is_clean: Every record has a key and can be decoded.
         waits: What actions with steps may wait for.
     """
 
     def __init__(
-        self, seed: int, records_max: int = 30, *, may_have_timers: bool = True, waits: Sequence[Op] = WAITS
+        self,
+        seed: int,
+        records_max: int = 30,
+        *,
+        may_have_timers: bool = True,
+        is_clean: bool = False,
+        waits: Sequence[Op] = WAITS,
     ) -> None:
         self.seed = seed
         luck = random.Random(seed)  # noqa: S311 (the seed of a simulation)
@@ -95,7 +102,7 @@ class Scenario:
             random_program(luck, has_timers=self.has_timers and index == count - 1, has_steps=has_steps, waits=waits)
             for index in range(count)
         ]
-        self.records: list[Record] = random_script(luck, records_max, is_dirty=luck.random() < 0.3)
+        self.records: list[Record] = random_script(luck, records_max, is_dirty=luck.random() < 0.3 and not is_clean)
         self.wait_ms_max = luck.choice([0, 1, 5])
         self.settings = JobSettings(
             job="simulation",

@@ -129,7 +129,7 @@ def read_records_that_the_checkpoint_has(patch: pytest.MonkeyPatch) -> None:
 
     def all_of_them(self: Steps, rows: Any, signals: Any, journal: Any, checkpoint: int) -> None:
         behind(self, rows, signals, journal, 0)
-        self._epoch = checkpoint + 1
+        self.epoch = checkpoint + 1
 
     patch.setattr(Steps, "restore", all_of_them)
 
