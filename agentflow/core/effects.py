@@ -137,6 +137,7 @@ class AnswerRequest(msgspec.Struct, gc=False):
         is_final: The run is over.
         error: Why it ended early; None: it did not.
         is_refused: There was no run: a limit of the key, or its active run, did not let it in.
+        is_kept: The answer will be a row of keyed state, with the checkpoint of this epoch.
     """
 
     record: Record
@@ -145,6 +146,7 @@ class AnswerRequest(msgspec.Struct, gc=False):
     is_final: bool = False
     error: ErrorReport | None = None
     is_refused: bool = False
+    is_kept: bool = False
 
 
 class ForwardWatermark(msgspec.Struct, gc=False):

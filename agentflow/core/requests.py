@@ -85,9 +85,10 @@ class Requests:
         request = run.request
         assert request is not None
         outputs, told, failure = request.outputs, request.told, request.failure
-        answer = AnswerRequest(run.record, told, outputs[told:], is_final=True, error=failure)
+        is_kept = request.is_kept
+        answer = AnswerRequest(run.record, told, outputs[told:], is_final=True, error=failure, is_kept=is_kept)
         request.told = len(outputs)
-        if request.is_kept:
+        if is_kept:
             row = encode_result(run.record, run.state.key, outputs, failure, now_ms)
             self._results.append((Table.RESULTS, self._operator, b"", result_name(run.record.run_id), row))
         if failure is not None and failure.type == CANCELLED:

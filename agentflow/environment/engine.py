@@ -167,21 +167,23 @@ class Engine:
         started = asyncio.ensure_future(self._started.wait())
         try:
             await asyncio.wait([started, self._running], return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await self._abandon()
+            raise
         finally:
             started.cancel()
-            if not self._started.is_set():
-                await self._abandon()
         if self._running.done():
             await self._running
 
     async def _abandon(self) -> None:
-        """Give up a start: it has failed, or its caller was cancelled."""
+        """Give up a start whose caller was cancelled: nobody would close the engine."""
         assert self._job is not None
         assert self._running is not None
         self._job.request_stop()
         self._job.request_stop()
+        await asyncio.wait([self._running])
         with contextlib.suppress(AgentflowError):
-            await asyncio.wait([self._running])
+            self._running.result()  # whatever it was: nobody is there who could be told
 
     async def _run(self, job: Job) -> None:
         reason: Exception = closed()

@@ -395,7 +395,7 @@ class RequestTable:
             request.error, request.is_refused = effect.error, effect.is_refused
             self.answered += effect.error is None
             self.failed += effect.error is not None
-            if request.is_kept and not effect.is_refused:
+            if effect.is_kept:
                 self._kept.append(request)
             else:
                 self._forget(request)
