@@ -46,7 +46,6 @@ from agentflow.core.keys import KeyTable
 from agentflow.core.limits import Backpressure, Drain, OperatorLimits
 from agentflow.core.outcomes import Outcomes
 from agentflow.core.requests import Requests
-from agentflow.core.results import REQUESTS_PREFIX
 from agentflow.core.routing import Router
 from agentflow.core.run_table import RunTable, oldest_admitted_ms, restore_runs, run_writes
 from agentflow.core.runs import COMPLETED, RUNNING, WAITING, Run
@@ -57,6 +56,7 @@ from agentflow.core.steps import Steps
 from agentflow.core.stored_runs import waits_only
 from agentflow.core.tasks import TaskScheduler
 from agentflow.core.timers import TimerTable
+from agentflow.core.unfinished import UnfinishedRuns
 from agentflow.core.waiting import Waiting, earliest
 from agentflow.errors import InternalError
 from agentflow.plan.plan import AgentPlan
@@ -103,6 +103,7 @@ class Operator:
             self._requests,
         )  # fmt: skip
         self._sleepers = Sleepers(plan, self._changes, self.keys, self._runs, self._steps, self._waiting)
+        self.unfinished = UnfinishedRuns(index, self._runs, self._sleepers, self._steps)
         self._cancelling = Cancelling(
             self.effects,
             self._changes,
@@ -165,19 +166,12 @@ class Operator:
     @property
     def runs_unfinished(self) -> int:
         """Runs admitted and not ended, waiting ones included."""
-        return len(self._runs) + len(self._sleepers.by_key)
+        return len(self.unfinished)
 
     @property
     def next_due_ms(self) -> int | None:
         """When `TimeAdvanced` is wanted; None when nothing waits for time."""
         return earliest(self._waiting.next_due_ms, self._sleepers.next_due_ms)
-
-    @property
-    def open_requests(self) -> list[str]:
-        """Ids of the runs whose answer is still to come."""
-        return [run.id for run in self._runs if run.request is not None] + [
-            run_id for run_id in self._sleepers.run_ids() if run_id.startswith(REQUESTS_PREFIX)
-        ]
 
     @property
     def epoch(self) -> int:

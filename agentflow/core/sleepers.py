@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from itertools import islice
 
 import msgspec
 
@@ -216,11 +217,11 @@ class Sleepers:
         """Return the ids of the folded runs."""
         return [_decode(folded).run_id for folded in self.by_key.values()]
 
-    def rows(self, operator: int) -> list[StateWrite]:
-        """Return all rows, for a whole snapshot."""
+    def rows(self, operator: int, runs_max: int | None = None, run_id: str | None = None) -> list[StateWrite]:
+        """Return the rows of folded runs: all of them for a whole snapshot, or some, or those of one."""
         writes: list[StateWrite] = []
-        for key, stored in self.by_key.items():
-            folded = _decode(stored)
+        opened = ((key, _decode(stored)) for key, stored in self.by_key.items())
+        for key, folded in islice((one for one in opened if run_id in (None, one[1].run_id)), runs_max):
             writes.append((Table.RUNS, operator, key, folded.run_id, folded.row))
             writes += rows_of(operator, folded.steps)
         return writes

@@ -36,6 +36,7 @@ from agentflow.environment.telemetry import Telemetry
 from agentflow.errors import AgentflowError, ConfigError, RecordTooLarge, UnknownRun
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import RECORD_KEY, encode_key, is_key
+from agentflow.runtime.inspection import RunView
 from agentflow.runtime.job import AgentStage, Job, JobSpec, SystemClock
 from agentflow.runtime.ports import Clock, Sink
 from agentflow.runtime.requests import OpenRequest, RequestTable, closed, mismatch
@@ -465,6 +466,17 @@ class Engine:
     async def retry(self, key: object, *, agent: str = "") -> None:
         """Try at once what the active run of a key would try later."""
         await self._running_job().retry(key, agent=self._addressed(agent))
+
+    def runs(self, *, agent: str | None = None, limit: int = 100) -> list[RunView]:
+        """Return unfinished runs, at most ``limit`` of each agent: their key, state, task, steps; as they are at this moment."""
+        places = self._places.values() if agent is None else [self._place(agent)]
+        return [run for place in places for run in self._running_job().unfinished(place, limit)]
+
+    def run(self, run_id: str) -> RunView | None:
+        """Return an unfinished run; None: there is none of that id (it may have ended: see `result`)."""
+        job = self._running_job()
+        found = (job.unfinished(place, 1, run_id) for place in self._places.values())
+        return next((run for runs in found for run in runs), None)
 
     def memory(self, key: object, *, agent: str | None = None) -> MemoryObject:
         """Return the short-term memory of a key, to read: as the last completed task left it, at this moment."""

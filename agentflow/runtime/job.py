@@ -20,7 +20,7 @@ import msgspec
 
 from agentflow.api.codecs import MSGPACK
 from agentflow.api.encoding import encode_json, encode_msgpack
-from agentflow.core.delta import POSITIONS_NAME, RESTORED_TABLES, StoredRow, Table, decode_positions
+from agentflow.core.delta import POSITIONS_NAME, RESTORED_TABLES, StateWrite, StoredRow, Table, decode_positions
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.limits import OperatorLimits
 from agentflow.core.operator import Operator
@@ -40,6 +40,7 @@ from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.epoch_writer import INCARNATION_NAME, JOURNAL_NAME, EpochWriter
+from agentflow.runtime.inspection import RunView, unfinished_runs
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Observer, Signals, Sink, Source
 from agentflow.runtime.replay_check import diverging_runs, is_changed
@@ -255,8 +256,24 @@ class Job:
         """
         if self._subtask is None or self._state is None:
             raise NotConfigured("there is no memory to look at: the job is not running", fix="start it")
-        cached = self._subtask.cached_memory(agent, key)
-        return dict(self._state.scan(agent, key, "")) | cached
+        cached = self._subtask.operator(agent).keys.states.get(key)
+        stored: dict[str, bytes | None] = dict(self._state.scan(agent, key, ""))
+        if cached is not None:
+            stored.update(cached.memory)
+        return stored
+
+    def unfinished(self, agent: int, runs_max: int, run_id: str | None = None) -> list[RunView]:
+        """Return unfinished runs of an agent, as they are now.
+
+        Args:
+            agent: Place of the agent.
+            runs_max: Most runs.
+            run_id: Only the run with this id; None: any.
+        """
+        if self._subtask is None:
+            return []
+        runs, steps = self._subtask.operator(agent).unfinished.rows(runs_max, run_id)
+        return unfinished_runs(map(_stored, runs), map(_stored, steps), (), self.status.checkpoint)
 
     def result_of(self, agent: int, name: str) -> bytes | None:
         """Return the kept result of a request, as a completed checkpoint has it; None when there is none."""
@@ -488,6 +505,11 @@ class Job:
                 services.steps.seen = observation.turn.steps.append
             subtask.add_stage(Stage(operator, runner, keys, services.steps, observation, is_last))
         return subtask
+
+
+def _stored(write: StateWrite) -> StoredRow:
+    _, operator, key, name, value = write
+    return StoredRow(operator, key, name, value or b"")
 
 
 def _limits(settings: JobSettings) -> OperatorLimits:

@@ -166,7 +166,13 @@ class RequestTable:
 
     @contextlib.asynccontextmanager
     async def room(self) -> AsyncIterator[None]:
-        """Wait until a request may be submitted, first come, first served; `submit` inside of it, without another wait."""
+        """Wait until a request may be submitted, first come, first served; `submit` inside of it, without another wait.
+
+        Raises:
+            EngineClosed: Nothing is admitted any more.
+        """
+        if self._closed is not None:
+            raise self._closed
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._blocked.append(future)
         self._admit_blocked()
@@ -215,6 +221,8 @@ class RequestTable:
         if request_id is not None and (known := self._by_id.get((agent, request_id))) is not None:
             check_same(known.record, known.key, request_id, key, value)
             return known
+        if self._closed is not None:
+            raise self._closed
         if self.is_full and not has_room:
             raise EngineOverloaded(
                 "the engine has as many requests as it may have",
@@ -222,8 +230,6 @@ class RequestTable:
                 expected="fewer unfinished runs than run.in-flight-max",
                 fix="try again later, let callers wait (on_overload='wait'), or raise the limit",
             )
-        if self._closed is not None:
-            raise self._closed
         self._number += 1
         source = request_source(self._life, request_id)
         record = Record(source, self._number, self._number + 1, value, headers=headers)

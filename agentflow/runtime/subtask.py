@@ -52,6 +52,7 @@ from agentflow.core.inputs import (
     WaitRequested,
     WatermarkReceived,
 )
+from agentflow.core.operator import Operator
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.results import REQUESTS
 from agentflow.core.segments import END_OF_TIME_MS
@@ -168,7 +169,7 @@ class Subtask:
         """Take requests; behind `add_stage`, which has restored the unfinished ones. ``find_result`` returns a kept one."""
         self._requests = requests
         life = self._positions[REQUESTS] = self._positions.get(REQUESTS, 0) + 1
-        open_runs = {index: stage.operator.open_requests for index, stage in enumerate(self._stages)}
+        open_runs = {index: stage.operator.unfinished.open_requests for index, stage in enumerate(self._stages)}
         requests.attach(life, open_runs, self._counters.checkpoint, find_result)
 
     def add_stage(self, stage: Stage) -> None:
@@ -182,10 +183,9 @@ class Subtask:
         """Unfinished runs of all operators."""
         return sum(stage.operator.runs_unfinished for stage in self._stages)
 
-    def cached_memory(self, index: int, key: bytes) -> dict[str, bytes | None]:
-        """Return what operator ``index`` holds of a key's memory: all that keyed state does not have yet."""
-        state = self._stages[index].operator.keys.states.get(key)
-        return {} if state is None else dict(state.memory)
+    def operator(self, index: int) -> Operator:
+        """Return operator ``index``, to look at."""
+        return self._stages[index].operator
 
     # -- life
     async def run(self) -> None:

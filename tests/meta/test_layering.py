@@ -50,6 +50,7 @@ VENDORS = {
     "prometheus_client": (r"agentflow\.observability\b",),  # what OpenTelemetry's exporter for it writes to
     "pytest": (r"agentflow\.testing\.conformance\b",),
     "rocksdict": (r"agentflow\.state\b",),
+    "starlette": (r"agentflow\.integrations\.asgi\b",),
     "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.services\b"),
     "uvloop": (r"agentflow\.(runtime|environment|cli)\b",),
     "yaml": (r"agentflow\.(plan|runtime|environment|cli)\b",),
