@@ -135,8 +135,30 @@ def _kafka_rest() -> dict[str, Workload]:
     }
 
 
+def _embedding(name: str, *arguments: Any) -> float:
+    from benchmarks import embedding  # with the factor last
+
+    return float(getattr(embedding, name)(*arguments))
+
+
+def _requests() -> dict[str, Workload]:
+    durable, more = "durable", {"is_more_better": True}
+    return {
+        "submit, in memory, p50": Workload(partial(_embedding, "submit_us", False), "us", 150, IN_MEMORY),
+        "submit, durable, p50": Workload(partial(_embedding, "submit_us", True), "us", None, durable),
+        "- above an fdatasync": Workload(partial(_embedding, "submit_above_sync_ms"), "ms", 0.4, durable),
+        "1,000 callers, in memory": Workload(
+            partial(_embedding, "submit_rate", False), "requests/s", 50_000, IN_MEMORY, **more
+        ),
+        "1,000 callers, durable": Workload(
+            partial(_embedding, "submit_rate", True), "requests/s", 20_000, durable, **more
+        ),
+    }
+
+
 ENGINE = {
     **_rates(),
+    **_requests(),
     "memory per waiting run": Workload(footprint.waiting_run_bytes, "bytes", 6 * 1024, IN_MEMORY),
     "checkpoint, 100,000 dirty": Workload(footprint.dirty_duration_ms, "ms", 500),
     "- longest stall": Workload(footprint.dirty_stall_ms, "ms", 20),
