@@ -250,9 +250,12 @@ class Steps:
         """Record how a task ended, and forget its steps; of a task without records only when its key needs a record."""
         recorded, run = task.recorded, task.run
         if recorded is None:
-            self._endings.setdefault(run.state, []).append((task, task.attempt, ending, self.epoch, now_ms))
-            if run.request is not None:
-                self._append_endings(run.state)
+            if run.request is None:
+                self._endings.setdefault(run.state, []).append((task, task.attempt, ending, self.epoch, now_ms))
+            else:
+                if self._endings or self._frozen_endings:
+                    self._append_endings(run.state)
+                self.journal.append(encode_ending_of(task, task.attempt, ending, self.epoch, now_ms))
             return
         self.waits.drop(task)
         if task.attempt not in recorded.endings:

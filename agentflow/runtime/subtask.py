@@ -144,11 +144,8 @@ class Subtask:
             FailJob: self._fail_job,
             ForwardWatermark: self._pass_watermark,
             PauseSource: self._pause,
-            PersistStep: lambda index, effect, _: cast("JournalWriter", self._journal).append(index, effect.record),
             ReplayAction: lambda index, effect, now_ms: self._stages[index].operator.apply(effect.ending, now_ms),
             RequestCheckpoint: lambda *_: self.checkpoint_schedule.take_extra(),
-            AcknowledgeRequest: lambda _, effect, __: cast("RequestTable", self._requests).acknowledge(effect),
-            AnswerRequest: lambda _, effect, __: cast("RequestTable", self._requests).answer(effect),
             ResumeSource: self._resume,
             **dict.fromkeys((RefuseStep, ResolveStep, RunStep), self._answer_step),
             ScheduleRetry: lambda *_: None,
@@ -158,7 +155,8 @@ class Subtask:
 
     def use_journal(self, journal: Journal, position: int) -> None:
         """Record durable steps in ``journal``, which has been read up to ``position``."""
-        self._journal = self._epochs.journal = JournalWriter(journal, self._deliver, self.fail, position)
+        writer = self._journal = self._epochs.journal = JournalWriter(journal, self._deliver, self.fail, position)
+        self._carry_out[PersistStep] = lambda index, effect, _: writer.append(index, effect.record)
 
     def use_signals(self, signals: Signals, reader: SignalReader) -> None:
         """Take signals, which are open at the positions."""
@@ -168,6 +166,8 @@ class Subtask:
     def use_requests(self, requests: RequestTable, find_result: Callable[[int, str], bytes | None]) -> None:
         """Take requests; behind `add_stage`, which has restored the unfinished ones. ``find_result`` returns a kept one."""
         self._requests = requests
+        self._carry_out[AcknowledgeRequest] = lambda _, effect, __: requests.acknowledge(effect)
+        self._carry_out[AnswerRequest] = lambda _, effect, __: requests.answer(effect)
         life = self._positions[REQUESTS] = self._positions.get(REQUESTS, 0) + 1
         open_runs = {index: stage.operator.unfinished.open_requests for index, stage in enumerate(self._stages)}
         requests.attach(life, open_runs, self._counters.checkpoint, find_result)
