@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agentflow.cli.job_file import (
+    HttpSource,
     JsonlSink,
     JsonlSource,
     KafkaDeadLetters,
@@ -18,7 +19,9 @@ from agentflow.runtime.ports import Sink, Source
 from agentflow.runtime.settings import JobSettings
 
 
-def source_opener(source: JsonlSource | StdinSource | KafkaSource, settings: JobSettings) -> Callable[[], Source]:
+def source_opener(
+    source: JsonlSource | StdinSource | HttpSource | KafkaSource, settings: JobSettings
+) -> Callable[[], Source]:
     """Return what makes the source of an embedded job, at each start of the job."""
     if isinstance(source, KafkaSource):
         raise ConfigError(["a job that reads Kafka is run by: agentflow worker"])
@@ -26,6 +29,11 @@ def source_opener(source: JsonlSource | StdinSource | KafkaSource, settings: Job
         from agentflow.connectors.jsonl import JsonlSource as Files
 
         return lambda: Files(source.path, record_max_bytes=settings.record_max_bytes)
+    if isinstance(source, HttpSource):
+        from agentflow.connectors.http_source import HttpSource as Http
+
+        ingress = Http(source.host, source.port, source.path, body_max_bytes=source.body_max_bytes)
+        return lambda: ingress
     from agentflow.connectors.standard_streams import StdinSource as Stdin
 
     return lambda: Stdin(record_max_bytes=settings.record_max_bytes)

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from agentflow.cli.problems import Place
 from agentflow.runtime.codecs import RECORD_KEY
-from agentflow.runtime.settings import JobSettings, PositiveMs
+from agentflow.runtime.settings import JobSettings, PositiveMs, SizeBytes
 
 _CODEC_NAMES = "json, msgpack, string, bytes, or module:name of your own codec"
 
@@ -32,6 +32,22 @@ class JsonlSource(_Section, frozen=True, kw_only=True, tag="jsonl"):
 
 class StdinSource(_Section, frozen=True, kw_only=True, tag="stdin"):
     """Standard input, one JSON value per line; it cannot be read twice."""
+
+
+class HttpSource(_Section, frozen=True, kw_only=True, tag="http"):
+    """Records by POST, answered when they are durable; it does not end. JSON, or JSON lines; Idempotency-Key accepts each once."""
+
+    host: Annotated[str, Meta(description="Address to listen on; 0.0.0.0: all. There is no authentication.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Meta(ge=0, description="Port; 0: any free one.")] = 8080
+    path: Annotated[str, Meta(description="Path of the endpoint, from / on.")] = "/records"
+    body_max_bytes: Annotated[SizeBytes, Meta(description="Largest body of a request.")] = 16 * 2**20
+
+    @property
+    def described(self) -> str:
+        """For people: ``http 127.0.0.1:8080/records``."""
+        return f"http {self.host}:{self.port}{self.path}"
 
 
 class KafkaSource(_Section, frozen=True, kw_only=True, tag="kafka"):
@@ -102,7 +118,9 @@ class Composition(_Section, frozen=True, kw_only=True):
     """The keys beside those of `JobSettings`."""
 
     agent: Annotated[str, Meta(description="The agent: module:name of an Agent class or instance.")]
-    source: Annotated[JsonlSource | StdinSource | KafkaSource, Meta(description="Where records come from.")]
+    source: Annotated[
+        JsonlSource | StdinSource | HttpSource | KafkaSource, Meta(description="Where records come from.")
+    ]
     sink: Annotated[JsonlSink | StdoutSink | KafkaSink, Meta(description="Where outputs go.")]
     dead_letter: Annotated[
         JsonlSink | StdoutSink | KafkaDeadLetters | None,

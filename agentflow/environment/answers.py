@@ -12,9 +12,9 @@ import msgspec
 from agentflow.api.codecs import MSGPACK
 from agentflow.core.effects import DeadLetter
 from agentflow.core.results import RequestResult
-from agentflow.errors import EngineOverloaded, RequestError, RunFailed
+from agentflow.errors import RequestError, RunFailed
 from agentflow.runtime.ports import Guarantee, Staged
-from agentflow.runtime.requests import OpenRequest
+from agentflow.runtime.requests import OpenRequest, refusal
 
 if TYPE_CHECKING:
     from agentflow.core.effects import EmitRecord
@@ -98,12 +98,7 @@ def failure_of(request: OpenRequest | RequestResult) -> RequestError:
     """Return the error of a request whose run ended early."""
     error = request.error if isinstance(request, OpenRequest) else request.failure
     assert error is not None
-    if error.type == "KeyOverflow":
-        return EngineOverloaded(
-            "as many inputs wait behind this key as may",
-            where={"run": request.run_id},
-            expected="fewer than key.pending-max",
-            fix="try again later, or raise the limit",
-        )
+    if isinstance(request, OpenRequest) and request.is_refused:
+        return refusal(request.run_id, error)
     outputs = [None if output is None else msgspec.json.decode(output) for output in request.outputs]
     return RunFailed(request.run_id, error.type, error.message, outputs)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -28,18 +28,19 @@ from agentflow.api.encoding import encode_msgpack
 from agentflow.api.memory import MemoryLimits as Limits
 from agentflow.api.memory import MemoryObject, read_only_memory
 from agentflow.api.options import Configuration
-from agentflow.core.results import RequestResult, decode_result, fingerprint, result_name, result_name_of_id
+from agentflow.core.results import RequestResult, result_name, result_name_of_id
 from agentflow.environment.answers import Answers, NoSource, failure_of
 from agentflow.environment.openers import signals_opener, state_opener
 from agentflow.environment.settings import settings_of
 from agentflow.environment.telemetry import Telemetry
-from agentflow.errors import AgentflowError, ConfigError, RecordTooLarge, UnknownRun
+from agentflow.errors import AgentflowError, ConfigError, UnknownRun
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import RECORD_KEY, encode_key, is_key
 from agentflow.runtime.inspection import RunView
+from agentflow.runtime.intake import Intake
 from agentflow.runtime.job import AgentStage, Job, JobSpec, SystemClock
 from agentflow.runtime.ports import Clock, Sink
-from agentflow.runtime.requests import OpenRequest, RequestTable, closed, mismatch
+from agentflow.runtime.requests import OpenRequest, RequestTable, closed
 from agentflow.runtime.settings import JobSettings
 
 _decode = msgspec.json.Decoder().decode
@@ -122,12 +123,12 @@ class Engine:
             raise ConfigError(["an engine has one agent or several, each with a name of its own"])
         if on_overload not in ("wait", "raise"):
             raise ConfigError([f"on_overload: {on_overload!r} is unknown: 'wait' or 'raise'"])
-        self._is_waiting_wanted = on_overload == "wait"
         self._sinks = (sink, dead_letters)
         self._on_event = on_event or (lambda name, fields: None)  # noqa: ARG005
         self._clock = clock or SystemClock()
         self._limits = Limits(self.settings.state.value_max_bytes, self.settings.state.ttl_ms)
         self._table = RequestTable(self.settings.run.in_flight_max)
+        self._intake = Intake(self._table, self._result_of, self.settings, self._clock, waits=on_overload == "wait")
         self._job: Job | None = None
         self._running: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
@@ -161,6 +162,7 @@ class Engine:
             open_signals=signals_opener(self.settings),
             observers=telemetry.observers(0),
             requests=self._table,
+            is_chain=False,
             on_end=telemetry.close,
         )
         self._job = Job(spec, clock=self._clock, on_event=self._note)
@@ -261,8 +263,8 @@ class Engine:
             async with asyncio.timeout(_seconds(timeout)):
                 return await self.submit(key, value, request_id=request_id, agent=agent, headers=headers)
         request = self._enter(key, value, request_id, agent, headers)
-        if request is None:
-            request = await self._enter_later(key, value, request_id, agent, headers)
+        if isinstance(request, Coroutine):
+            request = await request
         if type(request) is OpenRequest:
             await request.end()
             if request.error is not None:
@@ -294,8 +296,8 @@ class Engine:
             RunFailed, EngineOverloaded, EngineClosed, RequestMismatch, TypeError: As `submit`.
         """
         request = self._enter(key, value, request_id, agent, headers)
-        if request is None:
-            request = await self._enter_later(key, value, request_id, agent, headers)
+        if isinstance(request, Coroutine):
+            request = await request
         if type(request) is OpenRequest:
             while True:
                 outputs = request.outputs
@@ -328,15 +330,10 @@ class Engine:
             EngineOverloaded, EngineClosed, RequestMismatch, TypeError: As `submit`.
         """
         request = self._enter(key, value, request_id, agent, headers, is_sent=True)
-        if request is None:
-            request = await self._enter_later(key, value, request_id, agent, headers, is_sent=True)
-        if type(request) is RequestResult:
-            return request.run_id
-        assert type(request) is OpenRequest
-        while not request.is_durable:
-            await request.news()
-        if request.is_refused:
-            raise failure_of(request)
+        if isinstance(request, Coroutine):
+            request = await request
+        if type(request) is OpenRequest:
+            await request.accepted()
         return request.run_id
 
     async def result(
@@ -373,7 +370,7 @@ class Engine:
                 raise failure_of(request)
             return [None if output is None else _decode(output) for output in request.outputs]
         for place in places:
-            kept = self._kept(place, name)
+            kept = self._intake.kept(place, name)
             if kept is not None and run_id in ("", kept.run_id):
                 return _outputs_of(kept)
         raise UnknownRun(
@@ -382,22 +379,6 @@ class Engine:
             expected="a run that `send` began, or a request with an id, within request-id.retention",
             fix="raise request-id.retention, or ask sooner",
         )
-
-    async def _enter_later(
-        self,
-        key: object,
-        value: object,
-        request_id: str | None,
-        agent: str | None,
-        headers: Headers | None,
-        *,
-        is_sent: bool = False,
-    ) -> OpenRequest | RequestResult:
-        """Submit an input when there is room."""
-        async with self._table.room():
-            request = self._enter(key, value, request_id, agent, headers, is_sent=is_sent, has_room=True)
-        assert request is not None
-        return request
 
     def _enter(
         self,
@@ -408,47 +389,14 @@ class Engine:
         headers: Headers | None,
         *,
         is_sent: bool = False,
-        has_room: bool = False,
-    ) -> OpenRequest | RequestResult | None:
-        """Submit an input, or find what is known of its request; None: there is no room, and the caller wants to wait."""
+    ) -> OpenRequest | RequestResult | Coroutine[Any, Any, OpenRequest | RequestResult]:
+        """Submit an input, or find what is known of its request; a coroutine: its caller has to wait for room."""
         place = 0 if agent is None and len(self._plans) == 1 else self._place(agent)
-        encoded_key, encoded = _encoded(key), encode_msgpack(value)
-        if len(encoded) > self.settings.record_max_bytes:
-            raise RecordTooLarge(
-                f"the input has {len(encoded):,} bytes",
-                expected=f"at most {self.settings.record_max_bytes:,} bytes (record-max)",
-                fix="send less, or raise record-max",
-            )
-        table, is_known = self._table, False
-        if request_id is not None:
-            _check_id(request_id)
-            is_known = table.find_id(place, request_id) is not None
-            kept = None if is_known else self._kept(place, result_name_of_id(request_id))
-            if kept is not None:
-                if kept.fingerprint != fingerprint(encoded_key, encoded):
-                    raise mismatch(request_id)
-                return kept
-        if self._is_waiting_wanted and not (has_room or is_known) and table.is_full:
-            return None
-        return table.submit(
-            place,
-            encoded_key,
-            encoded,
-            request_id,
-            is_kept=is_sent,
-            wants_receipt=is_sent,
-            has_room=has_room,
-            headers=() if headers is None else _headers(headers),
-        )
+        asked = (place, _encoded(key), encode_msgpack(value), request_id, () if headers is None else _headers(headers))
+        return self._intake.enter(*asked, is_sent=is_sent) or self._intake.enter_later(*asked, is_sent=is_sent)
 
-    def _kept(self, place: int, name: str) -> RequestResult | None:
-        """Return a result that keyed state has, unless its time is over."""
-        stored = None if self._job is None else self._job.result_of(place, name)
-        if stored is None:
-            return None
-        result = decode_result(stored)
-        is_over = result.ended_ms + self.settings.request_id.retention_ms <= self._clock.now_ms()
-        return None if is_over else result
+    def _result_of(self, place: int, name: str) -> bytes | None:
+        return None if self._job is None else self._job.result_of(place, name)
 
     # -- looking and talking
     async def signal(
@@ -556,12 +504,6 @@ def _encoded(key: object) -> bytes:
         msg = f"a key is a str, int, float, bool or bytes, not {key!r}"
         raise TypeError(msg)
     return encode_key(key)
-
-
-def _check_id(request_id: object) -> None:
-    if not isinstance(request_id, str) or not request_id or len(request_id) > 500:
-        msg = f"a request id is a text of 1 to 500 characters, not {request_id!r}"
-        raise TypeError(msg)
 
 
 def _headers(headers: Headers) -> tuple[tuple[str, bytes], ...]:

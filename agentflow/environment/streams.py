@@ -52,6 +52,12 @@ class AgentsExecutionEnvironment:
         source = CollectionSource(values)
         return self.from_source(lambda: source)
 
+    def from_http(self, host: str = "127.0.0.1", port: int = 8080, path: str = "/records") -> RecordStream:
+        """Take records by POST, each answered when it is durable (extra ``http``); the job runs until it is stopped."""
+        from agentflow.connectors.http_source import HttpSource
+
+        return self.from_source(HttpSource(host, port, path))
+
     def from_source(self, source: Source | Callable[[], Source]) -> RecordStream:
         """Read from a source, or from what a function makes at each start."""
         if self._stream is not None:

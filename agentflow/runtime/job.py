@@ -41,10 +41,11 @@ from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.epoch_writer import INCARNATION_NAME, JOURNAL_NAME, EpochWriter
 from agentflow.runtime.inspection import RunView, unfinished_runs
+from agentflow.runtime.intake import Intake
 from agentflow.runtime.observation import Observation
-from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Observer, Signals, Sink, Source
+from agentflow.runtime.ports import Clock, Guarantee, Ingress, KeyedState, Observer, Signals, Sink, Source
 from agentflow.runtime.replay_check import diverging_runs, is_changed
-from agentflow.runtime.requests import RequestTable
+from agentflow.runtime.requests import RequestTable, closed
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader, encode_control, encode_signal
@@ -90,8 +91,8 @@ class JobSpec(msgspec.Struct, frozen=True):
         open_signals: Makes what signals come from, None: the job takes none; called at each (re)start, behind ``open_source``.
         rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
         observers: Makes what looks at an agent, given its plan, its place in the chain and the incarnation; called at each (re)start.
-        requests: Inputs that are submitted to the running job; its agents are no chain then: each is asked for itself, and gives its
-            outputs to the sink. None: it takes none.
+        requests: Inputs that are submitted to the running job; None: it takes none, but those of an `Ingress`.
+        is_chain: Each agent but the first gets the outputs of the one before it; else each is asked for itself.
         on_end: Called when the job has ended, for good.
     """
 
@@ -107,6 +108,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     open_signals: Callable[[], Signals | None] = lambda: None
     observers: Callable[[AgentPlan, int, str], Sequence[Observer]] = lambda plan, index, incarnation: ()  # noqa: ARG005
     requests: RequestTable | None = None
+    is_chain: bool = True
     on_end: Callable[[], Awaitable[None]] | None = None
 
 
@@ -170,6 +172,7 @@ class Job:
         self._subtask: Subtask | None = None
         self._state: KeyedState | None = None
         self._signals: Signals | None = None
+        self._requests = spec.requests
         self._stops = 0
         self._stopped = asyncio.Event()
 
@@ -296,6 +299,8 @@ class Job:
         try:
             return await self._run()
         finally:
+            if self._requests is not None and self._requests is not self._spec.requests:
+                self._requests.close(closed())
             if self._spec.on_end is not None:
                 await self._spec.on_end()
 
@@ -350,6 +355,8 @@ class Job:
         self._status.state = "restoring"
         spec, began = self._spec, time.monotonic()
         self._check_guarantees(source := spec.open_source(), sinks := spec.open_sinks())
+        if isinstance(source, Ingress):
+            self._accept_from(source)
         state: KeyedState | None = None
         threads = BlockingThreads(spec.settings.blocking.threads_max)
         try:
@@ -374,8 +381,8 @@ class Job:
                 subtask.use_journal(state.journal, journal_end)
             if signals is not None:
                 subtask.use_signals(signals, SignalReader([stage.plan.name for stage in spec.stages]))
-            if spec.requests is not None:
-                subtask.use_requests(spec.requests, self.result_of)
+            if self._requests is not None:
+                subtask.use_requests(self._requests, self.result_of)
             self._status.restored_checkpoint = self._counters.checkpoint
             self._status.restored_runs = subtask.runs_in_flight
             self._status.restore_ms = round((time.monotonic() - began) * 1000)
@@ -396,6 +403,14 @@ class Job:
             finally:  # also when it is cancelled once more: nobody else can give the directory back
                 if state is not None:
                     state.close()
+
+    def _accept_from(self, ingress: Ingress) -> None:
+        """Let the records of a source be requests that want no answer but that they are durable."""
+        spec = self._spec
+        if self._requests is None:
+            self._requests = RequestTable(spec.settings.run.in_flight_max)
+        intake = Intake(self._requests, self.result_of, spec.settings, self._clock, waits=False)
+        ingress.accept_by(intake.accepting(KeyReader(spec.stages[0].key_by, ingress.codec).read))
 
     async def _refuse_divergence(
         self,
@@ -447,6 +462,11 @@ class Job:
                 for role, sink in sinks.items()
                 if sink.guarantee is Guarantee.AT_LEAST_ONCE
             ]
+        if guarantee != "none" and isinstance(source, Ingress) and self._spec.settings.state.dir is None:
+            problems.append(
+                f"source '{source.name}' tells its senders that records are durable, and state is in memory: set state.dir, or "
+                "guarantee: none"
+            )
         self._status.guarantees = {role: sink.guarantee.value for role, sink in sinks.items()}
         if problems:
             raise ConfigError(problems)
@@ -469,7 +489,7 @@ class Job:
         subtask.checkpoint_schedule.first_interval_share = spec.first_interval_share
         for index, stage in enumerate(spec.stages):
             codec = source.codec if index == 0 else MSGPACK
-            is_last = index == len(spec.stages) - 1 or spec.requests is not None
+            is_last = index == len(spec.stages) - 1 or not spec.is_chain
             rekeyed_source = spec.rekeyed_source if index == 0 else None
             policy = FailurePolicy(settings.job, stage.plan.name, "dead-letter" in sinks, codec.name)
             operator = Operator(
@@ -478,7 +498,7 @@ class Job:
                 _limits(settings),
                 index=index,
                 decode_input=input_decoder(codec),
-                takes_requests=spec.requests is not None,
+                takes_requests=self._requests is not None,
             )
             operator.restore(rows[index], now_ms, journal[index], self._counters.checkpoint)
             services = OperatorServices(

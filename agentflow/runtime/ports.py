@@ -9,8 +9,8 @@ Reading order: `Source` and `Sink` are the data path, `KeyedState` is what survi
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agentflow.api.codecs import Codec
     from agentflow.core.delta import DeltaSlices, StoredRow, Table
     from agentflow.core.effects import DeadLetter, EmitRecord
-    from agentflow.core.records import Record
+    from agentflow.core.records import Headers, Record
     from agentflow.runtime.observation import Turn
 
 
@@ -91,6 +91,22 @@ class Source(Protocol):
 
     async def close(self) -> None:
         """Release everything; idempotent; also after a failed `open`."""
+        ...
+
+
+Accept = Callable[[bytes, str | None, "Headers"], Awaitable[str]]
+"""Takes a record of an `Ingress`: its value, its id where its sender gave one, its headers. Returns the id of its run when it is durable."""
+
+
+@runtime_checkable
+class Ingress(Source, Protocol):
+    """A source whose records come from senders who want to be told: once a record is accepted, nobody sends it again.
+
+    It is made once and opened at each start; `accept_by` comes before. Its `fetch` gives nothing, and ends when it is cancelled.
+    """
+
+    def accept_by(self, accept: Accept) -> None:
+        """Give records to ``accept``; it raises RecordError and RequestError for the sender to know."""
         ...
 
 

@@ -20,7 +20,7 @@ import msgspec
 from agentflow.core.effects import AcknowledgeRequest, AnswerRequest
 from agentflow.core.records import ErrorReport, Headers, Record
 from agentflow.core.results import decode_result, fingerprint, request_id_of, request_source, result_name
-from agentflow.errors import EngineClosed, EngineOverloaded, RequestLost, RequestMismatch
+from agentflow.errors import EngineClosed, EngineOverloaded, RequestError, RequestLost, RequestMismatch, RunFailed
 
 _RequestId = tuple[int, str]  # (place of the agent, request id)
 
@@ -99,6 +99,19 @@ class OpenRequest(
         if self.lost is not None:
             raise self.lost
 
+    async def accepted(self) -> None:
+        """Wait until the input is durable, if whoever submitted it has asked to be told.
+
+        Raises:
+            EngineOverloaded: It was refused: as many inputs wait behind its key as may.
+            EngineClosed: Nobody knows.
+        """
+        while not self.is_durable:
+            await self.news()
+        if self.is_refused:
+            assert self.error is not None
+            raise refusal(self.run_id, self.error)
+
     def wake(self) -> None:
         """Wake those who wait for news; at the end, or when there will be none, everybody."""
         if self._watchers is not None:
@@ -158,6 +171,11 @@ class RequestTable:
     def blocked_count(self) -> int:
         """Callers that wait for room."""
         return len(self._blocked)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is admitted any more."""
+        return self._closed is not None
 
     @property
     def is_full(self) -> bool:
@@ -479,6 +497,18 @@ def mismatch(request_id: str) -> RequestMismatch:
         expected="the same request, or another id",
         fix="give every new request an id of its own; a repeated one gets the first one's answer",
     )
+
+
+def refusal(run_id: str, error: ErrorReport) -> RequestError:
+    """Return the error for a request that its key has not let in."""
+    if error.type == "KeyOverflow":
+        return EngineOverloaded(
+            "as many inputs wait behind this key as may",
+            where={"request": run_id},
+            expected="fewer than key.pending-max",
+            fix="try again later, or raise the limit",
+        )
+    return RunFailed(run_id, error.type, error.message)
 
 
 def _lost(run_id: str) -> RequestLost:

@@ -43,6 +43,7 @@ API_ONLY = ("integrations", "actions")
 
 # Where a third-party package may be imported. A package that is not here is not a dependency.
 VENDORS = {
+    "aiohttp": (r"agentflow\.connectors\.http_source\b",),
     "aiokafka": (r"agentflow\.connectors\.kafka\b", r"agentflow\.state\.kafka_"),
     "cel": (r"agentflow\.plan\b",),
     "msgspec": (r"agentflow\b",),
