@@ -13,6 +13,7 @@ import msgspec
 
 from agentflow.core.delta import StoredRow
 from agentflow.core.journal_records import (
+    ADMITTED,
     ATTEMPT,
     COMPLETION,
     ERROR,
@@ -72,7 +73,7 @@ class RunView(msgspec.Struct, rename="kebab"):
         key: The decoded key.
         agent: Place of the agent in the chain.
         number: Admission number within the key.
-        state: pending (behind its key), running, retrying, waiting (parked for time or a signal).
+        state: pending (behind its key, or just admitted), running, retrying, waiting (parked for time or a signal).
         admitted_ms: When it was admitted, epoch milliseconds; null: behind the last checkpoint.
         task: Path of the task that is at work; empty: none is.
         attempt: Its attempt.
@@ -114,23 +115,51 @@ def unfinished_runs(
         journal: (operator, record) pairs.
         checkpoint: The checkpoint that the rows are of: what the journal has of it is not news.
     """
+    known = {(row.operator, _run_id(entry := decode_entry(row.value))): (row.key, entry) for row in runs}
     records: dict[tuple[int, str], dict[str, JournalRecord]] = {}
     for row in steps:
         record = decode_record(row.value)
         records.setdefault((row.operator, record.run), {})[record.name] = record
     for operator, value in journal:
         record = decode_record(value)
-        if record.epoch > checkpoint:
+        if record.epoch <= checkpoint:
+            continue
+        if record.kind == ADMITTED:
+            known[operator, record.run] = (record.key, decode_entry(record.payload))
+        else:
             records.setdefault((operator, record.run), {})[record.name] = record
     views = []
-    for row in runs:
-        entry = decode_entry(row.value)
-        run_id = f"{entry.source}/{entry.offset}"
-        views.append(_run_view(row.operator, row.key, run_id, entry, records.pop((row.operator, run_id), {})))
-    for (operator, run_id), of_run in records.items():  # admitted behind the checkpoint
+    for (operator, run_id), (key, entry) in known.items():
+        of_run = records.pop((operator, run_id), {})
+        if entry.request is None or not _is_answered(of_run):
+            views.append(_run_view(operator, key, run_id, entry, of_run))
+    for (operator, run_id), of_run in records.items():  # read from a source behind the checkpoint
         first = next(iter(of_run.values()))
         views.append(_run_view(operator, first.key, run_id, first, of_run))
     return sorted(views, key=lambda view: (view.admitted_ms is None, view.admitted_ms or 0, view.agent, view.run))
+
+
+def _run_id(entry: RunEntry) -> str:
+    return f"{entry.source}/{entry.offset}"
+
+
+def _is_answered(records: dict[str, JournalRecord]) -> bool:
+    """Return whether what is recorded of a request's run says that it has ended: attempts did, and nothing follows them.
+
+    The row of a request's result comes with the next checkpoint. A run with a second action on its input, of which nothing is
+    recorded yet, is taken as ended too.
+    """
+    attempts = [record for record in records.values() if record.kind in (COMPLETION, FAILURE)]
+    ended = {(record.task, record.attempt) for record in attempts}
+    return bool(attempts) and all(
+        _has_no_followers(record) if record.kind == COMPLETION else (record.task, record.attempt) in ended
+        for record in records.values()
+        if record.kind != FAILURE
+    )
+
+
+def _has_no_followers(record: JournalRecord) -> bool:
+    return all(event_type is None for event_type, _ in decode_completion(record.payload).sent or ())
 
 
 def _run_view(
@@ -139,7 +168,7 @@ def _run_view(
     steps = [_step_view(record) for record in sorted(records.values(), key=lambda record: record.at_ms)]
     task = _task_at_work(known)
     state, due_ms = "running", None
-    if isinstance(known, RunEntry) and not known.is_started:
+    if isinstance(known, RunEntry) and not known.is_started and not records:
         state = "pending"
     elif task is not None and task.status == TaskStatus.WAITING:
         state, due_ms = "retrying", task.due_ms
@@ -155,7 +184,7 @@ def _run_view(
         known.number,
         state,
         known.admitted_ms if isinstance(known, RunEntry) else None,
-        task.path if task is not None else (known.task if isinstance(known, JournalRecord) else ""),
+        task.path if task is not None else (steps[-1].task if steps else ""),
         task.attempt if task is not None else 1,
         due_ms,
         steps,
