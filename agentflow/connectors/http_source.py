@@ -78,6 +78,7 @@ class HttpSource:
             raise ConfigError([f"source http: the path '{path}' does not begin with a /"])
         self.address = ""
         self._place = (host, port, path)
+        self._answering: set[asyncio.Task[object]] = set()
         self._body_max_bytes = body_max_bytes
         self._accept: Accept | None = None
         self._runner: web.AppRunner | None = None
@@ -96,7 +97,7 @@ class HttpSource:
 
         host, port, path = self._place
         app = web.Application(client_max_size=self._body_max_bytes)
-        app.router.add_post(path, self._take)
+        app.router.add_post(path, self._answer)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
         try:
@@ -120,7 +121,29 @@ class HttpSource:
         """Listen no more."""
         runner, self._runner, self.address = self._runner, None, ""
         if runner is not None:
+            for answering in self._answering:
+                answering.cancel()
             await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        """Answer a request; 503 where the source is closed before it is known whether the records are durable."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        try:
+            return await self._take(request)
+        except asyncio.CancelledError:
+            if self._runner is not None:  # the sender has gone
+                raise
+            task.uncancel()
+            return _refused(
+                EngineClosed(
+                    "the job stops or restarts, and whether it has the record is not known",
+                    fix="send it again: with the same Idempotency-Key it is accepted once",
+                )
+            )
+        finally:
+            self._answering.discard(task)
 
     async def _take(self, request: web.Request) -> web.Response:
         from aiohttp import web

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,12 +10,15 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 import uuid
 from pathlib import Path
 
 import pytest
 
 from tests.kafka_topics import Topics
+from tests.own_broker import free_ports
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,8 +48,13 @@ def test_python_snippet_runs(place: str, text: str, tmp_path: Path) -> None:
     assert done.returncode == 0, f"{place}\n{done.stderr}"
 
 
-JOB_FILES = [(place, text) for place, text in snippets("yaml") if "source: {kafka" not in text]
-KAFKA_JOB_FILES = [(place, text) for place, text in snippets("yaml") if "source: {kafka" in text]
+def job_files(source: str) -> list[tuple[str, str]]:
+    """Return (place, text) of the job files with a kind of source."""
+    return [(place, text) for place, text in snippets("yaml") if f"source: {{{source}" in text]
+
+
+KAFKA_JOB_FILES, HTTP_JOB_FILES = job_files("kafka"), job_files("http")
+JOB_FILES = [one for one in snippets("yaml") if one not in KAFKA_JOB_FILES + HTTP_JOB_FILES]
 
 
 @pytest.mark.parametrize(("place", "text"), JOB_FILES, ids=[place for place, _ in JOB_FILES])
@@ -55,6 +64,31 @@ def test_job_file_runs_to_the_end_of_its_input(place: str, text: str, tmp_path: 
     done = run([sys.executable, "-m", "agentflow", "run", "job.yaml"], tmp_path)
     assert done.returncode == 0, f"{place}\n{done.stderr}"
     assert list((tmp_path / "out").glob("part-*"))
+
+
+@pytest.mark.parametrize(("place", "text"), HTTP_JOB_FILES, ids=[place for place, _ in HTTP_JOB_FILES])
+def test_job_file_takes_what_is_posted(place: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    port = str(free_ports(1))
+    command = [sys.executable, "-m", "agentflow", "run", "job.yaml", "--set", f"source.http.port={port}"]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        body = (ROOT / "examples" / "data" / "product_reviews.jsonl").read_bytes().split(b"\n")[0]
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/records", body)
+        deadline, status = time.monotonic() + 30, 0
+        while status != 202:
+            assert process.poll() is None, place
+            assert time.monotonic() < deadline, place
+            with contextlib.suppress(ConnectionError, urllib.error.URLError), urllib.request.urlopen(request) as answer:
+                status = answer.status
+        process.terminate()
+        assert process.wait(30) == 143
+    finally:
+        process.kill()
+        process.wait()
+    found = "".join(part.read_text() for part in (tmp_path / "out").glob("part-*"))
+    assert json.loads(body)["product_id"] in found
 
 
 @pytest.mark.kafka

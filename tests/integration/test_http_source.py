@@ -120,6 +120,30 @@ def test_a_failed_run_is_a_dead_letter_and_what_is_no_record_is_told_at_once(job
     assert 'source="http 127.0.0.1' in job.log or "http 127.0.0.1" in job.log
 
 
+def test_a_record_that_stops_the_job_is_answered_and_not_lost(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "agents.py").write_text(AGENTS)
+    (tmp_path / "job.yaml").write_text(
+        JOB.replace("PORT", str(port)).replace("dead-letter: {jsonl: {path: dead/}}", "")
+    )
+    job = Service(["-m", "agentflow", "run", "job.yaml"], port, tmp_path, {})
+    job.start()
+    assert job.process is not None
+    with httpx.Client(base_url=job.url, timeout=20) as client:
+        answer = client.post("/records", json={"k": 1, "bad": True}, headers={"Idempotency-Key": "x"})
+        if answer.status_code != 202:  # the record was durable before its run had failed, or was not known to be
+            assert (answer.status_code, answer.json()["error"]["type"]) == (503, "EngineClosed")
+    assert job.process.wait(30) == 1
+    assert "ValueError: bad" in job.log
+    job = Service(["-m", "agentflow", "run", "job.yaml", "--set", "dead-letter.jsonl.path=dead/"], port, tmp_path, {})
+    job.start()
+    with httpx.Client(base_url=job.url, timeout=20) as client:
+        answer = client.post("/records", json={"k": 1, "bad": True}, headers={"Idempotency-Key": "x"})
+        assert answer.status_code == 202
+    assert job.stop() == 143
+    assert [one["value"] for one in outputs(tmp_path, "dead")] == [{"k": 1, "bad": True}]
+
+
 def test_a_port_that_is_taken_and_a_job_that_could_lose_records_are_refused(tmp_path: Path) -> None:
     (tmp_path / "agents.py").write_text(AGENTS)
     with socket.socket() as taken:
