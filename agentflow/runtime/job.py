@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,7 +21,15 @@ import msgspec
 
 from agentflow.api.codecs import MSGPACK
 from agentflow.api.encoding import encode_json, encode_msgpack
-from agentflow.core.delta import POSITIONS_NAME, RESTORED_TABLES, StoredRow, Table, decode_positions
+from agentflow.core.delta import (
+    INCARNATION_NAME,
+    JOURNAL_NAME,
+    POSITIONS_NAME,
+    RESTORED_TABLES,
+    StoredRow,
+    Table,
+    decode_positions,
+)
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.limits import OperatorLimits
 from agentflow.core.operator import Operator
@@ -42,11 +51,12 @@ from agentflow.runtime.counters import Counters
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Observer, Signals, Sink, Source
 from agentflow.runtime.replay_check import diverging_runs, is_changed
+from agentflow.runtime.savepoints import WriteSavepoint
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader, encode_control, encode_signal
 from agentflow.runtime.step_runner import StepRunner
-from agentflow.runtime.subtask import INCARNATION_NAME, JOURNAL_NAME, Stage, Subtask
+from agentflow.runtime.subtask import Stage, Subtask
 
 
 class SystemClock:
@@ -87,6 +97,7 @@ class JobSpec(msgspec.Struct, frozen=True):
         rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
         observers: Makes what looks at an agent, given its plan, its place in the chain and the incarnation; called at each (re)start.
         on_end: Called when the job has ended, for good.
+        write_savepoint: Writes savepoints; None: the job's state cannot be handed out.
     """
 
     settings: JobSettings
@@ -101,6 +112,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     open_signals: Callable[[], Signals | None] = lambda: None
     observers: Callable[[AgentPlan, int, str], Sequence[Observer]] = lambda plan, index, incarnation: ()  # noqa: ARG005
     on_end: Callable[[], Awaitable[None]] | None = None
+    write_savepoint: WriteSavepoint | None = None
 
 
 class JobStatus(msgspec.Struct):
@@ -194,6 +206,36 @@ class Job:
         """Take a checkpoint beside the regular ones; nothing where the job is not running. Its error is the job's own."""
         if self._subtask is not None:
             await self._subtask.checkpoint_now()
+
+    async def savepoint(self, target: str | os.PathLike[str]) -> str:
+        """Take a savepoint of the running job, and return where it is; see `agentflow.runtime.savepoints`.
+
+        The job goes on meanwhile; its next checkpoint waits for some ms.
+
+        Args:
+            target: Directory that holds savepoints of the job, or will; what it has already is not copied again.
+
+        Raises:
+            NotConfigured: The job is not running, or its state is in memory or in a changelog.
+            StateError: It cannot be written, or the job ended before it was taken.
+        """
+        write = self._spec.write_savepoint
+        if write is None or self._subtask is None:
+            raise NotConfigured(
+                "no savepoint can be taken: "
+                + ("the job is not running" if write is not None else "its state is in no directory of its own"),
+                expected="a running job with state.dir",
+                fix="of a stopped job, or of one over Kafka, it is taken by: agentflow savepoint create",
+            )
+        return await write(self._export, os.fspath(target))
+
+    async def _export(self, request: str) -> None:
+        if self._subtask is None:
+            return
+        exporting = self._subtask.export(request)
+        await asyncio.wait([exporting])
+        if not exporting.cancelled():
+            exporting.result()
 
     async def signal(
         self, key: object, name: str, value: object = None, *, correlation: str = "", run: str = "", agent: str = ""

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import msgspec
 
-from agentflow.core.delta import DeltaSlices, StateWrite, Table
+from agentflow.core.delta import INCARNATION_NAME, JOURNAL_NAME, DeltaSlices, StateWrite, Table
 from agentflow.core.effects import (
     CancelAction,
     DeadLetter,
@@ -68,15 +68,14 @@ from agentflow.runtime.journal_writer import JournalWriter
 from agentflow.runtime.mailbox import Mailbox
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Journal, KeyedState, Repartition, Signals, Sink, Source
+from agentflow.runtime.savepoints import facts_of
 from agentflow.runtime.settings import JobSettings
-from agentflow.runtime.signals import SignalReader
+from agentflow.runtime.signals import ExportRequested, SignalReader
 from agentflow.runtime.step_runner import StepInput, StepRunner
 from agentflow.runtime.task_steps import Answer
 from agentflow.runtime.watermarks import WatermarkGenerator
 
 _IDLE_STEP_MS = 100
-INCARNATION_NAME = "incarnation"
-JOURNAL_NAME = "journal"  # of the META row that holds the position up to which the checkpoint has the journal
 
 
 _Answer = ActionCompleted | ActionFailed | JournalAppended | StepInput
@@ -259,6 +258,9 @@ class Subtask:
     def _take_signal(self, record: Record, now_ms: int) -> None:
         index, received = self._signal_reader.read(record)
         self._positions[record.source] = record.next_offset
+        if isinstance(received, ExportRequested):
+            self.export(received.request)
+            return
         stage = self._stages[index]
         if stage.observation is not None:
             stage.observation.turn.notes.append(received)
@@ -503,6 +505,15 @@ class Subtask:
     async def checkpoint_now(self) -> None:
         """Take a checkpoint beside the regular ones, as soon as one that is under way has ended. Its error ends `run`."""
         await asyncio.wait([self.checkpoint_schedule.take_extra()])
+
+    def export(self, request: str) -> asyncio.Task[None]:
+        """Take a checkpoint, and hand out the state before the next one begins; see `KeyedState.export`."""
+
+        async def hand_out() -> None:
+            if not self._failure.done():
+                await self._state.export(request, facts_of(self._state))
+
+        return self.checkpoint_schedule.take_extra(hand_out)
 
     async def _take_checkpoint(self) -> None:
         """Take one checkpoint: barrier in one turn, then make it durable while reading and actions go on.

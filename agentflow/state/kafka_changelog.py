@@ -24,8 +24,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from agentflow.core.delta import POSITIONS_NAME, DeltaSlices, StoredRow, Table, decode_positions
-from agentflow.errors import StateCorrupted, StateMismatch, StateUnavailable
-from agentflow.runtime.ports import ChangelogTransaction, Journal, Prepared, Staged
+from agentflow.errors import NotConfigured, StateCorrupted, StateMismatch, StateUnavailable
+from agentflow.runtime.ports import ChangelogTransaction, Journal, Prepared, Staged, StateFacts
 from agentflow.state.changelog_records import ChangelogReplay, Row, checkpoint_record, records_of, rows_of
 
 _FETCH_BYTES = 8 * 2**20
@@ -136,6 +136,14 @@ class ChangelogKeyedState:
     async def sweep(self, unused_since_ms: int) -> int:
         """Sweep the copy; the changelog keeps expired values until they are written again, and they are never returned."""
         return await self._copy.sweep(unused_since_ms)
+
+    async def export(self, request: str, facts: StateFacts) -> None:  # noqa: ARG002 (it is not asked for)
+        """Refuse: a copy of the changelog is no truth of its own."""
+        raise NotConfigured(
+            "the state of a Kafka job is its changelog",
+            expected="a savepoint of the changelog, which needs no worker",
+            fix="agentflow savepoint create",
+        )
 
 
 async def open_changelog_state(

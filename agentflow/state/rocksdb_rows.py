@@ -10,8 +10,8 @@ from typing import Final
 import msgspec
 
 from agentflow.core.delta import StoredRow, Table
-from agentflow.errors import StateCorrupted, StateUnavailable
-from agentflow.state.directory import ROCKSDB_DIRECTORY
+from agentflow.errors import StateCorrupted
+from agentflow.state.directory import ROCKSDB_DIRECTORY, no_state
 from agentflow.state.layout import (
     LAYOUT_TAG_MIN,
     LayoutError,
@@ -103,12 +103,7 @@ class StateView:
 
     def __init__(self, path: Path) -> None:
         if not (path / ROCKSDB_DIRECTORY).is_dir():
-            raise StateUnavailable(
-                "there is no state",
-                where={"directory": str(path)},
-                expected="the state directory of a job that has run",
-                fix="look at state.dir of the job file",
-            )
+            raise no_state(path)
         self._own = tempfile.TemporaryDirectory(prefix="agentflow-view-")  # RocksDB writes its log of messages there
         self._store = RocksDBStore(
             path / ROCKSDB_DIRECTORY,
