@@ -74,15 +74,20 @@ class Feed(CollectionSource):
 
 
 class Outputs(CollectionSink):
-    """Says when an output is visible."""
+    """Says when an output is visible, and with which checkpoint it became so."""
 
     def __init__(self) -> None:
         super().__init__()
         self.published = asyncio.Event()
+        self.checkpoints: list[int] = []
 
     async def publish(self, checkpoint: int, staged: Any) -> None:
         await super().publish(checkpoint, staged)
+        self.checkpoints += [checkpoint] * (len(self.values) - len(self.checkpoints))
         self.published.set()
+
+    def behind(self, checkpoint: int) -> list[Any]:
+        return [value for value, at in zip(self.values, self.checkpoints, strict=True) if at > checkpoint]
 
     async def until(self, count: int) -> list[Any]:
         async with asyncio.timeout(30):
