@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentflow.errors import ConfigError, StateError, StateLocked, StateUnavailable
+from agentflow.errors import ConfigError, StateError, StateLocked, StateMismatch, StateUnavailable
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.savepoints import Export, WriteSavepoint, facts_of
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agentflow.state.exports import WantedExport
     from agentflow.state.rocksdb import RocksDBKeyedState
     from agentflow.state.savepoint_storage import SavepointStorage
-    from agentflow.state.savepoints import Damage, Progress, Savepoint
+    from agentflow.state.savepoints import Findings, Progress, Savepoint
 
 SUBTASK = "subtask-0"
 SIGNALS = "signals"
@@ -33,6 +33,7 @@ ANSWER_S = 60.0
 """How long a running job is waited for."""
 
 _LOOK_S = 0.02
+_ROWS_PER_TELL = 20_000
 _OWNER_S = 1.0  # so often it is looked whether the job has stopped
 
 
@@ -135,15 +136,23 @@ async def create_savepoint(
         StateUnavailable: There is no state, or the job does not answer.
         StateError: Something cannot be read or written.
     """
-    from agentflow.state.directory import ROCKSDB_DIRECTORY, no_state
+    from agentflow.state.directory import stored_job
 
-    if not (place.subtask / ROCKSDB_DIRECTORY).is_dir():
-        raise no_state(place.subtask)
+    stored = stored_job(place.subtask)
+    if stored != place.job:
+        raise StateMismatch(
+            "the state directory belongs to another job",
+            where={"directory": str(place.directory), "its job": repr(stored), "this job": repr(place.job)},
+            expected="the directory of this job",
+            fix="look at state.dir of the job file",
+        )
 
     async def export(request: str) -> None:
         deadline_s = time.monotonic() + answer_s
         is_asked = False
         while not await _export_stopped(place, request, open_sinks):
+            if progress is not None:
+                progress("waiting for the running job", 0, 0)
             if not is_asked:
                 await _ask(place, request)
                 is_asked = True
@@ -270,44 +279,46 @@ def restore_savepoint(savepoint: Savepoint, place: EmbeddedState, progress: Prog
     restore_embedded(savepoint, place.directory, place.job, beside=(SIGNALS,), progress=progress or silent)
 
 
-def verify_savepoint(savepoint: Savepoint, progress: Progress | None = None) -> list[Damage]:
-    """Read every file and every row of a savepoint, and return what is damaged."""
-    from agentflow.state.savepoints import check_files, silent
+def verify_savepoint(savepoint: Savepoint, progress: Progress | None = None) -> Findings:
+    """Read every file and every row of a savepoint, and say what is damaged."""
+    from agentflow.state.savepoints import Findings, check_files, silent
 
     progress = progress or silent
-    found = check_files(savepoint, progress)
+    found = Findings(len(savepoint.manifest.files), 0, check_files(savepoint, progress))
     for subtask in savepoint.manifest.subtasks:
         with tempfile.TemporaryDirectory(prefix="agentflow-savepoint-") as scratch:
-            found += _row_damage(savepoint, subtask.subtask, Path(scratch), progress)
+            _check_rows(savepoint, subtask.subtask, Path(scratch), found, progress)
     return found
 
 
-def _row_damage(savepoint: Savepoint, subtask: int, scratch: Path, progress: Progress) -> list[Damage]:
+def _check_rows(savepoint: Savepoint, subtask: int, scratch: Path, found: Findings, progress: Progress) -> None:
     from agentflow.core.delta import Table
     from agentflow.runtime.row_check import record_problem, row_problem
     from agentflow.state.rocksdb_rows import StateView
     from agentflow.state.savepoints import Damage, fetch_subtask
 
-    found: list[Damage] = []
+    place = f"subtask-{subtask}"
     try:
         fetch_subtask(savepoint, subtask, scratch)
         view = StateView(scratch)
     except StateError as error:
-        return [Damage(f"subtask-{subtask}", error.what)]
+        found.damage.append(Damage(place, error.what))
+        return
     try:
         for _, record in view.journal:
+            found.rows += 1
             if problem := record_problem(record):
-                found.append(Damage(f"subtask-{subtask}/journal", problem))
+                found.damage.append(Damage(f"{place}/journal", problem))
         for table in Table:
-            where = f"subtask-{subtask}/{table.name.lower()}"
+            name = f"{place}/{table.name.lower()}"
             try:
-                for count, row in enumerate(view.rows(table)):
+                for row in view.rows(table):
+                    found.rows += 1
                     if problem := row_problem(table, row):
-                        found.append(Damage(f"{where} key {row.key.hex()} name {row.name!r}", problem))
-                    if count % 10_000 == 0:
-                        progress(f"reading {where}", count, 0)
+                        found.damage.append(Damage(f"{name} key {row.key.hex()} name {row.name!r}", problem))
+                    if found.rows % _ROWS_PER_TELL == 0:
+                        progress(f"reading {name}, row {found.rows:,}", 0, 0)
             except StateError as error:
-                found.append(Damage(where, error.what))
+                found.damage.append(Damage(name, error.what))
     finally:
         view.close()
-    return found

@@ -61,6 +61,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="kebab", kw_only=True):
         ttl_ms: Time to live of short-term memory in the job; null: it has none.
         subtasks: State by subtask.
         files: Every file.
+        copied: Bytes of them that no older savepoint had.
     """
 
     format: int = FORMAT
@@ -72,6 +73,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="kebab", kw_only=True):
     ttl_ms: int | None = None
     subtasks: list[SubtaskSavepoint]
     files: list[SavepointFile]
+    copied: int = 0
 
     @property
     def size(self) -> int:

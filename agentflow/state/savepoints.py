@@ -85,6 +85,20 @@ class Damage(msgspec.Struct, frozen=True):
     problem: str
 
 
+class Findings(msgspec.Struct):
+    """What a check of a savepoint found.
+
+    Attributes:
+        files: Number of files that were read.
+        rows: Number of rows and records that were read.
+        damage: What is not as it was written.
+    """
+
+    files: int
+    rows: int
+    damage: list[Damage]
+
+
 def list_savepoints(storage: SavepointStorage) -> list[ListedSavepoint]:
     """Return the folders that are savepoints, or began to be, oldest first."""
     listed = []
@@ -165,6 +179,7 @@ def write_savepoint(
     checkpoint = max((subtask.checkpoint for subtask in subtasks), default=0)
     name = f"{job}-{checkpoint:010d}-{now:%Y%m%dT%H%M%S%f}Z"
     copying = _Copying(storage, name, job, sum(path.stat().st_size for path in files.values()), progress)
+    copied_files = [copying.copy(path, file) for file, path in files.items()]
     manifest = Manifest(
         state_format=STATE_FORMAT,
         job=job,
@@ -173,7 +188,8 @@ def write_savepoint(
         created_at=now,
         ttl_ms=ttl_ms,
         subtasks=list(subtasks),
-        files=[copying.copy(path, file) for file, path in files.items()],
+        files=copied_files,
+        copied=copying.copied,
     )
     storage.write(f"{name}/{MANIFEST_FILE}", [encode_manifest(manifest)])
     return Savepoint(storage, name, manifest)
@@ -187,6 +203,7 @@ class _Copying:
         self._name = name
         self._total = total
         self._done = 0
+        self.copied = 0
         self._progress = progress
         self._by_origin: dict[tuple[str, int], tuple[str, SavepointFile]] = {}
         self._by_content: dict[tuple[str, int], tuple[str, SavepointFile]] = {}
@@ -223,6 +240,7 @@ class _Copying:
         for chunk in _chunks(path):
             digest.update(chunk)
             yield chunk
+            self.copied += len(chunk)
             self._advance(len(chunk))
 
     def _advance(self, size: int) -> None:

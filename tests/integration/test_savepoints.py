@@ -88,7 +88,7 @@ async def test_a_restored_job_goes_on_exactly_as_the_original(tmp_path: Path, pa
     restore_savepoint(restored, EmbeddedState(tmp_path / "elsewhere", "another-name"))
     assert await the_rest(tmp_path / "elsewhere", outputs, "another-name") == original
     assert sorted(paid) == ["a2", "b1", "d2", "d2"], "d2 was not in the savepoint; what was is not paid for again"
-    assert verify_savepoint(restored) == []
+    assert verify_savepoint(restored).damage == []
 
 
 async def test_a_savepoint_never_overwrites_state(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ async def test_from_every_savepoint_of_a_running_job_the_same_follows(tmp_path: 
     assert list((state / "subtask-0" / "exports").iterdir()) == []
     for number, savepoint in enumerate(savepoints):
         assert not any("/journal/" in file.name for file in savepoint.manifest.files)
-        assert verify_savepoint(savepoint) == []
+        assert verify_savepoint(savepoint).damage == []
         elsewhere = tmp_path / f"elsewhere-{number}"
         restore_savepoint(savepoint, EmbeddedState(elsewhere, "orders"))
         if number < 2:  # those that were sent later
@@ -170,7 +170,7 @@ async def test_the_records_of_a_killed_job_are_in_its_savepoint(tmp_path: Path, 
     savepoint = await savepoint_of(state, tmp_path / "backups")
     assert savepoint.manifest.checkpoint == 1
     assert any("/journal/" in file.name for file in savepoint.manifest.files)
-    assert verify_savepoint(savepoint) == []
+    assert verify_savepoint(savepoint).damage == []
     outputs = TOTAL_OUTPUTS - len(life.outputs.values)
     original = await the_rest(state, outputs)
     restore_savepoint(savepoint, EmbeddedState(tmp_path / "elsewhere", "orders"))
@@ -258,7 +258,7 @@ async def test_a_job_that_stops_while_it_is_asked_is_taken_as_stopped(tmp_path: 
     asking = asyncio.create_task(savepoint_of(state, tmp_path / "backups"))
     await until(lambda: len(list((state / "signals").glob("*.json"))) > asked_before)
     owner.close()
-    assert verify_savepoint(await asking) == []
+    assert verify_savepoint(await asking).damage == []
 
 
 async def test_an_export_whose_process_died_is_swept_and_one_that_is_wanted_is_not(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ async def test_an_export_that_fails_is_told_and_the_job_goes_on(tmp_path: Path) 
                 wanted.facts()
         for nonsense in ("", "../..", "f" * 32):
             await SignalSpool(state / "signals").append(encode_export(nonsense))
-        assert verify_savepoint(await savepoint_of(state, tmp_path / "backups")) == []
+        assert verify_savepoint(await savepoint_of(state, tmp_path / "backups")).damage == []
         assert life.job.status.restarts == 0
 
 

@@ -49,6 +49,8 @@ VENDORS = {
     "opentelemetry": (r"agentflow\.observability\b",),
     "prometheus_client": (r"agentflow\.observability\b",),  # what OpenTelemetry's exporter for it writes to
     "pytest": (r"agentflow\.testing\.conformance\b",),
+    "pyarrow": (r"agentflow\.state\b",),
+    "rich": (r"agentflow\.cli\b",),
     "rocksdict": (r"agentflow\.state\b",),
     "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.services\b"),
     "uvloop": (r"agentflow\.(runtime|environment|cli)\b",),

@@ -1,0 +1,62 @@
+"""The arguments of the commands about state: `savepoint …` and `state …`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+AddCommand = Callable[[Any, str, str], argparse.ArgumentParser]
+AddJobFile = Callable[[argparse.ArgumentParser], None]
+
+FLAGS = ("--timeout", "--name", "--key", "--prefix", "--limit", "--to", "--subtask")
+"""The flags of these commands, for suggestions."""
+
+
+def add_savepoint_commands(
+    commands: argparse._SubParsersAction[Any], add_command: AddCommand, add_job_file: AddJobFile
+) -> None:
+    """Add `savepoint …`."""
+    savepoint = add_command(commands, "savepoint", "take savepoints of a job, look at them, restore them")
+    verbs = savepoint.add_subparsers(dest="verb", metavar="VERB", parser_class=type(savepoint), required=True)
+    creating = add_command(verbs, "create", "take a savepoint of a job, which may go on running")
+    listing = add_command(verbs, "list", "list the savepoints of a directory, or of a job with savepoint.dir")
+    inspecting = add_command(verbs, "inspect", "show what a savepoint is of: checkpoint, positions, plans, files")
+    verifying = add_command(verbs, "verify", "read every file and every row of a savepoint, and say what is damaged")
+    restoring = add_command(verbs, "restore", "make a savepoint the state of a job that has none")
+    for command in (inspecting, verifying, restoring):
+        command.add_argument("savepoint", metavar="SAVEPOINT", help="the savepoint, as 'savepoint list' names it")
+    for command in (creating, listing, restoring):
+        add_job_file(command)
+    for command in (creating, listing, inspecting, verifying, restoring):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    _positional(creating, "JOB", "the job file, or a state directory")
+    _positional(listing, "TARGET_OR_JOB", "a directory with savepoints, or a job file")
+    _positional(
+        restoring, "JOB", "the job file, or a state directory: a Kafka job has a new name, an embedded one no state"
+    )
+    creating.add_argument(
+        "target",
+        metavar="TARGET",
+        nargs="?",
+        help="a directory that holds savepoints, or will (default: savepoint.dir)",
+    )
+    creating.add_argument(
+        "--timeout", type=_duration_ms, default=60_000, metavar="TIME", help="how long to wait for a running job (60s)"
+    )
+    restoring.add_argument("--name", metavar="NAME", help="name of the job, where a state directory is given")
+
+
+def _positional(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
+    """Say what ``CONFIG`` may be of a command."""
+    (config,) = [action for action in command._actions if action.dest == "config"]  # noqa: SLF001 (argparse has no other way)
+    config.metavar, config.help = metavar, text
+
+
+def _duration_ms(text: str) -> int:
+    from agentflow.api.durations import duration_ms
+
+    try:
+        return duration_ms(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
