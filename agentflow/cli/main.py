@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from agentflow.cli.output import EXIT_WRONG_USE, print_error, report_error
-from agentflow.cli.state_parsers import FLAGS, add_savepoint_commands
+from agentflow.cli.state_parsers import FLAGS, add_savepoint_commands, add_state_commands
 
 _STATUS = """\
 exit status:
@@ -155,6 +155,18 @@ def _savepoint(chosen: argparse.Namespace) -> int:
     return verbs[chosen.verb](chosen)
 
 
+def _state(chosen: argparse.Namespace) -> int:
+    from agentflow.cli import state_commands
+
+    verbs = {
+        "get": state_commands.get,
+        "list": state_commands.list_keys,
+        "export": state_commands.export,
+        "diff": state_commands.diff,
+    }
+    return verbs[chosen.verb](chosen)
+
+
 def _version(chosen: argparse.Namespace) -> int:
     from agentflow.cli.version import version
 
@@ -175,6 +187,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inbox": _inbox,
     "signal": _send_signal,
     "savepoint": _savepoint,
+    "state": _state,
     "version": _version,
 }
 
@@ -188,6 +201,11 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         chosen, unknown = self.parse_known_args(args, namespace)
+        late = getattr(
+            chosen, "late", None
+        )  # an optional argument that stands behind a flag: argparse took it for missing
+        if late is not None and len(unknown) == 1 and unknown[0][0] != "-" and getattr(chosen, late) is None:
+            setattr(chosen, late, unknown.pop())
         if unknown:
             command = getattr(chosen, "command", None)
             program = f"{self.prog} {command}" if command else self.prog
@@ -265,6 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_kafka_commands(commands)
     _add_run_commands(commands)
     add_savepoint_commands(commands, _add_command, _add_job_file)
+    add_state_commands(commands, _add_command, _add_job_file)
     version = _add_command(commands, "version", "print the version")
     version.add_argument("--json", action="store_true", help="print JSON, with the versions of what matters")
     return parser

@@ -47,6 +47,45 @@ def add_savepoint_commands(
     restoring.add_argument("--name", metavar="NAME", help="name of the job, where a state directory is given")
 
 
+_DATA = "What it prints is data as it is: fields with secrets too."
+
+
+def add_state_commands(
+    commands: argparse._SubParsersAction[Any], add_command: AddCommand, add_job_file: AddJobFile
+) -> None:
+    """Add `state …`."""
+    state = add_command(commands, "state", "look into the memory of keys: of a job, running or not, or of a savepoint")
+    verbs = state.add_subparsers(dest="verb", metavar="VERB", parser_class=type(state), required=True)
+    getting = add_command(verbs, "get", "print the memory of a key, or one path of it")
+    listing = add_command(verbs, "list", "list the keys that have memory, with how much; expired values are left out")
+    exporting = add_command(verbs, "export", "write memory to a file of JSON lines, or a Parquet file")
+    comparing = add_command(verbs, "diff", "show what differs between two savepoints, or a savepoint and a job")
+    for command in (getting, listing, exporting, comparing):
+        add_job_file(command)
+        command.add_argument("--json", action="store_true", help="print JSON")
+        _positional(command, "STATE", "a job file, a state directory, or a savepoint")
+        command.description = f"{command.description} {_DATA}"
+    key = "the key; a number is one, a text may have JSON's quotes"
+    getting.add_argument("--key", required=True, metavar="KEY", help=key)
+    getting.add_argument("path", metavar="PATH", nargs="?", help="a path, with what is below it; none: all")
+    getting.set_defaults(late="path")
+    listing.add_argument("--prefix", default="", metavar="TEXT", help="keys that begin with it, as text")
+    listing.add_argument("--limit", type=_limit, default=1000, metavar="N", help="at most so many (1000)")
+    exporting.add_argument("--to", required=True, metavar="FILE", help="a name that ends with .jsonl or .parquet")
+    comparing.add_argument("other", metavar="STATE", help="the other one: what it has more is added")
+    for command in (exporting, comparing):
+        command.add_argument(
+            "--key", action="append", default=[], dest="keys", metavar="KEY", help=f"{key}; repeatable"
+        )
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"'{text}' is no limit, write a number from 1 on"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
 def _positional(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
     """Say what ``CONFIG`` may be of a command."""
     (config,) = [action for action in command._actions if action.dest == "config"]  # noqa: SLF001 (argparse has no other way)

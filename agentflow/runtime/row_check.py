@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from agentflow.api.events import EventType
-from agentflow.api.memory_codec import decode_value, is_object
+from agentflow.api.memory_codec import decode_value, is_object_mark
 from agentflow.core.delta import INCARNATION_NAME, JOURNAL_NAME, POSITIONS_NAME, StoredRow, Table, decode_positions
 from agentflow.core.epoch import META_NAME, decode_meta
 from agentflow.core.journal_records import (
@@ -72,7 +72,7 @@ def _problem(read: Callable[[], object]) -> str:
 
 def _read_memory(row: StoredRow) -> None:
     _decode_any(row.key)
-    if not is_object(row.value):
+    if not is_object_mark(row.value):
         decode_value(row.value)
 
 
@@ -83,7 +83,7 @@ def _read_run(row: StoredRow) -> None:
         if task.payload is not None and task.event_type != EventType.InputEvent:  # that one is as the source encodes it
             _decode_any(task.payload)
     for value in (entry.sensory or {}).values():
-        if value is not None and not is_object(value):
+        if value is not None and not is_object_mark(value):
             decode_value(value)
 
 

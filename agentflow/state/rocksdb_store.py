@@ -150,10 +150,13 @@ class RocksDBStore:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentflow-sync")
         self._reclaimer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentflow-reclaim")
         self._reclaiming: Future[None] | None = None
+        options = resources.database_options(create=create)
+        if secondary is not None:
+            options.set_max_open_files(-1)  # the owner deletes files that it needs no more, and an open one stays
         try:
             self._db = Rdict(
                 str(path),
-                resources.database_options(create=create),
+                options,
                 {name: resources.family_options() for name in families},
                 AccessType.read_write() if secondary is None else AccessType.secondary(str(secondary)),
             )
@@ -211,6 +214,13 @@ class RocksDBStore:
             rows = None  # the iterator must not survive in the traceback
             raise self.error(error, "reading") from error
         return page
+
+    def catch_up(self) -> None:
+        """See what the owner has written meanwhile: opened beside it only. Reads in between see one moment."""
+        try:
+            self._db.try_catch_up_with_primary()
+        except Exception as error:  # the binding raises bare Exception
+            raise self.error(error, "reading") from error
 
     def batch(self) -> WriteBatch:
         """Return an empty batch; it holds only bytes, and every entry names its column family by `handles`."""

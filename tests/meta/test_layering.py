@@ -244,7 +244,7 @@ def test_layer_rule_allows_an_import_that_points_down(name, source):
         ("agentflow.runtime.x", "import rocksdict"),
         ("agentflow.core.x", "def f():\n    from cel import evaluate"),
         ("agentflow.connectors.files", "import aiokafka.producer"),
-        ("agentflow.cli.x", "import rich"),
+        ("agentflow.runtime.x", "import rich"),
         ("agentflow.integrations.openai", "import anthropic"),
         ("agentflow.state.x", "import pickle"),
     ],

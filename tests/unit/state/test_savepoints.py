@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import msgspec
 import pytest
 
 from agentflow.errors import ConfigError, StateCorrupted, StateMismatch, StateUnavailable, StateVersionTooNew
-from agentflow.state.savepoint_format import Manifest, SubtaskSavepoint, decode_manifest, encode_manifest
+from agentflow.state.savepoint_format import Manifest, SavepointFile, SubtaskSavepoint, decode_manifest, encode_manifest
 from agentflow.state.savepoint_restore import restore_embedded
 from agentflow.state.savepoint_storage import DirectoryStorage
 from agentflow.state.savepoints import (
@@ -307,5 +308,15 @@ def test_a_manifest_of_this_format_stays_readable() -> None:
     )
     content = b'{"manifest":' + body + b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
     manifest = decode_manifest(content, "place")
-    assert isinstance(manifest, Manifest)
-    assert encode_manifest(manifest) == content
+    facts = SubtaskSavepoint(7, {"in.jsonl": 12}, ["hash"], "i", subtask=0)
+    created_at = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+    file = SavepointFile("subtask-0/rocksdb/CURRENT", 16, "ab", "1:2:3")
+    assert manifest == Manifest(
+        state_format=1,
+        job="orders",
+        kind="embedded",
+        created_by="agentflow 0.1.0",
+        created_at=created_at,
+        subtasks=[facts],
+        files=[file],
+    )
