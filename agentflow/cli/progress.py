@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_MIB = 2**20
+
 
 class ProgressBar:
-    """Shows (what is done, how much of it, how much there is) while the ``with`` block lasts, and leaves nothing behind.
+    """Shows (what is done, how many bytes of it, how many there are) while the ``with`` block lasts, and leaves nothing behind.
 
     A total of 0 means that nobody knows. May be told from any thread.
     """
@@ -19,21 +21,21 @@ class ProgressBar:
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._total = 0
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                DownloadColumn(binary_units=True),
+                TextColumn("{task.fields[amount]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,
             )
-            self._task = self._progress.add_task("", total=None)
             self._progress.start()
         return self
 
@@ -43,5 +45,12 @@ class ProgressBar:
 
     def __call__(self, doing: str, done: int, total: int) -> None:
         """Show how far it is."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=doing, completed=done, total=total or None)
+        progress = self._progress
+        if progress is None:
+            return
+        if self._task is None or self._total != total:
+            if self._task is not None:
+                progress.remove_task(self._task)
+            self._task, self._total = progress.add_task(doing, total=total or None, amount=""), total
+        amount = f"{done / _MIB:,.1f} of {total / _MIB:,.1f} MiB" if total else ""
+        progress.update(self._task, description=doing, completed=done, amount=amount)
