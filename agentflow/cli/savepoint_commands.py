@@ -40,15 +40,21 @@ def create(chosen: argparse.Namespace) -> int:
 
 
 def _create(chosen: argparse.Namespace, progress: ProgressBar) -> Savepoint:
+    from agentflow.cli.job_file import KafkaSource
     from agentflow.environment.savepoints import EmbeddedState, create_savepoint
+    from agentflow.runtime.codecs import RECORD_KEY
 
-    if Path(chosen.config).is_dir():
+    job_file = None if Path(chosen.config).is_dir() else load(chosen)
+    target = _target(chosen.target, job_file, chosen.config)
+    if job_file is not None and isinstance(job_file.composition.source, KafkaSource):
+        from agentflow.environment.kafka_savepoints import create_kafka_savepoint
+
+        is_rekeyed = job_file.composition.key_by != RECORD_KEY
+        return asyncio.run(create_kafka_savepoint(job_file.settings, target, is_rekeyed=is_rekeyed, progress=progress))
+    if job_file is None:
         place, open_sinks = EmbeddedState.at(Path(chosen.config)), None
-        target = _target(chosen.target, None, chosen.config)
     else:
-        job_file = load(chosen)
         place, open_sinks = embedded_state(job_file), _sinks_opener(job_file)
-        target = _target(chosen.target, job_file, chosen.config)
     creating = create_savepoint(place, target, open_sinks=open_sinks, answer_s=chosen.timeout / 1000, progress=progress)
     return asyncio.run(creating)
 
@@ -166,21 +172,35 @@ def verify(chosen: argparse.Namespace) -> int:
 
 def restore(chosen: argparse.Namespace) -> int:
     """Make a savepoint the state of a job that has none, and say where that goes on."""
+    from agentflow.cli.job_file import KafkaSource
     from agentflow.environment.savepoints import EmbeddedState, restore_savepoint, savepoint_at
 
     savepoint = savepoint_at(chosen.savepoint)
-    note = ""
     if _is_directory(chosen.config):
+        note = ""
         place = EmbeddedState(Path(chosen.config), chosen.name or savepoint.manifest.job)
     elif chosen.name is not None:
         raise ConfigError(["--name goes with a state directory; a job file has the name of its job in it"])
     else:
         job_file = load(chosen)
-        place = embedded_state(job_file)
         note = _plan_note(savepoint.manifest, job_file)
+        if isinstance(job_file.composition.source, KafkaSource):
+            return _restore_kafka(savepoint, job_file, note, is_json=chosen.json)
+        place = embedded_state(job_file)
     with ProgressBar() as progress:
         restore_savepoint(savepoint, place, progress)
     _print_restored(savepoint, place.job, str(place.directory), note, is_json=chosen.json)
+    return EXIT_DONE
+
+
+def _restore_kafka(savepoint: Savepoint, job_file: JobFile, note: str, *, is_json: bool) -> int:
+    from agentflow.cli.worker import kafka_job
+    from agentflow.environment.kafka_savepoints import restore_kafka_savepoint
+
+    kafka = kafka_job(job_file)
+    with ProgressBar() as progress:
+        asyncio.run(restore_kafka_savepoint(savepoint, kafka, progress))
+    _print_restored(savepoint, kafka.settings.job, f"topic {kafka.topics.changelog}", note, is_json=is_json)
     return EXIT_DONE
 
 

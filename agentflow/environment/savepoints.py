@@ -237,6 +237,13 @@ async def _export_stopped(
     except StateLocked:
         return False
     try:
+        if state.changelog_position is not None:
+            raise StateMismatch(
+                "the state is a copy of the changelog of a Kafka job",
+                where={"directory": str(place.directory), "job": place.job},
+                expected="the state of an embedded job",
+                fix="name the job file instead: the savepoint is taken from the changelog",
+            )
         await _complete_decided(state, open_sinks)
         await state.export(request, facts_of(state), has_journal=True)
     finally:

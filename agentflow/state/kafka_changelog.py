@@ -195,7 +195,7 @@ async def open_changelog_state(
                 copy.close()
                 copy = open_copy(True)
                 opened.callback(copy.close)
-            await _replay(reader, partition, copy, begin, end)
+            await replay_changelog(reader, partition, copy, begin, end)
         except KafkaError as error:
             raise StateUnavailable(
                 f"the changelog cannot be read: {error!r}",
@@ -229,9 +229,20 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def _replay(
-    reader: AIOKafkaConsumer, partition: TopicPartition, copy: ChangelogCopy, begin: int, end: int
+async def replay_changelog(
+    reader: AIOKafkaConsumer,
+    partition: TopicPartition,
+    copy: ChangelogCopy,
+    begin: int,
+    end: int,
+    tell: Callable[[int], object] = lambda position: None,  # noqa: ARG005
 ) -> None:
+    """Bring a copy of a changelog from its position up to ``end``.
+
+    Raises:
+        StateMismatch: The copy is ahead of it.
+        StateCorrupted: It lacks its beginning, or what its own records name.
+    """
     start = copy.changelog_position
     where: dict[str, object] = {"topic": partition.topic, "partition": partition.partition}
     if start is not None and start > end:
@@ -259,6 +270,7 @@ async def _replay(
             copy.apply_changes(list(replay.rows((record.key, record.value) for record in part)))
             await asyncio.sleep(0)
         position = await reader.position(partition)
+        tell(position)
     if replay.incomplete:
         raise StateCorrupted(
             f"{len(replay.incomplete)} large values of the changelog lack parts",

@@ -273,9 +273,7 @@ class RocksDBKeyedState:
         if path is None:
             return
         try:
-            await self._store.link(path / ROCKSDB_DIRECTORY, "linking the state")
-            if has_journal:
-                await self.journal.link(path / JOURNAL_DIRECTORY)
+            await self.link(path, has_journal=has_journal)
             link_beside(path, self._beside)
         except StateError as error:
             answer(path, error)
@@ -283,6 +281,12 @@ class RocksDBKeyedState:
             answer(path, StateUnavailable(f"linking the state: {error}"))
         else:
             answer(path, facts)
+
+    async def link(self, path: Path, *, has_journal: bool = True) -> None:
+        """Link all files into a directory that is there; between checkpoints."""
+        await self._store.link(path / ROCKSDB_DIRECTORY, "linking the state")
+        if has_journal:
+            await self.journal.link(path / JOURNAL_DIRECTORY)
 
     def close(self) -> None:
         """Release the directory, so that it can be opened again. Idempotent."""

@@ -239,6 +239,14 @@ async def test_a_job_that_never_completed_a_checkpoint_has_no_savepoint(tmp_path
         await savepoint_of(tmp_path / "state", tmp_path / "backups")
 
 
+async def test_a_copy_of_a_changelog_is_no_state_of_its_own(tmp_path: Path) -> None:
+    keyed = RocksDBKeyedState.open(tmp_path / "state" / "subtask-0", job="orders", free_min_bytes=0)
+    keyed.note_changelog(3, 100, 0)
+    keyed.close()
+    with pytest.raises(StateMismatch, match="changelog of a Kafka job"):
+        await savepoint_of(tmp_path / "state", tmp_path / "backups")
+
+
 async def test_a_job_that_does_not_answer_is_given_up_and_is_not_asked_again(tmp_path: Path) -> None:
     """Its owner is alive and reads no signals: an older version, or one that hangs."""
     state = tmp_path / "state"
