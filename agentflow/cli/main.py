@@ -151,6 +151,8 @@ def _savepoint(chosen: argparse.Namespace) -> int:
         "inspect": savepoint_commands.inspect,
         "verify": savepoint_commands.verify,
         "restore": savepoint_commands.restore,
+        "delete": savepoint_commands.delete,
+        "prune": savepoint_commands.prune,
     }
     return verbs[chosen.verb](chosen)
 

@@ -1,4 +1,4 @@
-"""Commands that take savepoints of jobs, look at them, and restore them: `savepoint create|list|inspect|verify|restore`."""
+"""Commands that take savepoints of jobs, look at them, and restore them: `savepoint create|list|inspect|verify|restore|delete|prune`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agentflow.environment.savepoints import EmbeddedState
     from agentflow.runtime.ports import Sink
     from agentflow.state.savepoint_format import Manifest
+    from agentflow.state.savepoint_storage import SavepointStorage
     from agentflow.state.savepoints import Savepoint
 
 _JOB_FILES = (".yaml", ".yml", ".json")
@@ -98,13 +99,9 @@ def embedded_state(job_file: JobFile) -> EmbeddedState:
 
 def list_all(chosen: argparse.Namespace) -> int:
     """Print the savepoints of a directory, or those of a job, oldest first."""
-    from agentflow.environment.savepoints import storage_of
     from agentflow.state.savepoints import list_savepoints
 
-    target = chosen.config
-    if Path(target).is_file():
-        target = _target(None, load(chosen), target)
-    storage = storage_of(target)
+    storage = _storage(chosen)
     listed = list_savepoints(storage)
     root = storage.place.rstrip("/")
     if chosen.json:
@@ -128,6 +125,14 @@ def list_all(chosen: argparse.Namespace) -> int:
             rows.append([name, manifest.job, manifest.checkpoint, created, *sizes, "-"])
     print_table(["SAVEPOINT", "JOB", "CHECKPOINT", "CREATED", "SIZE", "NEW", "PROBLEM"], rows)
     return EXIT_DONE
+
+
+def _storage(chosen: argparse.Namespace) -> SavepointStorage:
+    """Return the storage that a command line names, itself or by a job file."""
+    from agentflow.environment.savepoints import storage_of
+
+    named: str = chosen.config
+    return storage_of(_target(None, load(chosen), named) if Path(named).is_file() else named)
 
 
 def inspect(chosen: argparse.Namespace) -> int:
@@ -168,6 +173,35 @@ def verify(chosen: argparse.Namespace) -> int:
         for one in found.damage:
             print(f"  {one.file}: {one.problem}")
     return EXIT_PROBLEMS_FOUND if found.damage else EXIT_DONE
+
+
+def delete(chosen: argparse.Namespace) -> int:
+    """Delete savepoints; others have everything they need."""
+    from agentflow.environment.savepoints import savepoint_at
+    from agentflow.state.savepoints import delete_savepoint
+
+    savepoints = [savepoint_at(place) for place in chosen.savepoints]
+    for savepoint in savepoints:
+        delete_savepoint(savepoint)
+    _print_deleted([savepoint.place for savepoint in savepoints], is_json=chosen.json)
+    return EXIT_DONE
+
+
+def prune(chosen: argparse.Namespace) -> int:
+    """Delete all savepoints of each job but the newest ones."""
+    from agentflow.state.savepoints import prune_savepoints
+
+    _print_deleted(prune_savepoints(_storage(chosen), chosen.keep), is_json=chosen.json)
+    return EXIT_DONE
+
+
+def _print_deleted(places: list[str], *, is_json: bool) -> None:
+    if is_json:
+        print_json({"deleted": places})
+    else:
+        print(f"{len(places)} savepoints deleted")
+        for place in places:
+            print(f"  {place}")
 
 
 def restore(chosen: argparse.Namespace) -> int:

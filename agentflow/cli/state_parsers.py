@@ -9,7 +9,7 @@ from typing import Any
 AddCommand = Callable[[Any, str, str], argparse.ArgumentParser]
 AddJobFile = Callable[[argparse.ArgumentParser], None]
 
-FLAGS = ("--timeout", "--name", "--key", "--prefix", "--limit", "--to", "--subtask")
+FLAGS = ("--timeout", "--name", "--key", "--prefix", "--limit", "--to", "--keep")
 """The flags of these commands, for suggestions."""
 
 
@@ -24,14 +24,21 @@ def add_savepoint_commands(
     inspecting = add_command(verbs, "inspect", "show what a savepoint is of: checkpoint, positions, plans, files")
     verifying = add_command(verbs, "verify", "read every file and every row of a savepoint, and say what is damaged")
     restoring = add_command(verbs, "restore", "make a savepoint the state of a job that has none")
+    deleting = add_command(verbs, "delete", "delete savepoints; others have everything they need")
+    pruning = add_command(verbs, "prune", "delete all savepoints of each job but the newest")
     for command in (inspecting, verifying, restoring):
         command.add_argument("savepoint", metavar="SAVEPOINT", help="the savepoint, as 'savepoint list' names it")
-    for command in (creating, listing, restoring):
+    deleting.add_argument(
+        "savepoints", metavar="SAVEPOINT", nargs="+", help="savepoints, as 'savepoint list' names them"
+    )
+    for command in (creating, listing, restoring, pruning):
         add_job_file(command)
-    for command in (creating, listing, inspecting, verifying, restoring):
+    for command in (creating, listing, inspecting, verifying, restoring, deleting, pruning):
         command.add_argument("--json", action="store_true", help="print JSON")
     _positional(creating, "JOB", "the job file, or a state directory")
-    _positional(listing, "TARGET_OR_JOB", "a directory with savepoints, or a job file")
+    for command in (listing, pruning):
+        _positional(command, "TARGET_OR_JOB", "a directory with savepoints, or a job file")
+    pruning.add_argument("--keep", type=_limit, required=True, metavar="N", help="so many of each job are kept")
     _positional(
         restoring, "JOB", "the job file, or a state directory: a Kafka job has a new name, an embedded one no state"
     )
@@ -81,7 +88,7 @@ def add_state_commands(
 
 def _limit(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        msg = f"'{text}' is no limit, write a number from 1 on"
+        msg = f"'{text}' is no such number, write one from 1 on"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +58,10 @@ class SavepointStorage(Protocol):
 
         False: that cannot be done, or ``shared`` is not there any more.
         """
+        ...
+
+    def delete(self, folder: str, first: str) -> None:
+        """Delete a folder with everything in it, what is named ``first`` before all else; it may be gone already."""
         ...
 
     def fetch(self, name: str, path: Path) -> None:
@@ -123,6 +128,15 @@ class DirectoryStorage:
                 raise
             sync_directory(path.parent)
             return True
+
+    def delete(self, folder: str, first: str) -> None:
+        """See `SavepointStorage`."""
+        path = self._path / folder
+        with self._told("deleting a savepoint", path):
+            (path / first).unlink(missing_ok=True)
+            if path.is_dir():
+                sync_directory(path)
+                shutil.rmtree(path)
 
     def fetch(self, name: str, path: Path) -> None:
         """See `SavepointStorage`."""

@@ -6,11 +6,13 @@ Writing, in this order:
    was copied from without reading it, or else by its content;
 2. the manifest, last and in one step.
 
-A crash before 2 leaves a folder without a manifest, which is no savepoint and never read; a new attempt has a folder of its own.
+A crash before 2 leaves a folder without a manifest, which is no savepoint and never read; a new attempt has a folder of its own. After
+an error (a full disk) what was written is deleted again. Deleting begins with the manifest: what is half deleted is no savepoint either.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -151,6 +153,32 @@ def load_savepoint(storage: SavepointStorage, name: str) -> Savepoint:
     return Savepoint(storage, name, manifest)
 
 
+def delete_savepoint(savepoint: Savepoint) -> None:
+    """Delete a savepoint; others have everything they need.
+
+    Raises:
+        StateError: It cannot be deleted.
+    """
+    savepoint.storage.delete(savepoint.name, MANIFEST_FILE)
+
+
+def prune_savepoints(storage: SavepointStorage, keep: int) -> list[str]:
+    """Delete all savepoints of each job but the newest ``keep``; return what was deleted. What is unfinished is left alone.
+
+    Raises:
+        StateError: One of them cannot be deleted.
+    """
+    by_job: dict[str, list[Savepoint]] = {}
+    for listed in list_savepoints(storage):
+        if listed.manifest is not None:
+            savepoint = Savepoint(storage, listed.name, listed.manifest)
+            by_job.setdefault(listed.manifest.job, []).append(savepoint)
+    pruned = [savepoint for savepoints in by_job.values() for savepoint in savepoints[:-keep]]
+    for savepoint in pruned:
+        delete_savepoint(savepoint)
+    return [savepoint.place for savepoint in pruned]
+
+
 def write_savepoint(
     storage: SavepointStorage,
     files: Mapping[str, Path],
@@ -178,31 +206,35 @@ def write_savepoint(
     now = datetime.now(UTC)
     checkpoint = max((subtask.checkpoint for subtask in subtasks), default=0)
     name = f"{job}-{checkpoint:010d}-{now:%Y%m%dT%H%M%S%f}Z"
-    copying = _Copying(storage, name, job, sum(path.stat().st_size for path in files.values()), progress)
-    copied_files = [copying.copy(path, file) for file, path in files.items()]
-    manifest = Manifest(
-        state_format=STATE_FORMAT,
-        job=job,
-        kind=kind,
-        created_by=written_by(),
-        created_at=now,
-        ttl_ms=ttl_ms,
-        subtasks=list(subtasks),
-        files=copied_files,
-        copied=copying.copied,
-    )
-    storage.write(f"{name}/{MANIFEST_FILE}", [encode_manifest(manifest)])
+    copying = _Copying(storage, name, job, progress)
+    try:
+        copied_files = copying.copy_all(files)
+        manifest = Manifest(
+            state_format=STATE_FORMAT,
+            job=job,
+            kind=kind,
+            created_by=written_by(),
+            created_at=now,
+            ttl_ms=ttl_ms,
+            subtasks=list(subtasks),
+            files=copied_files,
+            copied=copying.copied,
+        )
+        storage.write(f"{name}/{MANIFEST_FILE}", [encode_manifest(manifest)])
+    except Exception:
+        with contextlib.suppress(StateError):
+            storage.delete(name, MANIFEST_FILE)
+        raise
     return Savepoint(storage, name, manifest)
 
 
 class _Copying:
     """Copies the files of one savepoint, but for those that the job's newest savepoints have."""
 
-    def __init__(self, storage: SavepointStorage, name: str, job: str, total: int, progress: Progress) -> None:
+    def __init__(self, storage: SavepointStorage, name: str, job: str, progress: Progress) -> None:
         self._storage = storage
         self._name = name
-        self._total = total
-        self._done = 0
+        self._total = self._done = 0
         self.copied = 0
         self._progress = progress
         self._by_origin: dict[tuple[str, int], tuple[str, SavepointFile]] = {}
@@ -216,8 +248,15 @@ class _Copying:
                         self._by_origin[file.origin, file.size] = known
         self._sizes = {size for _, size in self._by_content}
 
-    def copy(self, path: Path, name: str) -> SavepointFile:
-        """Copy one file, or share it; return what the manifest says of it."""
+    def copy_all(self, files: Mapping[str, Path]) -> list[SavepointFile]:
+        """Copy files, or share them; return what the manifest says of them."""
+        try:
+            self._total = sum(path.stat().st_size for path in files.values())
+        except OSError as error:
+            raise storage_error(error, "reading the state", Path(error.filename)) from error
+        return [self._copy(path, name) for name, path in files.items()]
+
+    def _copy(self, path: Path, name: str) -> SavepointFile:
         try:
             size, origin = _origin_of(path)
             known = self._by_origin.get((origin, size))

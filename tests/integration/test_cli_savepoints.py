@@ -194,6 +194,17 @@ def test_damage_is_told_with_its_place_and_exit_status_3(place: Path, agentflow:
     assert not (place / "elsewhere" / "subtask-0").exists()
 
 
+def test_old_savepoints_are_deleted_and_newer_ones_stay_whole(place: Path, agentflow: Command, text: Command) -> None:
+    run_until_it_waits(place)
+    taken = [agentflow("savepoint", "create", "job.yaml")["savepoint"] for _ in range(4)]
+    assert agentflow("savepoint", "delete", taken[0]) == {"deleted": [taken[0]]}
+    assert text("savepoint", "prune", "job.yaml", "--keep", "2") == f"1 savepoints deleted\n  {taken[1]}\n"
+    assert agentflow("savepoint", "prune", "backups", "--keep", "1") == {"deleted": [taken[2]]}
+    assert [one["savepoint"] for one in agentflow("savepoint", "list", "backups")] == [taken[3]]
+    assert agentflow("savepoint", "verify", taken[3])["damage"] == []
+    assert "there is nothing" in text("savepoint", "delete", taken[0], status=2)
+
+
 def test_wrong_use_is_told_with_its_fix(place: Path, text: Command) -> None:
     assert "there is no state" in text("savepoint", "create", "job.yaml", status=1)
     assert "there is no such file" in text("savepoint", "create", "nothing.yaml", "backups", status=2)

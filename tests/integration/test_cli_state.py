@@ -108,7 +108,7 @@ def test_texts_are_short_enough_for_scripts(place: Path, text: Command) -> None:
 def test_what_is_not_there_is_told(place: Path, text: Command) -> None:
     assert "there is no state" in text("state", "list", "job.yaml", status=1)
     assert "is no savepoint: there is nothing" in text("state", "list", "nowhere", status=2)
-    assert "write a number from 1 on" in text("state", "list", "job.yaml", "--limit", "0", status=2)
+    assert "write one from 1 on" in text("state", "list", "job.yaml", "--limit", "0", status=2)
     (place / "job.yaml").write_text(JOB.replace("state: {dir: ./state}\n", "guarantee: none\n"))
     assert "set state.dir" in text("state", "list", "job.yaml", status=2)
 

@@ -84,6 +84,14 @@ class SavepointStorageConformance:
         assert not filled.share("three/b.sst", "one/nothing")
         assert filled.read("three/b.sst") is None
 
+    def test_what_is_deleted_is_gone_and_nothing_else(self, filled: SavepointStorage) -> None:
+        is_shared = filled.share("three/b.sst", "two/subtask-0/rocksdb/empty.log")
+        for _ in range(2):
+            filled.delete("two", "manifest.json")
+            assert list(filled.folders()) == ["one", *(["three"] if is_shared else []), "two-and-more"]
+        for name, content in CONTENTS.items():
+            assert filled.read(name) == (None if name.startswith("two/") else content)
+
     def test_fetched_content_is_a_local_file(self, filled: SavepointStorage, tmp_path: Path) -> None:
         for number, (name, content) in enumerate(CONTENTS.items()):
             path = tmp_path / f"fetched-{number}"

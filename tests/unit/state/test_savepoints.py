@@ -13,16 +13,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentflow.errors import ConfigError, StateCorrupted, StateMismatch, StateUnavailable, StateVersionTooNew
+from agentflow.errors import ConfigError, DiskFull, StateCorrupted, StateMismatch, StateUnavailable, StateVersionTooNew
 from agentflow.state.savepoint_format import Manifest, SavepointFile, SubtaskSavepoint, decode_manifest, encode_manifest
 from agentflow.state.savepoint_restore import restore_embedded
 from agentflow.state.savepoint_storage import DirectoryStorage
 from agentflow.state.savepoints import (
     Savepoint,
     check_files,
+    delete_savepoint,
     fetch_subtask,
     list_savepoints,
     load_savepoint,
+    prune_savepoints,
     write_savepoint,
 )
 
@@ -68,7 +70,8 @@ class MortalStorage:
         self._storage = storage
         self._lives = lives
         self.place = storage.place
-        self.folders, self.read, self.chunks, self.fetch = storage.folders, storage.read, storage.chunks, storage.fetch
+        self.folders, self.read, self.chunks = storage.folders, storage.read, storage.chunks
+        self.fetch, self.delete = storage.fetch, storage.delete
 
     def _live(self) -> None:
         self._lives -= 1
@@ -287,6 +290,41 @@ def test_a_view_changes_nothing_of_a_savepoint(state: Path, storage: DirectorySt
     (tmp_path / "scratch/rocksdb/CURRENT").write_bytes(b"changed")
     (tmp_path / "scratch/rocksdb/000012.sst").unlink()
     assert check_files(savepoint) == []
+
+
+def test_what_failed_leaves_no_trace(state: Path, storage: DirectoryStorage) -> None:
+    first = write(storage, state)
+
+    class Full(MortalStorage):
+        def write(self, name: str, chunks: Iterable[bytes]) -> None:
+            if name.endswith("000013.sst"):
+                raise DiskFull("no space", fix="free some")
+            super().write(name, chunks)
+
+    (state / "subtask-0/rocksdb/000013.sst").write_bytes(b"news")
+    with pytest.raises(DiskFull):
+        write(Full(storage, 10**6), state)
+    assert list(storage.folders()) == [first.name]
+    assert check_files(first) == []
+
+
+def test_what_is_deleted_is_no_savepoint_from_the_first_moment_on(state: Path, storage: DirectoryStorage) -> None:
+    first, second = write(storage, state), write(storage, state)
+    (Path(first.place) / "manifest.json").unlink()  # the deletion was interrupted
+    assert [one.name for one in list_savepoints(storage) if one.manifest is not None] == [second.name]
+    delete_savepoint(first)
+    assert list(storage.folders()) == [second.name]
+    assert check_files(second) == []
+
+
+def test_the_newest_of_each_job_are_kept(state: Path, storage: DirectoryStorage) -> None:
+    written = [write(storage, state, job=job) for job in ("a", "b", "a", "a", "b")]
+    (Path(storage.place) / "half").mkdir()
+    assert prune_savepoints(storage, 2) == [written[0].place]
+    assert sorted(prune_savepoints(storage, 1)) == sorted([written[2].place, written[1].place])
+    left = [one.name for one in list_savepoints(storage)]
+    assert left == ["half", written[3].name, written[4].name]
+    assert check_files(written[3]) == []
 
 
 def names_of(found: Sequence[Any]) -> list[str]:
