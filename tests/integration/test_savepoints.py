@@ -22,15 +22,20 @@ from agentflow.environment.savepoints import (
     create_savepoint,
     restore_savepoint,
     savepoint_at,
+    storage_of,
     verify_savepoint,
 )
 from agentflow.errors import NotConfigured, StateMismatch, StateUnavailable
-from agentflow.runtime.ports import Staged
+from agentflow.runtime.codecs import encode_key
+from agentflow.runtime.ports import Staged, StateFacts
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import encode_export, encode_signal
 from agentflow.state.exports import WantedExport
+from agentflow.state.layout import storage_key
 from agentflow.state.rocksdb import RocksDBKeyedState
 from agentflow.state.rocksdb_rows import StateView
+from agentflow.state.savepoint_format import SubtaskSavepoint
+from agentflow.state.savepoints import write_savepoint
 from tests.savepoint_world import PAID, Life, Orders, by_id
 
 FIRST = [
@@ -303,6 +308,35 @@ async def test_a_job_that_starts_meanwhile_waits_for_who_takes_the_savepoint(tmp
     owner = RocksDBKeyedState.open(state / "subtask-0", job="orders", free_min_bytes=0, is_momentary=True)
     threading.Timer(0.2, owner.close).start()
     assert await the_rest(state, outputs)
+
+
+async def test_a_check_reads_every_row_of_every_table_and_every_record(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    await first_half(state)
+    good = verify_savepoint(await savepoint_of(state, tmp_path / "backups"))
+    assert good.damage == []
+    bad = [(table, 0, encode_key("bad"), "bad", b"\xc1") for table in Table if table is not Table.META]
+    bad += [(Table.META, 1, b"", "operator", b"\xc1"), (Table.MEMORY, 0, b"\xc1", "n", encode_value(1, None))]
+    bad += [(Table.MEMORY, 0, encode_key("bad"), "truncated", encode_value({"a": 1}, None)[:-1])]
+    with contextlib.closing(RocksDBKeyedState.open(state / "subtask-0", job="orders", free_min_bytes=0)) as keyed:
+        keyed.apply_changes((table, storage_key(agent, key, name), value) for table, agent, key, name, value in bad)
+        await keyed.journal.append([(0, b"\xc1")])
+        with WantedExport(state / "subtask-0") as wanted:
+            await keyed.export(wanted.request, StateFacts(keyed.checkpoint, {}, [], ""), has_journal=True)
+            savepoint = write_savepoint(
+                storage_of(str(tmp_path / "backups")),
+                {f"subtask-0/{name}": path for name, path in wanted.files().items()},
+                job="orders",
+                kind="embedded",
+                subtasks=[SubtaskSavepoint(keyed.checkpoint, {}, [], "", subtask=0)],
+                ttl_ms=None,
+            )
+    found = verify_savepoint(savepoint)
+    assert found.rows == good.rows + len(bad) + 1
+    assert sorted(one.file.split(" ")[0] for one in found.damage) == sorted(
+        ["subtask-0/journal", *(f"subtask-0/{table.name.lower()}" for table, *_ in bad)]
+    )
+    assert all(one.problem for one in found.damage)
 
 
 async def test_a_job_in_memory_and_one_that_does_not_run_refuse(tmp_path: Path) -> None:
