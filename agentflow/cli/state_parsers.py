@@ -54,7 +54,7 @@ def add_savepoint_commands(
     restoring.add_argument("--name", metavar="NAME", help="name of the job, where a state directory is given")
 
 
-_DATA = "What it prints is data as it is: fields with secrets too."
+_AS_IT_IS = "What it prints is data as it is: fields with secrets too."
 
 
 def add_state_commands(
@@ -71,7 +71,7 @@ def add_state_commands(
         add_job_file(command)
         command.add_argument("--json", action="store_true", help="print JSON")
         _positional(command, "STATE", "a job file, a state directory, or a savepoint")
-        command.description = f"{command.description} {_DATA}"
+        command.description = f"{command.description} {_AS_IT_IS}"
     key = "the key; a number is one, a text may have JSON's quotes"
     getting.add_argument("--key", required=True, metavar="KEY", help=key)
     getting.add_argument("path", metavar="PATH", nargs="?", help="a path, with what is below it; none: all")

@@ -166,9 +166,12 @@ async def _take(place: EmbeddedState, target: str, export: Export, progress: Pro
     from agentflow.state.exports import WantedExport
 
     storage = storage_of(target)
-    with await asyncio.to_thread(WantedExport, place.subtask) as wanted:
+    wanted = await asyncio.to_thread(WantedExport, place.subtask)
+    try:
         await export(wanted.request)
         return await asyncio.to_thread(_write, place, storage, wanted, progress)
+    finally:
+        await asyncio.to_thread(wanted.close)
 
 
 def _write(

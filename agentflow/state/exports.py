@@ -40,7 +40,7 @@ class _Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class WantedExport:
-    """An export that somebody waits for; leaving the ``with`` block removes it.
+    """An export that somebody waits for, until `close` or the end of a ``with`` block.
 
     Args:
         state: The state directory of the subtask.
@@ -66,6 +66,10 @@ class WantedExport:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove it."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 

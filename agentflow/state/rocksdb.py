@@ -274,7 +274,7 @@ class RocksDBKeyedState:
             return
         try:
             await self.link(path, has_journal=has_journal)
-            link_beside(path, self._beside)
+            await asyncio.to_thread(link_beside, path, self._beside)
         except StateError as error:
             answer(path, error)
         except OSError as error:
