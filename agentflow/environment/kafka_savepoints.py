@@ -66,9 +66,7 @@ async def create_kafka_savepoint(
             expected="no workers while the savepoint is taken: key-by is not the record's own key",
             fix="stop the workers (SIGTERM), take the savepoint, and start them again",
         )
-    place = None if "://" in target else Path(target)
-    if place is not None:
-        place.mkdir(parents=True, exist_ok=True)
+    place = _made(target)
     with tempfile.TemporaryDirectory(prefix=".scratch-", dir=place) as scratch:
         reading = _Reading(settings, Path(scratch), is_rekeyed=is_rekeyed, has_workers=has_workers, progress=progress)
         await reading.run(counts[changelog])
@@ -89,6 +87,21 @@ async def create_kafka_savepoint(
             ttl_ms=settings.state.ttl_ms,
             progress=progress,
         )
+
+
+def _made(target: str) -> Path | None:
+    """Make the directory that a target names, and return it: what is read first lies on its disk; None: it names none."""
+    from agentflow.state.directory import make_directory
+    from agentflow.state.savepoint_storage import storage_error
+
+    if "://" in target:
+        return None
+    path = Path(target).absolute()
+    try:
+        make_directory(path)
+    except OSError as error:
+        raise storage_error(error, "writing a savepoint", path) from error
+    return path
 
 
 async def _look(settings: JobSettings) -> tuple[dict[str, int], bool]:
@@ -146,6 +159,9 @@ class _Reading:
 
         name, job = f"subtask-{number}", self._settings.job
         export = self._scratch / name / "export"
+        wait_s = 2 * self._settings.kafka.transaction_timeout_ms / 1000
+        if self._is_rekeyed:  # what is sent to other subtasks, and that it is sent, has to be seen both or not at all
+            await reader.settled_end(f"{job}-changelog", number, wait_s)
         with contextlib.closing(
             RocksDBKeyedState.open(self._scratch / name / "state", job=job, free_min_bytes=0)
         ) as state:
@@ -158,7 +174,6 @@ class _Reading:
             topic = f"{job}-repartition"
             path = export / PENDING_FILE
             path.parent.mkdir(parents=True)
-            wait_s = 2 * self._settings.kafka.transaction_timeout_ms / 1000
             with path.open("wb") as file:
                 position = facts.positions.get(f"{topic}/{number}", 0)
                 await reader.copy_pending(topic, number, position, file, wait_s)

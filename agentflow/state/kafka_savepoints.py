@@ -102,13 +102,11 @@ class ChangelogReader:
     async def copy_pending(self, topic: str, partition: int, position: int, file: IO[bytes], wait_s: float) -> int:
         """Write the records from ``position`` on to a file, and return their number.
 
-        A transaction of a worker that was killed hides what is behind it until the broker aborts it; that is waited for.
-
         Raises:
-            StateUnavailable: It takes longer than ``wait_s``.
+            StateUnavailable: As `settled_end`.
         """
         place = TopicPartition(topic, partition)
-        end = await self._visible_end(place, wait_s)
+        end = await self.settled_end(topic, partition, wait_s)
         self._reader.assign([place])
         begin, _ = await partition_ends(self._reader, place)
         position = max(position, begin)
@@ -123,8 +121,16 @@ class ChangelogReader:
             position = await self._reader.position(place)
         return count
 
-    async def _visible_end(self, place: TopicPartition, wait_s: float) -> int:
-        """Return the end of a partition when everything before it is committed or aborted."""
+    async def settled_end(self, topic: str, partition: int, wait_s: float) -> int:
+        """Return the end of a partition when everything before it is committed or aborted.
+
+        A transaction of a worker that was killed is open until the broker aborts it, and one that is committed is not so in all of
+        its partitions at one moment. Both are waited for.
+
+        Raises:
+            StateUnavailable: It takes longer than ``wait_s``.
+        """
+        place = TopicPartition(topic, partition)
         whole = self._new_consumer(**self._client, enable_auto_commit=False, isolation_level="read_uncommitted")
         try:
             await whole.start()
