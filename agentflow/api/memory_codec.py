@@ -87,6 +87,11 @@ def is_object(stored: bytes) -> bool:
     return stored[0] >= OBJECT
 
 
+def is_object_mark(stored: bytes) -> bool:
+    """As `is_object`, for bytes that may be damaged: another tag is none."""
+    return stored[0] in (OBJECT, STAMPED_OBJECT)
+
+
 def decode_value(stored: bytes) -> object:
     """Decode a stored value into a fresh object.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from agentflow.cli.output import EXIT_WRONG_USE, print_error, report_error
+from agentflow.cli.state_parsers import FLAGS, add_savepoint_commands, add_state_commands
 
 _STATUS = """\
 exit status:
@@ -141,6 +142,33 @@ def _send_signal(chosen: argparse.Namespace) -> int:
     return send_signal(chosen)
 
 
+def _savepoint(chosen: argparse.Namespace) -> int:
+    from agentflow.cli import savepoint_commands
+
+    verbs = {
+        "create": savepoint_commands.create,
+        "list": savepoint_commands.list_all,
+        "inspect": savepoint_commands.inspect,
+        "verify": savepoint_commands.verify,
+        "restore": savepoint_commands.restore,
+        "delete": savepoint_commands.delete,
+        "prune": savepoint_commands.prune,
+    }
+    return verbs[chosen.verb](chosen)
+
+
+def _state(chosen: argparse.Namespace) -> int:
+    from agentflow.cli import state_commands
+
+    verbs = {
+        "get": state_commands.get,
+        "list": state_commands.list_keys,
+        "export": state_commands.export,
+        "diff": state_commands.diff,
+    }
+    return verbs[chosen.verb](chosen)
+
+
 def _version(chosen: argparse.Namespace) -> int:
     from agentflow.cli.version import version
 
@@ -160,6 +188,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "journal": _journal,
     "inbox": _inbox,
     "signal": _send_signal,
+    "savepoint": _savepoint,
+    "state": _state,
     "version": _version,
 }
 
@@ -173,6 +203,11 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         chosen, unknown = self.parse_known_args(args, namespace)
+        late = getattr(
+            chosen, "late", None
+        )  # an optional argument that stands behind a flag: argparse took it for missing
+        if late is not None and len(unknown) == 1 and unknown[0][0] != "-" and getattr(chosen, late) is None:
+            setattr(chosen, late, unknown.pop())
         if unknown:
             command = getattr(chosen, "command", None)
             program = f"{self.prog} {command}" if command else self.prog
@@ -189,7 +224,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--requests", "--all", "--correlation", "--run", "--agent", "--reason", "--accept")  # fmt: skip
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--requests", "--all", "--correlation", "--run", "--agent", "--reason", "--accept", *FLAGS)  # fmt: skip
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -249,6 +284,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_simulate(commands)
     _add_kafka_commands(commands)
     _add_run_commands(commands)
+    add_savepoint_commands(commands, _add_command, _add_job_file)
+    add_state_commands(commands, _add_command, _add_job_file)
     version = _add_command(commands, "version", "print the version")
     version.add_argument("--json", action="store_true", help="print JSON, with the versions of what matters")
     return parser

@@ -51,6 +51,7 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
     """
     from agentflow.cli.connections import open_sink, source_opener
     from agentflow.environment.openers import signals_opener, state_opener
+    from agentflow.environment.savepoints import savepoint_writer
     from agentflow.observability.logs import DeadLetterLog
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.job import AgentStage, JobSpec
@@ -67,7 +68,13 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
     stage = AgentStage(AgentPlan.from_agent(program.agent, job_file.config), program.key_by)
     source = source_opener(composition.source, settings)
     return JobSpec(
-        settings, (stage,), source, open_sinks, state_opener(settings), open_signals=signals_opener(settings)
+        settings,
+        (stage,),
+        source,
+        open_sinks,
+        state_opener(settings),
+        open_signals=signals_opener(settings),
+        write_savepoint=savepoint_writer(settings),
     )
 
 

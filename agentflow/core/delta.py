@@ -48,6 +48,12 @@ class StoredRow(msgspec.Struct, frozen=True, gc=False):
 POSITIONS_NAME = "positions"
 """Name of the META row of the first operator that holds the source positions: label → next offset."""
 
+INCARNATION_NAME = "incarnation"
+"""Name of the one that holds the id of the state."""
+
+JOURNAL_NAME = "journal"
+"""Name of the one that holds the position up to which the checkpoint has the journal."""
+
 decode_positions = msgspec.msgpack.Decoder(dict[str, int]).decode
 
 

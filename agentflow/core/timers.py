@@ -39,7 +39,7 @@ class Timer(msgspec.Struct, frozen=True, array_like=True, eq=False):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Timer).decode
+decode_timer = msgspec.msgpack.Decoder(Timer).decode
 
 _Slot = tuple[bytes, str]  # (key, timer name)
 _Heap = list[tuple[int, int, _Slot]]
@@ -109,7 +109,7 @@ class TimerTable:
     def restore(self, rows: list[StoredRow]) -> None:
         """Fill an empty table from stored rows."""
         for row in rows:
-            timer = _decode(row.value)
+            timer = decode_timer(row.value)
             self._timers[row.key, row.name] = timer
             self._next_number = max(self._next_number, timer.number + 1)
         for slot, timer in self._timers.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 from agentflow.runtime.ports import KeyedState, Signals
 from agentflow.runtime.settings import JobSettings
@@ -23,6 +24,7 @@ def state_opener(settings: JobSettings) -> Callable[[], KeyedState]:
                 job=settings.job,
                 free_min_bytes=settings.state.free_min_bytes,
                 journal_sync_interval_ms=journal.sync_interval_ms if journal.sync == "interval" else None,
+                beside=(Path(directory) / "signals",),
             )
 
         return open_rocksdb

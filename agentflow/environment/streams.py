@@ -17,6 +17,7 @@ from agentflow.api.agent import Agent
 from agentflow.api.options import Configuration
 from agentflow.connectors.collections import CollectionSink, CollectionSource
 from agentflow.environment.openers import new_event_loop, signals_opener, state_opener
+from agentflow.environment.savepoints import savepoint_writer
 from agentflow.environment.telemetry import Telemetry
 from agentflow.errors import PlanError
 from agentflow.plan.plan import AgentPlan
@@ -96,6 +97,7 @@ class AgentsExecutionEnvironment:
                 open_sinks,
                 state_opener(self.settings),
                 open_signals=signals_opener(self.settings),
+                write_savepoint=savepoint_writer(self.settings),
                 observers=telemetry.observers(0),
                 on_end=telemetry.close,
             )

@@ -51,16 +51,16 @@ class CheckpointSchedule:
             except BaseException:  # noqa: BLE001 (the subtask's edge: it has failed with it)
                 return
 
-    def take_extra(self) -> asyncio.Task[None]:
-        """Take one beside the regular ones, as soon as one that is under way has ended."""
-        task = asyncio.ensure_future(self.take())
+    def take_extra(self, then: Callable[[], Awaitable[None]] | None = None) -> asyncio.Task[None]:
+        """Take one beside the regular ones, as soon as one that is under way has ended; ``then`` is called before the next one."""
+        task = asyncio.ensure_future(self.take(then))
         self._extra.add(task)
         task.add_done_callback(look_at)
         task.add_done_callback(self._extra.discard)
         return task
 
-    async def take(self) -> None:
-        """Take one now."""
+    async def take(self, then: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Take one now; behind it, and before the next one, nothing writes to keyed state. An error of ``then`` is its caller's."""
         async with self._one_at_a_time:
             try:
                 await self._take()
@@ -69,3 +69,5 @@ class CheckpointSchedule:
             except BaseException as error:
                 self._fail(error)
                 raise
+            if then is not None:
+                await then()

@@ -8,16 +8,14 @@ from itertools import chain
 
 import msgspec
 
-from agentflow.core.delta import SLICE_ENTRIES_MAX, DeltaSlices, StateWrite, Table
+from agentflow.core.delta import INCARNATION_NAME, JOURNAL_NAME, SLICE_ENTRIES_MAX, DeltaSlices, StateWrite, Table
 from agentflow.core.effects import TakeSnapshot
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.journal_writer import JournalWriter
 from agentflow.runtime.ports import KeyedState, Signals
+from agentflow.runtime.savepoints import facts_of
 from agentflow.runtime.settings import JobSettings
-
-INCARNATION_NAME = "incarnation"
-JOURNAL_NAME = "journal"  # of the META row that holds the position up to which the checkpoint has the journal
 
 
 class EpochWriter:
@@ -57,6 +55,10 @@ class EpochWriter:
     def barrier(self, checkpoint: int) -> None:
         """Close the epoch of every sink; in the turn of the operators' barrier, right before `write`."""
         self._checkpoints.barrier(checkpoint)
+
+    async def export(self, request: str) -> None:
+        """Hand out the state of the last checkpoint, before the next one is taken; see `KeyedState.export`."""
+        await self._state.export(request, facts_of(self._state))
 
     async def write(
         self,

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
@@ -20,7 +20,11 @@ import msgspec
 
 from agentflow.api.codecs import MSGPACK
 from agentflow.api.encoding import encode_json, encode_msgpack
-from agentflow.core.delta import POSITIONS_NAME, RESTORED_TABLES, StateWrite, StoredRow, Table, decode_positions
+from agentflow.core.delta import (
+    StateWrite,
+    StoredRow,
+    Table,
+)
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.limits import OperatorLimits
 from agentflow.core.operator import Operator
@@ -39,18 +43,20 @@ from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
 from agentflow.runtime.counters import Counters
-from agentflow.runtime.epoch_writer import INCARNATION_NAME, JOURNAL_NAME, EpochWriter
+from agentflow.runtime.epoch_writer import EpochWriter
 from agentflow.runtime.inspection import RunView, unfinished_runs
 from agentflow.runtime.intake import Intake
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Guarantee, Ingress, KeyedState, Observer, Signals, Sink, Source
 from agentflow.runtime.replay_check import diverging_runs, is_changed
 from agentflow.runtime.requests import RequestTable, closed
+from agentflow.runtime.savepoints import WriteSavepoint
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader, encode_control, encode_signal
 from agentflow.runtime.stage import Stage
 from agentflow.runtime.step_runner import StepRunner
+from agentflow.runtime.stored_job import StoredJob, read_stored_job
 from agentflow.runtime.subtask import Subtask
 
 
@@ -94,6 +100,7 @@ class JobSpec(msgspec.Struct, frozen=True):
         requests: Inputs that are submitted to the running job; None: it takes none, but those of an `Ingress`.
         is_chain: Each agent but the first gets the outputs of the one before it; else each is asked for itself.
         on_end: Called when the job has ended, for good.
+        write_savepoint: Writes savepoints; None: the job's state cannot be handed out.
     """
 
     settings: JobSettings
@@ -110,6 +117,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     requests: RequestTable | None = None
     is_chain: bool = True
     on_end: Callable[[], Awaitable[None]] | None = None
+    write_savepoint: WriteSavepoint | None = None
 
 
 class JobStatus(msgspec.Struct):
@@ -210,6 +218,36 @@ class Job:
         """Take a checkpoint beside the regular ones; nothing where the job is not running. Its error is the job's own."""
         if self._subtask is not None:
             await self._subtask.checkpoint_now()
+
+    async def savepoint(self, target: str | os.PathLike[str]) -> str:
+        """Take a savepoint of the running job, and return where it is; see `agentflow.runtime.savepoints`.
+
+        The job goes on meanwhile; its next checkpoint waits for some ms.
+
+        Args:
+            target: Directory that holds savepoints of the job, or will; what it has already is not copied again.
+
+        Raises:
+            NotConfigured: The job is not running, or its state is in memory or in a changelog.
+            StateError: It cannot be written, or the job ended before it was taken.
+        """
+        write = self._spec.write_savepoint
+        if write is None or self._subtask is None:
+            raise NotConfigured(
+                "no savepoint can be taken: "
+                + ("the job is not running" if write is not None else "its state is in no directory of its own"),
+                expected="a running job with state.dir",
+                fix="of a stopped job, or of one over Kafka, it is taken by: agentflow savepoint create",
+            )
+        return await write(self._export, os.fspath(target))
+
+    async def _export(self, request: str) -> None:
+        if self._subtask is None:
+            return
+        exporting = self._subtask.export(request)
+        await asyncio.wait([exporting])
+        if not exporting.cancelled():
+            exporting.result()
 
     async def signal(
         self, key: object, name: str, value: object = None, *, correlation: str = "", run: str = "", agent: str = ""
@@ -364,21 +402,17 @@ class Job:
             state = await opened if isinstance(opened, Awaitable) else opened
             checkpoints = EmbeddedCheckpoints(state, sinks)
             self._counters.checkpoint = await checkpoints.recover()
-            rows = _rows(state, len(spec.stages))
-            incarnation, positions, journal_position = _job_meta(rows)
-            journal, journal_end = await _journal_records(state, len(spec.stages), journal_position)
+            stored = await read_stored_job(state, len(spec.stages))
             if not spec.settings.run.accept_changes:
-                await self._refuse_divergence(source, state, rows, journal, incarnation)
-            await source.open(positions)
+                await self._refuse_divergence(source, state, stored)
+            await source.open(stored.positions)
             signals = self._signals = spec.open_signals()
             if signals is not None:
-                await signals.open(positions)
+                await signals.open(stored.positions)
             self._state = state
-            subtask = self._subtask = self._make_subtask(
-                source, sinks, checkpoints, state, threads, rows, journal, positions, incarnation
-            )
+            subtask = self._subtask = self._make_subtask(source, sinks, checkpoints, state, threads, stored)
             if state.journal is not None:
-                subtask.use_journal(state.journal, journal_end)
+                subtask.use_journal(state.journal, stored.journal_end)
             if signals is not None:
                 subtask.use_signals(signals, SignalReader([stage.plan.name for stage in spec.stages]))
             if self._requests is not None:
@@ -412,21 +446,15 @@ class Job:
         intake = Intake(self._requests, self.result_of, spec.settings, self._clock, waits=False)
         ingress.accept_by(intake.accepting(KeyReader(spec.stages[0].key_by, ingress.codec).read))
 
-    async def _refuse_divergence(
-        self,
-        source: Source,
-        state: KeyedState,
-        rows: list[dict[Table, list[StoredRow]]],
-        journal: list[list[bytes]],
-        incarnation: str,
-    ) -> None:
+    async def _refuse_divergence(self, source: Source, state: KeyedState, stored: StoredJob) -> None:
         """Refuse to start with a changed agent that unfinished runs would diverge from.
 
         Raises:
             StateMismatch: Names one of them.
         """
         for index, stage in enumerate(self._spec.stages):
-            if not (rows[index].get(Table.STEPS) or journal[index]) or not is_changed(stage.plan, rows[index]):
+            rows, journal = stored.rows[index], stored.journal[index]
+            if not (rows.get(Table.STEPS) or journal) or not is_changed(stage.plan, rows):
                 continue
             codec = source.codec if index == 0 else MSGPACK
             found = await diverging_runs(
@@ -434,11 +462,11 @@ class Job:
                 self._spec.settings,
                 codec,
                 state,
-                rows[index],
-                journal[index],
+                rows,
+                journal,
                 self._counters.checkpoint,
                 index=index,
-                incarnation=incarnation,
+                incarnation=stored.incarnation,
             )
             if found:
                 raise StateMismatch(
@@ -478,14 +506,12 @@ class Job:
         checkpoints: EmbeddedCheckpoints,
         state: KeyedState,
         threads: BlockingThreads,
-        rows: list[dict[Table, list[StoredRow]]],
-        journal: list[list[bytes]],
-        positions: Mapping[str, int],
-        incarnation: str,
+        stored: StoredJob,
     ) -> Subtask:
         spec, settings, now_ms = self._spec, self._spec.settings, self._clock.now_ms()
+        incarnation = stored.incarnation
         epochs = EpochWriter(checkpoints, state, settings, incarnation, self._counters)
-        subtask = Subtask(source, sinks, epochs, self._clock, settings, positions, self._counters)
+        subtask = Subtask(source, sinks, epochs, self._clock, settings, stored.positions, self._counters)
         subtask.checkpoint_schedule.first_interval_share = spec.first_interval_share
         for index, stage in enumerate(spec.stages):
             codec = source.codec if index == 0 else MSGPACK
@@ -500,7 +526,7 @@ class Job:
                 decode_input=input_decoder(codec),
                 takes_requests=self._requests is not None,
             )
-            operator.restore(rows[index], now_ms, journal[index], self._counters.checkpoint)
+            operator.restore(stored.rows[index], now_ms, stored.journal[index], self._counters.checkpoint)
             services = OperatorServices(
                 operator, settings, incarnation, state, spec.encode_output if is_last else encode_msgpack
             )
@@ -544,50 +570,6 @@ def _limits(settings: JobSettings) -> OperatorLimits:
         signals_max=settings.signals.pending_max,
         signal_ttl_ms=settings.signals.ttl_ms,
     )
-
-
-def _rows(state: KeyedState, operators: int) -> list[dict[Table, list[StoredRow]]]:
-    """Return the rows of each operator; memory is not among them, it is read when asked for."""
-    rows: list[dict[Table, list[StoredRow]]] = [{} for _ in range(operators)]
-    for table in RESTORED_TABLES:
-        of_table: list[list[StoredRow]] = [tables.setdefault(table, []) for tables in rows]
-        for row in state.rows(table):
-            if row.operator >= operators:
-                raise StateMismatch(
-                    f"the state has rows of operator {row.operator}, the job has {operators} agents",
-                    expected="the same number of chained agents",
-                    fix="start the former chain and let it drain, or use a new state directory",
-                )
-            of_table[row.operator].append(row)
-    return rows
-
-
-async def _journal_records(state: KeyedState, operators: int, position: int) -> tuple[list[list[bytes]], int]:
-    """Return the journal's records of each operator, in order, from ``position`` on, and the position behind them."""
-    records: list[list[bytes]] = [[] for _ in range(operators)]
-    if state.journal is None:
-        return records, position
-    found, end = await state.journal.read(position)
-    if found and not state.checkpoint:
-        raise StateMismatch(
-            f"the journal has {len(found)} records, and there is no checkpoint",
-            expected="a journal that begins behind the first checkpoint",
-            fix="delete the journal, which belongs to state that was removed, or put that state back",
-        )
-    for operator, record in found:
-        records[operator].append(record)
-    return records, end
-
-
-def _job_meta(rows: list[dict[Table, list[StoredRow]]]) -> tuple[str, dict[str, int], int]:
-    """Return the incarnation (a new one for new state), the source positions, and where the journal is to be read."""
-    meta = {row.name: row.value for row in rows[0].get(Table.META, ())}
-    incarnation = uuid.uuid4().hex
-    if INCARNATION_NAME in meta:
-        incarnation = msgspec.msgpack.decode(meta[INCARNATION_NAME], type=str)
-    positions = decode_positions(meta[POSITIONS_NAME]) if POSITIONS_NAME in meta else {}
-    position = msgspec.msgpack.decode(meta[JOURNAL_NAME], type=int) if JOURNAL_NAME in meta else 0
-    return incarnation, positions, position
 
 
 def _as_internal(error: Exception, what: str) -> InternalError:

@@ -227,6 +227,22 @@ class Prepared(msgspec.Struct, frozen=True):
     staged: dict[str, Staged]
 
 
+class StateFacts(msgspec.Struct, frozen=True, rename="kebab"):
+    """What is to be known of the state of one completed checkpoint, beside the state itself.
+
+    Attributes:
+        checkpoint: Its number.
+        positions: Where the sources go on: label → next offset.
+        plan_hashes: Of the plans that wrote it, in the order of the chain.
+        incarnation: Id of the state, which idempotency keys derive from.
+    """
+
+    checkpoint: int
+    positions: dict[str, int]
+    plan_hashes: list[str]
+    incarnation: str
+
+
 class Journal(Protocol):
     """The log of the open epoch: records that are durable before a run goes on, whatever becomes of the checkpoint.
 
@@ -312,6 +328,16 @@ class KeyedState(Protocol):
     @property
     def journal(self) -> Journal | None:
         """The journal beside it; None: it has none, and durable steps are refused."""
+        ...
+
+    async def export(self, request: str, facts: StateFacts) -> None:
+        """Hand the state out to whoever waits for ``request`` beside it, for a savepoint; between checkpoints.
+
+        Nothing happens where nobody waits (any more). What goes wrong is told to who waits and is not raised: the job goes on.
+
+        Raises:
+            NotConfigured: This state is in memory, or has its truth elsewhere.
+        """
         ...
 
     def close(self) -> None:

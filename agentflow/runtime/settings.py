@@ -124,6 +124,15 @@ class JournalSettings(_Section, frozen=True):
     sync_interval_ms: Annotated[PositiveMs, Meta(description="Time between syncs, with sync: interval.")] = 100
 
 
+class SavepointSettings(_Section, frozen=True):
+    """`savepoint.*`"""
+
+    dir: Annotated[
+        str | None,
+        Meta(description="Directory where savepoints of the job are kept, unless a command names another one."),
+    ] = None
+
+
 class TimerSettings(_Section, frozen=True):
     """`timer.*`"""
 
@@ -278,6 +287,7 @@ class JobSettings(_Section, frozen=True):
     request_id: RequestIdSettings = RequestIdSettings()
     signals: SignalSettings = SignalSettings()
     journal: JournalSettings = JournalSettings()
+    savepoint: SavepointSettings = SavepointSettings()
     timer: TimerSettings = TimerSettings()
     blocking: BlockingSettings = BlockingSettings()
     restart: RestartSettings = RestartSettings()

@@ -3,8 +3,9 @@
     {"key": "order-7", "name": "approval", "value": {"by": "ann"}, "correlation": "…", "run": "…", "agent": "…"}
     {"key": "order-7", "kind": "cancel", "reason": "…", "run": "…", "agent": "…"}
     {"key": "order-7", "kind": "retry", "agent": "…"}
+    {"kind": "export", "request": "…"}
 
-``key`` and ``name`` have to be there (in a topic the record's key is the key where the document has none); ``correlation``, ``run``
+The last one is for the job itself: its state is wanted, for a savepoint that has every signal before this one. ``key`` and ``name`` have to be there (in a topic the record's key is the key where the document has none); ``correlation``, ``run``
 and ``agent`` narrow it down: to waits with that correlation, to one run, to one agent of a chain.
 """
 
@@ -27,12 +28,13 @@ class SignalDocument(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
 
     name: str = ""
     key: Any | msgspec.UnsetType = msgspec.UNSET
-    kind: Literal["signal", "cancel", "retry"] = "signal"
+    kind: Literal["signal", "cancel", "retry", "export"] = "signal"
     reason: str = ""
     value: Any = None
     correlation: str = ""
     run: str = ""
     agent: str = ""
+    request: str = ""
 
 
 _decode = msgspec.json.Decoder(SignalDocument).decode
@@ -66,7 +68,18 @@ def encode_control(
     return encode_json(SignalDocument(key=key, kind=kind, run=run, reason=reason, agent=agent))
 
 
-Control = SignalReceived | CancelRequested | RetryRequested | RecordRejected
+def encode_export(request: str) -> bytes:
+    """Return the document that asks a job for its state, by the id of who waits for it."""
+    return encode_json(SignalDocument(kind="export", request=request))
+
+
+class ExportRequested(msgspec.Struct, frozen=True):
+    """The state is wanted by whoever waits for ``request``."""
+
+    request: str
+
+
+Control = SignalReceived | CancelRequested | RetryRequested | RecordRejected | ExportRequested
 
 
 class SignalReader:
@@ -91,6 +104,8 @@ class SignalReader:
             document = _decode(record.value or b"")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _not_a_signal(record, str(error)) from error
+        if document.kind == "export":
+            return 0, ExportRequested(document.request)
         key: Any = document.key
         if key is msgspec.UNSET:
             if record.key is None:

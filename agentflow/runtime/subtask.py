@@ -56,10 +56,10 @@ from agentflow.core.operator import Operator
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.results import REQUESTS
 from agentflow.core.segments import END_OF_TIME_MS
-from agentflow.errors import AgentflowError, DecodeError, MissingKey, RecordTooLarge
+from agentflow.errors import DecodeError, MissingKey, RecordTooLarge
 from agentflow.runtime.alarm import Alarm
 from agentflow.runtime.checkpoint_schedule import CheckpointSchedule
-from agentflow.runtime.codecs import TimestampReader
+from agentflow.runtime.codecs import TimestampReader, too_large
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.epoch_writer import EpochWriter
 from agentflow.runtime.failing import look_at, unless_failed
@@ -68,7 +68,7 @@ from agentflow.runtime.mailbox import Mailbox
 from agentflow.runtime.ports import Clock, Journal, Repartition, Signals, Sink, Source
 from agentflow.runtime.requests import RequestTable, closed
 from agentflow.runtime.settings import JobSettings
-from agentflow.runtime.signals import SignalReader
+from agentflow.runtime.signals import ExportRequested, SignalReader
 from agentflow.runtime.stage import Stage
 from agentflow.runtime.step_runner import StepInput, StepRunner
 from agentflow.runtime.task_steps import Answer
@@ -257,6 +257,9 @@ class Subtask:
     def _take_signal(self, record: Record, now_ms: int) -> None:
         index, received = self._signal_reader.read(record)
         self._positions[record.source] = record.next_offset
+        if isinstance(received, ExportRequested):
+            self.export(received.request)
+            return
         stage = self._stages[index]
         if stage.observation is not None:
             stage.observation.turn.notes.append(received)
@@ -381,7 +384,7 @@ class Subtask:
         for record in batch:
             try:
                 if record.value is not None and len(record.value) > record_max:
-                    raise _too_large(record, record_max)
+                    raise too_large(record, record_max)
                 if timestamps is not None:
                     record.timestamp_ms = timestamps.read(record)
                 key = read_key(record)
@@ -529,6 +532,15 @@ class Subtask:
         """Take a checkpoint beside the regular ones, as soon as one that is under way has ended. Its error ends `run`."""
         await asyncio.wait([self.checkpoint_schedule.take_extra()])
 
+    def export(self, request: str) -> asyncio.Task[None]:
+        """Take a checkpoint, and hand out the state before the next one begins; see `KeyedState.export`."""
+
+        async def hand_out() -> None:
+            if not self._failure.done():
+                await self._epochs.export(request)
+
+        return self.checkpoint_schedule.take_extra(hand_out)
+
     async def _take_checkpoint(self) -> None:
         """Take one checkpoint: barrier in one turn, then make it durable while reading and actions go on.
 
@@ -583,12 +595,3 @@ class Subtask:
         finally:
             if not told.done():
                 told.set_result(None)
-
-
-def _too_large(record: Record, record_max: int) -> AgentflowError:
-    return RecordTooLarge(
-        f"the record has more than {record_max:,} bytes",
-        where={"record": record.run_id},
-        expected="at most record-max",
-        fix="raise record-max, or configure a dead-letter sink",
-    )

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -36,6 +37,10 @@ FORMAT = 1
 FORMAT_FILE = "agentflow.json"
 LOCK_FILE = "agentflow.lock"
 ROCKSDB_DIRECTORY = "rocksdb"
+
+_FOR_A_MOMENT = "for a moment"
+_MOMENT_MAX_S = 30.0
+_LOOK_AGAIN_S = 0.05
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -62,8 +67,11 @@ class StateDirectory:
         is_new: Whether RocksDB's files are still to be created.
     """
 
-    def __init__(self, path: Path, *, job: str, free_min_bytes: int) -> None:
+    def __init__(self, path: Path, *, job: str, free_min_bytes: int, is_momentary: bool = False) -> None:
         """Create the directory if it is missing or empty, lock it and check what it holds.
+
+        A momentary owner gives it back by itself soon: it takes a savepoint of a stopped job. Others wait for that, so that a job
+        that starts meanwhile does not fail.
 
         Raises:
             DiskFull: Less than ``free_min_bytes`` free.
@@ -77,9 +85,10 @@ class StateDirectory:
         self.is_new = False
         self._job = job
         self._free_min_bytes = free_min_bytes
+        self._is_momentary = is_momentary
         self._lock: int | None = None
         try:
-            _make_directory(path)
+            make_directory(path)
             self._take_lock()
             self.check_free_space("opening the state")
             self._check_format()
@@ -127,19 +136,20 @@ class StateDirectory:
 
     def _take_lock(self) -> None:
         lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline_s = time.monotonic() + _MOMENT_MAX_S
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(lock, 20).decode("ascii", "replace").strip() or "unknown"
-            os.close(lock)
-            where: dict[str, object] = {"directory": str(self.path), "owner process": owner}
-            raise locked("the state directory is in use", where) from None
-        except OSError:
+            while not _is_locked_now(lock):
+                owner = os.pread(lock, 40, 0).decode("ascii", "replace").strip()
+                if (owner and not owner.endswith(_FOR_A_MOMENT)) or time.monotonic() > deadline_s:
+                    where: dict[str, object] = {"directory": str(self.path), "owner process": owner or "unknown"}
+                    raise locked("the state directory is in use", where)
+                time.sleep(_LOOK_AGAIN_S)  # nothing else goes on while state is opened
+        except BaseException:
             os.close(lock)
             raise
         self._lock = lock
         os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(lock, f"{os.getpid()}{f' {_FOR_A_MOMENT}' if self._is_momentary else ''}\n".encode(), 0)
 
     def _check_format(self) -> None:
         try:
@@ -173,18 +183,7 @@ class StateDirectory:
                 raise self._damaged(f"{FORMAT_FILE} is missing, but there is '{name}'")
 
     def _write_format(self, *, is_ready: bool) -> None:
-        try:
-            version = metadata.version("agentflow")
-        except metadata.PackageNotFoundError:
-            version = "(not installed)"
-        content = msgspec.json.encode(_FormatFile(FORMAT, self._job, f"agentflow {version}", is_ready))
-        draft = self.path / f"{FORMAT_FILE}.tmp"
-        with draft.open("wb") as file:
-            file.write(content + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.path / FORMAT_FILE)
-        sync_directory(self.path)
+        write_format(self.path, self._job, is_ready=is_ready)
 
     def _damaged(self, what: str) -> StateCorrupted:
         return corrupted(what, {"directory": str(self.path), "file": FORMAT_FILE})
@@ -213,7 +212,64 @@ class StateDirectory:
         )
 
 
-def _make_directory(path: Path) -> None:
+def _is_locked_now(lock: int) -> bool:
+    """Take a lock if it is free."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def written_by() -> str:
+    """Return who writes: ``agentflow 0.1.0``."""
+    try:
+        version = metadata.version("agentflow")
+    except metadata.PackageNotFoundError:
+        version = "(not installed)"
+    return f"agentflow {version}"
+
+
+def write_format(path: Path, job: str, *, is_ready: bool) -> None:
+    """Say, durably and in one step, what a directory is and whose."""
+    content = msgspec.json.encode(_FormatFile(FORMAT, job, written_by(), is_ready))
+    draft = path / f"{FORMAT_FILE}.tmp"
+    with draft.open("wb") as file:
+        file.write(content + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path / FORMAT_FILE)
+    sync_directory(path)
+
+
+def stored_job(path: Path) -> str:
+    """Return the name of the job that a state directory belongs to.
+
+    Raises:
+        StateUnavailable: There is no state.
+        StateCorrupted: It does not say.
+    """
+    try:
+        return msgspec.json.decode((path / FORMAT_FILE).read_bytes(), type=_FormatFile).job
+    except FileNotFoundError as error:
+        raise no_state(path) from error
+    except msgspec.DecodeError as error:
+        raise corrupted(
+            f"{FORMAT_FILE} cannot be read: {error}", {"directory": str(path), "file": FORMAT_FILE}
+        ) from error
+
+
+def no_state(path: Path) -> StateUnavailable:
+    """Return the error for a place where no job has run."""
+    return StateUnavailable(
+        "there is no state",
+        where={"directory": str(path)},
+        expected="the state directory of a job that has run",
+        fix="look at state.dir of the job file",
+    )
+
+
+def make_directory(path: Path) -> None:
     """Create ``path`` with its parents; every new name is durable when this returns."""
     missing = [path]
     while not missing[-1].exists() and missing[-1] != missing[-1].parent:

@@ -24,8 +24,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from agentflow.core.delta import POSITIONS_NAME, DeltaSlices, StoredRow, Table, decode_positions
-from agentflow.errors import StateCorrupted, StateMismatch, StateUnavailable
-from agentflow.runtime.ports import ChangelogTransaction, Journal, Prepared, Staged
+from agentflow.errors import NotConfigured, StateCorrupted, StateMismatch, StateUnavailable
+from agentflow.runtime.ports import ChangelogTransaction, Journal, Prepared, Staged, StateFacts
 from agentflow.state.changelog_records import ChangelogReplay, Row, checkpoint_record, records_of, rows_of
 
 _FETCH_BYTES = 8 * 2**20
@@ -142,6 +142,14 @@ class ChangelogKeyedState:
         """Sweep the copy; the changelog keeps expired values until they are written again, and they are never returned."""
         return await self._copy.sweep(table, unused_since_ms, fresh_ms)
 
+    async def export(self, request: str, facts: StateFacts) -> None:  # noqa: ARG002 (it is not asked for)
+        """Refuse: a copy of the changelog is no truth of its own."""
+        raise NotConfigured(
+            "the state of a Kafka job is its changelog",
+            expected="a savepoint of the changelog, which needs no worker",
+            fix="agentflow savepoint create",
+        )
+
 
 async def open_changelog_state(
     open_copy: Callable[[bool], ChangelogCopy],
@@ -192,7 +200,7 @@ async def open_changelog_state(
                 copy.close()
                 copy = open_copy(True)
                 opened.callback(copy.close)
-            await _replay(reader, partition, copy, begin, end)
+            await replay_changelog(reader, partition, copy, begin, end)
         except KafkaError as error:
             raise StateUnavailable(
                 f"the changelog cannot be read: {error!r}",
@@ -226,9 +234,20 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def _replay(
-    reader: AIOKafkaConsumer, partition: TopicPartition, copy: ChangelogCopy, begin: int, end: int
+async def replay_changelog(
+    reader: AIOKafkaConsumer,
+    partition: TopicPartition,
+    copy: ChangelogCopy,
+    begin: int,
+    end: int,
+    tell: Callable[[int], object] = lambda position: None,  # noqa: ARG005
 ) -> None:
+    """Bring a copy of a changelog from its position up to ``end``.
+
+    Raises:
+        StateMismatch: The copy is ahead of it.
+        StateCorrupted: It lacks its beginning, or what its own records name.
+    """
     start = copy.changelog_position
     where: dict[str, object] = {"topic": partition.topic, "partition": partition.partition}
     if start is not None and start > end:
@@ -256,6 +275,7 @@ async def _replay(
             copy.apply_changes(list(replay.rows((record.key, record.value) for record in part)))
             await asyncio.sleep(0)
         position = await reader.position(partition)
+        tell(position)
     if replay.incomplete:
         raise StateCorrupted(
             f"{len(replay.incomplete)} large values of the changelog lack parts",

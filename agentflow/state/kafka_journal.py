@@ -33,7 +33,7 @@ class KafkaJournal:
     """See `agentflow.runtime.ports.Journal`. Positions are offsets.
 
     Args:
-        transaction: The subtask's producer.
+        transaction: The subtask's producer; None: it is read only.
         topic: The journal topic; its partition is ``subtask``.
         subtask: Number of the subtask.
         client: Arguments of aiokafka clients.
@@ -43,7 +43,7 @@ class KafkaJournal:
 
     def __init__(
         self,
-        transaction: ChangelogTransaction,
+        transaction: ChangelogTransaction | None,
         topic: str,
         subtask: int,
         client: Mapping[str, Any],
@@ -110,8 +110,9 @@ class KafkaJournal:
 
     async def append(self, records: Sequence[tuple[int, bytes]]) -> int:
         """See `Journal`."""
+        assert self._transaction is not None
         return await self._transaction.append_journal(
-            self._partition.topic, [part for operator, record in records for part in _parts(operator, record)]
+            self._partition.topic, [part for operator, record in records for part in journal_values(operator, record)]
         )
 
     async def release(self, position: int) -> None:
@@ -132,7 +133,8 @@ class KafkaJournal:
         return {"topic": self._partition.topic, "partition": self._partition.partition}
 
 
-def _parts(operator: int, record: bytes) -> Iterator[bytes]:
+def journal_values(operator: int, record: bytes) -> Iterator[bytes]:
+    """Yield the values that a record is written as."""
     head = operator.to_bytes(2, "big")
     last = max(0, len(record) - 1) // PART_BYTES
     for part in range(last + 1):

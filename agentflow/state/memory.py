@@ -15,8 +15,8 @@ from typing import Final
 
 from agentflow.api.memory_codec import stamp_of
 from agentflow.core.delta import DeltaSlices, StateWrite, StoredRow, Table
-from agentflow.errors import StateLocked, StateUnavailable
-from agentflow.runtime.ports import Prepared, Staged
+from agentflow.errors import NotConfigured, StateLocked, StateUnavailable
+from agentflow.runtime.ports import Prepared, Staged, StateFacts
 from agentflow.state.sweeping import SweepRound
 
 SWEEP_ROWS_MAX: Final = 5_000
@@ -258,6 +258,14 @@ class MemoryKeyedState:
         if len(page) < SWEEP_ROWS_MAX:
             sweep.end()
         return deleted
+
+    async def export(self, request: str, facts: StateFacts) -> None:  # noqa: ARG002 (there is nothing to hand out)
+        """Refuse: there are no files."""
+        raise NotConfigured(
+            "the state of this job is in memory",
+            expected="state in a directory",
+            fix="set state.dir, and run the job again",
+        )
 
     def close(self) -> None:
         """Release the storage. Idempotent."""

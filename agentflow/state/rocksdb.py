@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,8 +28,10 @@ import msgspec
 
 from agentflow.api.memory_codec import stamp_of
 from agentflow.core.delta import DeltaSlices, StoredRow, Table
-from agentflow.runtime.ports import Prepared, Staged
-from agentflow.state.directory import StateDirectory
+from agentflow.errors import StateError, StateUnavailable
+from agentflow.runtime.ports import Prepared, Staged, StateFacts
+from agentflow.state.directory import ROCKSDB_DIRECTORY, StateDirectory
+from agentflow.state.exports import answer, link_beside, place_of, sweep_exports
 from agentflow.state.layout import (
     ESCAPED,
     LAYOUT_TAG_MIN,
@@ -42,7 +44,7 @@ from agentflow.state.layout import (
     storage_key,
     unseal,
 )
-from agentflow.state.rocksdb_journal import RocksDBJournal
+from agentflow.state.rocksdb_journal import JOURNAL_DIRECTORY, RocksDBJournal
 from agentflow.state.rocksdb_large import LargeValues
 from agentflow.state.rocksdb_prepared import DECISION_KEY, Chunk, PreparedCheckpoint
 from agentflow.state.rocksdb_rows import CHECKPOINT_KEY, StateRows
@@ -76,8 +78,10 @@ class RocksDBKeyedState:
         store: RocksDBStore,
         resources: RocksDBResources,
         journal_sync_interval_ms: int | None = None,
+        beside: Sequence[Path] = (),
     ) -> None:
         self._directory = directory
+        self._beside = beside
         self._store = store
         self.journal = RocksDBJournal(directory.path, resources, journal_sync_interval_ms)
         self._read_memory = store.reader(MEMORY)
@@ -96,6 +100,8 @@ class RocksDBKeyedState:
         free_min_bytes: int = FREE_MIN_BYTES,
         resources: RocksDBResources | None = None,
         journal_sync_interval_ms: int | None = None,
+        beside: Sequence[Path] = (),
+        is_momentary: bool = False,
     ) -> RocksDBKeyedState:
         """Open the state of one subtask; a missing or empty directory is created.
 
@@ -108,13 +114,16 @@ class RocksDBKeyedState:
             free_min_bytes: Free disk space below which `open` and `prepare` refuse.
             resources: Cache and write buffers; those of the process if not given.
             journal_sync_interval_ms: Time between syncs of the journal; None: every append is synced.
+            beside: Directories of documents that belong to the state, such as signals on their way; `export` has them too.
+            is_momentary: It is closed again at once; see `StateDirectory`.
 
         Raises:
             DiskFull, StateLocked, StateVersionTooNew, StateMismatch, StateCorrupted, StateUnavailable: See `StateDirectory`.
         """
         with contextlib.ExitStack() as opened:
-            directory = StateDirectory(Path(path), job=job, free_min_bytes=free_min_bytes)
+            directory = StateDirectory(Path(path), job=job, free_min_bytes=free_min_bytes, is_momentary=is_momentary)
             opened.callback(directory.close)
+            sweep_exports(directory.path)
             resources = resources or shared_resources()
             store = RocksDBStore(
                 directory.rocksdb_path,
@@ -126,7 +135,7 @@ class RocksDBKeyedState:
             # RocksDB has put what it replayed from its log into synced table files, so what is found here is durable.
             if directory.is_new:
                 directory.mark_ready()
-            state = cls(directory, store, resources, journal_sync_interval_ms)
+            state = cls(directory, store, resources, journal_sync_interval_ms, beside)
             if state.prepared is None:
                 state._prepared.discard_undecided(state.checkpoint + 1)
             opened.pop_all()
@@ -273,6 +282,28 @@ class RocksDBKeyedState:
         else:
             sweep.end()
         return deleted
+
+    async def export(self, request: str, facts: StateFacts, *, has_journal: bool = False) -> None:
+        """See `KeyedState`. ``has_journal``: hand out the journal too, of a job that was stopped and can take no checkpoint."""
+        assert self.prepared is None, "export in the middle of a checkpoint"
+        path = place_of(self._directory.path, request)
+        if path is None:
+            return
+        try:
+            await self.link(path, has_journal=has_journal)
+            await asyncio.to_thread(link_beside, path, self._beside)
+        except StateError as error:
+            answer(path, error)
+        except OSError as error:
+            answer(path, StateUnavailable(f"linking the state: {error}"))
+        else:
+            answer(path, facts)
+
+    async def link(self, path: Path, *, has_journal: bool = True) -> None:
+        """Link all files into a directory that is there; between checkpoints."""
+        await self._store.link(path / ROCKSDB_DIRECTORY, "linking the state")
+        if has_journal:
+            await self.journal.link(path / JOURNAL_DIRECTORY)
 
     def close(self) -> None:
         """Release the directory, so that it can be opened again. Idempotent."""

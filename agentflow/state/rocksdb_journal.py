@@ -98,6 +98,12 @@ class RocksDBJournal:
             self._released = position
             self._store.reclaim(DEFAULT)
 
+    async def link(self, path: Path) -> None:
+        """Link the files of the database, if there is one, into a new directory."""
+        if self._path.exists():
+            async with self._one_at_a_time:
+                await self._open().link(path, "linking the journal")
+
     def close(self) -> None:
         """Close the database, if there is one. Idempotent."""
         if self._sync is not None:

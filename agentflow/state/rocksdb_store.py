@@ -24,6 +24,7 @@ from rocksdict import (
     AccessType,
     BlockBasedOptions,
     Cache,
+    Checkpoint,
     ColumnFamily,
     DBCompressionType,
     DBRecoveryMode,
@@ -160,10 +161,13 @@ class RocksDBStore:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentflow-sync")
         self._reclaimer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentflow-reclaim")
         self._reclaiming: Future[None] | None = None
+        options = resources.database_options(create=create)
+        if secondary is not None:
+            options.set_max_open_files(-1)  # the owner deletes files that it needs no more, and an open one stays
         try:
             self._db = Rdict(
                 str(path),
-                resources.database_options(create=create),
+                options,
                 {name: resources.family_options() for name in families},
                 AccessType.read_write() if secondary is None else AccessType.secondary(str(secondary)),
             )
@@ -222,6 +226,13 @@ class RocksDBStore:
             raise self.error(error, "reading") from error
         return page
 
+    def catch_up(self) -> None:
+        """See what the owner has written meanwhile: opened beside it only. Reads in between see one moment."""
+        try:
+            self._db.try_catch_up_with_primary()
+        except Exception as error:  # the binding raises bare Exception
+            raise self.error(error, "reading") from error
+
     def batch(self) -> WriteBatch:
         """Return an empty batch; it holds only bytes, and every entry names its column family by `handles`."""
         return WriteBatch(raw_mode=True)
@@ -270,6 +281,23 @@ class RocksDBStore:
         began = time.monotonic()
         self._db.flush_wal(True)
         self._last_sync_s = time.monotonic() - began
+
+    async def link(self, path: Path, doing: str) -> None:
+        """Link the files of everything written so far into a new directory; nothing may be written meanwhile.
+
+        Table files are never changed, so a link is a copy. The loop goes on: rows are flushed to files before, which gives the GIL
+        away; the linking itself holds it for a few ms.
+        """
+        self.check_writable(doing)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._link, path)
+        except Exception as error:  # the binding raises bare Exception
+            raise self.error(error, doing) from error
+
+    def _link(self, path: Path) -> None:
+        for family in self._families:
+            family.flush()
+        Checkpoint(self._db).create_checkpoint(str(path))
 
     def reclaim(self, family: int) -> None:
         """Give back, behind the scenes, the space of a family whose rows live shortly, if it takes much.

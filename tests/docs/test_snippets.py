@@ -91,6 +91,21 @@ def test_job_file_takes_what_is_posted(place: str, text: str, tmp_path: Path) ->
     assert json.loads(body)["product_id"] in found
 
 
+def test_the_commands_of_the_page_about_savepoints_run(tmp_path: Path) -> None:
+    """In their order, one after the other, behind a run of the page's job; 3 is what a check answers with."""
+    (job,) = [text for place, text in snippets("yaml") if place.startswith("savepoints.md")]
+    (tmp_path / "job.yaml").write_text(job)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    lines = [line for place, text in snippets("sh") if place.startswith("savepoints.md") for line in text.splitlines()]
+    assert len(lines) > 10
+    for line in ["agentflow run job.yaml", *lines]:
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode in (0, 3 if "diff" in line else 0), f"{line}\n{done.stderr}"
+
+
 @pytest.mark.kafka
 @pytest.mark.parametrize(("place", "text"), KAFKA_JOB_FILES, ids=[place for place, _ in KAFKA_JOB_FILES])
 def test_kafka_job_file_is_run_by_a_worker(place: str, text: str, tmp_path: Path, kafka: str) -> None:

@@ -62,11 +62,13 @@ class TopicFacts(msgspec.Struct, frozen=True):
         subtasks: Their number.
         message_max: Topic → its max.message.bytes.
         delete_retention_ms: How long the changelog keeps deletions.
+        transaction_timeout_max_ms: How long a transaction may be open at most.
     """
 
     subtasks: int
     message_max: dict[str, int]
     delete_retention_ms: int = 86_400_000
+    transaction_timeout_max_ms: int = 60_000
 
 
 _HEADERS_BYTES = 64 * 2**10  # room for the reason of a dead letter, and for what a batch has around its records
@@ -141,6 +143,7 @@ class _Preparation:
         self._known: dict[str, int] = {}
         self._configs: dict[str, dict[str, str]] = {}
         self._problems: list[str] = []
+        self._transaction_timeout_max_ms = 0
 
     async def run(self, checkpoint_interval_ms: int) -> TopicFacts:
         await self._look()
@@ -154,7 +157,7 @@ class _Preparation:
             await self._look()
         retention = self._configs.get(self._topics.changelog, {}).get("delete.retention.ms", _DELETE_RETENTION_MS)
         message_max = {topic: self._message_max(topic) for topic in self._topics.every}
-        return TopicFacts(subtasks, message_max, int(retention))
+        return TopicFacts(subtasks, message_max, int(retention), self._transaction_timeout_max_ms)
 
     async def _look(self) -> None:
         known = await known_topics(self._admin, self._topics.every)
@@ -233,7 +236,7 @@ class _Preparation:
             [ConfigResource(ConfigResourceType.BROKER, str(brokers[0]["node_id"]))]
         )
         found = {entry[0]: str(entry[1]) for resource in answer.resources for entry in resource[4]}
-        limit_ms = int(found.get("transaction.max.timeout.ms") or 2**31)
+        limit_ms = self._transaction_timeout_max_ms = int(found.get("transaction.max.timeout.ms") or 2**31 - 1)
         if self._settings.transaction_timeout_ms > limit_ms:
             self._problems.append(
                 f"kafka.transaction-timeout ({self._settings.transaction_timeout_ms} ms) is above the brokers' "

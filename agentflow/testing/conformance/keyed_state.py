@@ -24,8 +24,8 @@ import pytest
 
 from agentflow.api.memory_codec import encode_object, encode_value
 from agentflow.core.delta import SLICE_ENTRIES_MAX, StateWrite, StoredRow, Table
-from agentflow.errors import StateError, StateLocked, StateUnavailable
-from agentflow.runtime.ports import KeyedState, Prepared, Staged
+from agentflow.errors import NotConfigured, StateError, StateLocked, StateUnavailable
+from agentflow.runtime.ports import KeyedState, Prepared, Staged, StateFacts
 
 OpenState = Callable[[], KeyedState]
 Rows = dict[tuple[Table, int, bytes, str], bytes]
@@ -140,6 +140,15 @@ class KeyedStateConformance:
         assert state.checkpoint == 2
         assert read_all(state) == laid_over(laid_over({}, OLD), NEW)
         assert (state.get(0, b"k", "changed"), state.get(0, b"k", "deleted")) == (b"new", None)
+
+    async def test_an_export_that_nobody_waits_for_changes_nothing(self, state: KeyedState) -> None:
+        await checkpoint(state, 1, *OLD)
+        for request in ("", "0" * 32, "../.."):
+            with contextlib.suppress(NotConfigured):
+                await state.export(request, StateFacts(1, {}, [], ""))
+        assert read_all(state) == laid_over({}, OLD)
+        await checkpoint(state, 2, *NEW)
+        assert state.checkpoint == 2
 
     async def test_a_checkpoint_survives_reopening(self, open_state: OpenState) -> None:
         with contextlib.closing(open_state()) as state:
