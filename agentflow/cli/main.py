@@ -291,8 +291,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_job_file(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", metavar="CONFIG", help="the job file")
+def _add_job_file(command: argparse.ArgumentParser, metavar: str = "CONFIG", text: str = "the job file") -> None:
+    command.add_argument("config", metavar=metavar, help=text)
     command.add_argument("--profile", metavar="NAME", help="lay this profile of the file over it")
     command.add_argument(
         "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="set one key; repeatable"
@@ -329,8 +329,10 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     records = _add_command(verbs, "show", "show the records of an unfinished run")
     waiting = _add_command(commands, "inbox", "list who waits for which signal, and since when")
     sending = _add_command(commands, "signal", "send a signal to runs that wait for it, or will")
+    _add_job_file(checking)
+    for command in (listing, show, records, waiting, sending, cancelling, retrying):
+        _add_job_file(command, text="the job file, or a state directory")
     for command in (listing, show, checking, records, waiting, sending, cancelling, retrying):
-        _add_job_file(command)
         command.add_argument("--json", action="store_true", help="print JSON")
     for command in (show, records):
         command.add_argument("run", metavar="RUN", help="the run, as 'runs list' names it")

@@ -23,13 +23,25 @@ if TYPE_CHECKING:
     from agentflow.runtime.replay_check import DivergingRun
 
 
-def _runs(job_file: JobFile) -> list[RunView]:
+def _job(chosen: argparse.Namespace) -> JobFile | Path:
+    """Return the job file that the command line names, or the state directory, which an embedded engine has alone."""
+    path = Path(chosen.config)
+    if not path.is_dir():
+        return load(chosen)
+    if not any(path.glob("subtask-*")):
+        raise ConfigError(
+            [f"{path} is no state directory: there is no subtask-0 in it\nhelp: give state.dir, or a job file"]
+        )
+    return path
+
+
+def _runs(job: JobFile | Path) -> list[RunView]:
     from agentflow.core.delta import Table
     from agentflow.runtime.inspection import unfinished_runs
     from agentflow.state.rocksdb_rows import StateView
 
     views: list[RunView] = []
-    for subtask in _subtasks(job_file):
+    for subtask in _subtasks(job):
         view = StateView(subtask)
         try:
             views += unfinished_runs(view.rows(Table.RUNS), view.rows(Table.STEPS), view.journal, view.checkpoint)
@@ -38,17 +50,17 @@ def _runs(job_file: JobFile) -> list[RunView]:
     return views
 
 
-def _subtasks(job_file: JobFile) -> list[Path]:
-    directory = _state_dir(job_file)
+def _subtasks(job: JobFile | Path) -> list[Path]:
+    directory = _state_dir(job)
     return sorted(directory.glob("subtask-*")) or [directory / "subtask-0"]
 
 
-def _state_dir(job_file: JobFile) -> Path:
-    directory = job_file.settings.state.dir
+def _state_dir(job: JobFile | Path) -> Path:
+    if isinstance(job, Path):
+        return job
+    directory = job.settings.state.dir
     if directory is None:
-        raise ConfigError(
-            [f"{job_file.path}: the job's state is in memory, where nobody else can see it: set state.dir"]
-        )
+        raise ConfigError([f"{job.path}: the job's state is in memory, where nobody else can see it: set state.dir"])
     return Path(directory)
 
 
@@ -56,7 +68,7 @@ def list_runs(chosen: argparse.Namespace) -> int:
     """Print the unfinished runs of a job, a line each."""
     import msgspec
 
-    runs = _runs(load(chosen))
+    runs = _runs(_job(chosen))
     if chosen.json:
         print_json([{**msgspec.to_builtins(run), "steps": len(run.steps)} for run in runs])
         return EXIT_DONE
@@ -72,7 +84,7 @@ def show_run(chosen: argparse.Namespace) -> int:
     """Print an unfinished run and what is recorded of it; exit status 3 when there is none of that id."""
     import msgspec
 
-    found = [run for run in _runs(load(chosen)) if run.run == chosen.run]
+    found = [run for run in _runs(_job(chosen)) if run.run == chosen.run]
     if not found:
         print(f"there is no unfinished run {chosen.run}")
         return EXIT_PROBLEMS_FOUND
@@ -119,7 +131,7 @@ def inbox(chosen: argparse.Namespace) -> int:
 
     from agentflow.runtime.inspection import waits_for_signals
 
-    waits = waits_for_signals(_runs(load(chosen)))
+    waits = waits_for_signals(_runs(_job(chosen)))
     if chosen.json:
         print_json(msgspec.to_builtins(waits))
         return EXIT_DONE
@@ -137,7 +149,7 @@ def send_signal(chosen: argparse.Namespace) -> int:
 
     from agentflow.runtime.signals import encode_signal
 
-    job_file = load(chosen)
+    job = _job(chosen)
     try:
         value: Any = msgspec.json.decode(chosen.value) if chosen.value is not None else None
     except msgspec.DecodeError as error:
@@ -148,7 +160,7 @@ def send_signal(chosen: argparse.Namespace) -> int:
     document = encode_signal(
         key, chosen.name, value, correlation=chosen.correlation, run=chosen.run, agent=chosen.agent
     )
-    _deliver(job_file, key, document)
+    _deliver(job, key, document)
     if chosen.json:
         print_json(msgspec.json.decode(document))
     else:
@@ -201,10 +213,10 @@ def control_run(chosen: argparse.Namespace) -> int:
 
     from agentflow.runtime.signals import encode_control
 
-    job_file, key = load(chosen), key_of(chosen.key)
+    job, key = _job(chosen), key_of(chosen.key)
     run, reason = getattr(chosen, "run", ""), getattr(chosen, "reason", "")
     document = encode_control(key, chosen.verb, run=run, reason=reason, agent=chosen.agent)
-    _deliver(job_file, key, document)
+    _deliver(job, key, document)
     if chosen.json:
         print_json(msgspec.json.decode(document))
     else:
@@ -212,19 +224,18 @@ def control_run(chosen: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _deliver(job_file: JobFile, key: object, document: bytes) -> None:
+def _deliver(job: JobFile | Path, key: object, document: bytes) -> None:
     from agentflow.cli.job_file import KafkaSource
 
-    source = job_file.composition.source
-    if isinstance(source, KafkaSource):
-        topic = job_file.settings.signals.topic
+    if not isinstance(job, Path) and isinstance(source := job.composition.source, KafkaSource):
+        topic = job.settings.signals.topic
         if topic is None:
-            raise ConfigError([f"{job_file.path}: the job reads no signals: set signals.topic"])
-        asyncio.run(_send(job_file, source.topics, topic, key, document))
+            raise ConfigError([f"{job.path}: the job reads no signals: set signals.topic"])
+        asyncio.run(_send(job, source.topics, topic, key, document))
         return
     from agentflow.connectors.signal_spool import SignalSpool
 
-    SignalSpool(_state_dir(job_file) / "signals").append_now(document)
+    SignalSpool(_state_dir(job) / "signals").append_now(document)
 
 
 async def _send(job_file: JobFile, inputs: Sequence[str], topic: str, key: object, document: bytes) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 AddCommand = Callable[[Any, str, str], argparse.ArgumentParser]
-AddJobFile = Callable[[argparse.ArgumentParser], None]
+AddJobFile = Callable[..., None]
 
 FLAGS = ("--timeout", "--name", "--key", "--prefix", "--limit", "--to", "--keep")
 """The flags of these commands, for suggestions."""
@@ -31,17 +31,14 @@ def add_savepoint_commands(
     deleting.add_argument(
         "savepoints", metavar="SAVEPOINT", nargs="+", help="savepoints, as 'savepoint list' names them"
     )
-    for command in (creating, listing, restoring, pruning):
-        add_job_file(command)
+    add_job_file(creating, "JOB", "the job file, or a state directory")
+    for command in (listing, pruning):
+        add_job_file(command, "TARGET_OR_JOB", "a directory with savepoints, or a job file")
+    into = "the job file, or a state directory: a Kafka job has a new name, an embedded one no state"
+    add_job_file(restoring, "JOB", into)
     for command in (creating, listing, inspecting, verifying, restoring, deleting, pruning):
         command.add_argument("--json", action="store_true", help="print JSON")
-    _positional(creating, "JOB", "the job file, or a state directory")
-    for command in (listing, pruning):
-        _positional(command, "TARGET_OR_JOB", "a directory with savepoints, or a job file")
     pruning.add_argument("--keep", type=_limit, required=True, metavar="N", help="so many of each job are kept")
-    _positional(
-        restoring, "JOB", "the job file, or a state directory: a Kafka job has a new name, an embedded one no state"
-    )
     creating.add_argument(
         "target",
         metavar="TARGET",
@@ -68,9 +65,8 @@ def add_state_commands(
     exporting = add_command(verbs, "export", "write memory to a file of JSON lines, or a Parquet file")
     comparing = add_command(verbs, "diff", "show what differs between two savepoints, or a savepoint and a job")
     for command in (getting, listing, exporting, comparing):
-        add_job_file(command)
+        add_job_file(command, "STATE", "a job file, a state directory, or a savepoint")
         command.add_argument("--json", action="store_true", help="print JSON")
-        _positional(command, "STATE", "a job file, a state directory, or a savepoint")
         command.description = f"{command.description} {_AS_IT_IS}"
     key = "the key; a number is one, a text may have JSON's quotes"
     getting.add_argument("--key", required=True, metavar="KEY", help=key)
@@ -91,12 +87,6 @@ def _limit(text: str) -> int:
         msg = f"'{text}' is no such number, write one from 1 on"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
-
-
-def _positional(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
-    """Say what ``CONFIG`` may be of a command."""
-    (config,) = [action for action in command._actions if action.dest == "config"]  # noqa: SLF001 (argparse has no other way)
-    config.metavar, config.help = metavar, text
 
 
 def _duration_ms(text: str) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -31,6 +32,7 @@ from agentflow.api.options import Configuration
 from agentflow.core.results import RequestResult, result_name, result_name_of_id
 from agentflow.environment.answers import Answers, NoSource, failure_of
 from agentflow.environment.openers import signals_opener, state_opener
+from agentflow.environment.savepoints import savepoint_writer
 from agentflow.environment.settings import settings_of
 from agentflow.environment.telemetry import Telemetry
 from agentflow.errors import AgentflowError, ConfigError, UnknownRun
@@ -164,6 +166,7 @@ class Engine:
             requests=self._table,
             is_chain=False,
             on_end=telemetry.close,
+            write_savepoint=savepoint_writer(self.settings),
         )
         self._job = Job(spec, clock=self._clock, on_event=self._note)
         self._running = asyncio.get_running_loop().create_task(self._run(self._job), name="agentflow-engine")
@@ -414,6 +417,10 @@ class Engine:
     async def retry(self, key: object, *, agent: str = "") -> None:
         """Try at once what the active run of a key would try later."""
         await self._running_job().retry(key, agent=self._addressed(agent))
+
+    async def savepoint(self, target: str | os.PathLike[str]) -> str:
+        """Take a savepoint while the engine runs, and return where it is. See `Job.savepoint`; restore: `agentflow savepoint restore`."""
+        return await self._running_job().savepoint(target)
 
     def runs(self, *, agent: str | None = None, limit: int = 100) -> list[RunView]:
         """Return unfinished runs, at most ``limit`` of each agent: their key, state, task, steps; as they are at this moment."""

@@ -109,12 +109,6 @@ def _read_signal(row: StoredRow) -> None:
     _decode_any(decode_signal(row.value).value)
 
 
-def _read_result(row: StoredRow) -> None:
-    for output in decode_result(row.value).outputs:
-        if output is not None:
-            _decode_any(output)
-
-
 def _read_record(value: bytes) -> None:
     record = decode_record(value)
     _decode_any(record.key)
@@ -130,5 +124,5 @@ _READERS: dict[Table, Callable[[StoredRow], object]] = {
     Table.META: _read_meta,
     Table.STEPS: lambda row: _read_record(row.value),
     Table.SIGNALS: _read_signal,
-    Table.RESULTS: _read_result,
+    Table.RESULTS: lambda row: decode_result(row.value),  # its outputs are as the sink encodes them
 }
