@@ -6,8 +6,11 @@ import io
 import random
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from agentflow.connectors.arrow_sinks import ArrowSink, ParquetSink
 from agentflow.connectors.collections import CollectionSink
 from agentflow.connectors.jsonl_sink import JsonlSink
 from agentflow.connectors.standard_streams import StdoutSink
@@ -41,6 +44,34 @@ class TestJsonlSink(SinkConformance):
             return [line for file in files for line in file.read_bytes().splitlines()]
 
         return read
+
+
+def table_values(directory, pattern, read_table):
+    """The outputs that a reader of table files sees: rows with one column are outputs that were no objects."""
+    files = sorted(directory.glob(f"[!._]*{pattern}"))
+    return [msgspec.json.encode(value) for file in files for value in read_table(file)["value"].to_pylist()]
+
+
+class TestParquetSink(SinkConformance):
+    @pytest.fixture
+    def new_sink(self, tmp_path):
+        return lambda: ParquetSink(str(tmp_path / "deep" / "out"))
+
+    @pytest.fixture
+    def read_visible(self, tmp_path):
+        return lambda: table_values(tmp_path / "deep" / "out", ".parquet", pq.read_table)
+
+
+class TestArrowSink(SinkConformance):
+    @pytest.fixture
+    def new_sink(self, tmp_path):
+        return lambda: ArrowSink(str(tmp_path / "deep" / "out"), compression="lz4")
+
+    @pytest.fixture
+    def read_visible(self, tmp_path):
+        return lambda: table_values(
+            tmp_path / "deep" / "out", ".arrow", lambda file: pa.ipc.open_file(file).read_all()
+        )
 
 
 class TestStdoutSink(SinkConformance):

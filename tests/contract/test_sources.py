@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from agentflow.connectors.arrow_source import ArrowSource, ParquetSource
 from agentflow.connectors.collections import CollectionSource
 from agentflow.connectors.jsonl import JsonlSource
 from agentflow.connectors.standard_streams import StdinSource
@@ -29,6 +32,24 @@ class TestJsonlSource(SourceConformance):
         (tmp_path / "a.jsonl").write_bytes(LINES)
         (tmp_path / "b.jsonl").write_bytes(LINES)
         return lambda: JsonlSource(f"{tmp_path}/*.jsonl")
+
+
+class TestParquetSource(SourceConformance):
+    @pytest.fixture
+    def new_source(self, tmp_path):
+        for name in "ab":
+            pq.write_table(pa.table({"a": range(7)}), tmp_path / f"{name}.parquet", row_group_size=3)
+        return lambda: ParquetSource(f"{tmp_path}/*.parquet")
+
+
+class TestArrowSource(SourceConformance):
+    @pytest.fixture(params=[pa.ipc.new_file, pa.ipc.new_stream], ids=["file", "stream"])
+    def new_source(self, tmp_path, request):
+        for name in "ab":
+            table = pa.table({"a": range(7)})
+            with request.param(tmp_path / f"{name}.arrow", table.schema) as writer:
+                writer.write_table(table, max_chunksize=3)
+        return lambda: ArrowSource([tmp_path / "a.arrow", tmp_path / "b.arrow"])
 
 
 class TestStdinSource(SourceConformance):

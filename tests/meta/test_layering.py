@@ -48,6 +48,8 @@ VENDORS = {
     "msgspec": (r"agentflow\b",),
     "opentelemetry": (r"agentflow\.observability\b",),
     "prometheus_client": (r"agentflow\.observability\b",),  # what OpenTelemetry's exporter for it writes to
+    "obstore": (r"agentflow\.connectors\b",),
+    "pyarrow": (r"agentflow\.connectors\b",),
     "pytest": (r"agentflow\.testing\.conformance\b",),
     "rocksdict": (r"agentflow\.state\b",),
     "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.services\b"),

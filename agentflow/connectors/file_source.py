@@ -1,0 +1,259 @@
+"""Files as a source: what the formats have in common.
+
+Files are read one after the other, in the order of their sorted paths, in a thread, one block ahead of the job. A file's label is its path.
+Where a file may not change, a fingerprint of its content follows, as in ``orders.parquet#5c1f03aa``: an offset in one file means nothing
+in another one, and so a file that was replaced between two runs is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import zlib
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from agentflow.api.codecs import Codec
+from agentflow.connectors.file_store import FileReader
+from agentflow.connectors.input_files import InputFile, find_inputs
+from agentflow.core.records import Record
+from agentflow.errors import SourceError, SourceUnavailable
+
+_HEAD_BYTES = 4096
+_TAIL_BYTES = 2**16
+_FINGERPRINT = re.compile(r"#[0-9a-f]{8}$")
+
+
+class OpenRows(Protocol):
+    """One file being read from a position."""
+
+    def read(self) -> list[Record] | None:
+        """Return the records of the next block, perhaps none; None at the end of the file.
+
+        Raises:
+            SourceError: The content is not what it should be.
+            OSError: The file cannot be read.
+        """
+        ...
+
+
+class FileFormat(Protocol):
+    """How files become records.
+
+    Attributes:
+        kind: What such a file is called, for messages.
+        codec: How values are encoded.
+        may_grow: A local file may get longer behind what was read of it.
+    """
+
+    kind: str
+    codec: Codec
+    may_grow: bool
+
+    def open(self, file: FileReader, path: str, label: str, position: int) -> OpenRows:
+        """Begin to read a file, at 0 or at a `next_offset` of its records.
+
+        Raises:
+            SourceError: The content is not what it should be, or there is no such position in it.
+            OSError: The file cannot be read.
+        """
+        ...
+
+
+class FileSource:
+    """Files of one format.
+
+    Args:
+        path: Path or pattern (`**` goes through directories), or several. A pattern finds no names that start with ``.`` or ``_``, which are
+            staging.
+        file_format: Their format.
+    """
+
+    name: str
+    is_replayable = True
+    partitions: Sequence[str] = ()
+    idle_timeout_ms: int | None = None
+
+    def __init__(
+        self, path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], file_format: FileFormat
+    ) -> None:
+        paths = (path,) if isinstance(path, str | os.PathLike) else path
+        self._patterns = tuple(os.fspath(one) for one in paths)
+        self._format = file_format
+        self.codec = file_format.codec
+        self._known: dict[str, tuple[str, int]] = {}  # path → label, position
+        self._inputs: deque[InputFile] = deque()
+        self._open: _OpenFile | None = None
+        self._ready: Sequence[Record] = ()
+        self._taken = 0  # of the ready ones
+        self._reading: asyncio.Task[list[Record]] | None = None
+
+    async def open(self, positions: Mapping[str, int]) -> None:
+        """Find the files and check that those that were read before can be read on.
+
+        A position whose file no pattern names any more is ignored: the input was changed on purpose.
+
+        Raises:
+            SourceError: There is no file, or one cannot be read, or has changed.
+            SourceUnavailable: An object store does not answer.
+        """
+        self._known = {_FINGERPRINT.sub("", label): (label, offset) for label, offset in positions.items()}
+        self._inputs = deque(await asyncio.to_thread(self._find))
+
+    async def fetch(self, records_max: int) -> Sequence[Record]:
+        """Return the next records."""
+        while self._taken == len(self._ready):
+            # A cancelled fetch leaves its block to the next one: nothing is read twice and nothing is lost.
+            self._reading = self._reading or asyncio.create_task(asyncio.to_thread(self._read))
+            records = await asyncio.shield(self._reading)
+            self._reading = None
+            if not records:
+                return []
+            self._ready, self._taken = records, 0
+            self._reading = asyncio.create_task(asyncio.to_thread(self._read))
+        first, self._taken = self._taken, min(len(self._ready), self._taken + records_max)
+        return self._ready[first : self._taken]
+
+    async def close(self) -> None:
+        """Close the file."""
+        if self._reading is not None:
+            with contextlib.suppress(SourceError):
+                await self._reading
+            self._reading = None
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+        self._inputs.clear()
+        self._ready, self._taken = (), 0
+
+    def _find(self) -> list[InputFile]:
+        inputs = find_inputs(self._patterns, self._known, may_grow=self._format.may_grow)
+        for found in inputs:
+            self._opened(found, is_checked_only=found.path not in self._known).close()
+        return inputs
+
+    def _opened(self, found: InputFile, *, is_checked_only: bool = False) -> _OpenFile:
+        label, position = self._known.get(found.path, (None, 0))
+        return _OpenFile(found, self._format, label, position, is_checked_only=is_checked_only)
+
+    def _read(self) -> list[Record]:
+        """Return the records of the next block that completes any; empty at the end of the last file."""
+        while True:
+            if self._open is None:
+                if not self._inputs:
+                    return []
+                self._open = self._opened(self._inputs.popleft())
+            records = self._open.read()
+            if records:
+                return records
+            if records is None:
+                self._open.close()
+                self._open = None
+
+
+class _OpenFile:
+    """One file being read.
+
+    Args:
+        found: The file.
+        file_format: Its format.
+        known_label: The label that it had before; None: it was not read before.
+        position: Where to go on.
+        is_checked_only: It is only asked whether the file can be opened.
+    """
+
+    def __init__(
+        self,
+        found: InputFile,
+        file_format: FileFormat,
+        known_label: str | None,
+        position: int,
+        *,
+        is_checked_only: bool,
+    ) -> None:
+        self._path = found.path
+        self._format = file_format
+        self._rows: OpenRows | None = None
+        try:
+            self._file = found.open()
+        except OSError as error:
+            raise self._unreadable(error) from error
+        try:
+            if not is_checked_only:
+                self._begin(known_label, position)
+        except OSError as error:
+            self.close()
+            raise self._unreadable(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, known_label: str | None, position: int) -> None:
+        label = self._path
+        fingerprint = self._fingerprint()
+        if fingerprint is not None:
+            label += f"#{zlib.crc32(fingerprint):08x}"
+        if known_label not in (None, label):
+            raise self._changed("the input file has changed since it was read", known_label)
+        self._rows = self._format.open(self._file, self._path, label, position)
+
+    def _fingerprint(self) -> bytes | None:
+        """Return what tells this content from another one; None: it may grow."""
+        file = self._file
+        if file.version is not None:
+            return file.version.encode()
+        if self._format.may_grow:
+            return None
+        tail = max(0, file.size - _TAIL_BYTES)
+        return b"%d" % file.size + file.read(0, _HEAD_BYTES) + file.read(tail, _TAIL_BYTES)
+
+    def read(self) -> list[Record] | None:
+        """Return the records of the next block, perhaps none; None at the end of the file."""
+        assert self._rows is not None, "a file that is only checked is not read"
+        try:
+            return self._rows.read()
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _changed(self, what: str, label: str | None = None) -> SourceError:
+        return SourceError(
+            what,
+            where={"file": self._path, **({"label": label} if label else {})},
+            expected="the same content" if not self._format.may_grow else "the same content, or more of it",
+            fix="Put the original file back, or read the files from their beginning in a job of another name.",
+        )
+
+    def _unreadable(self, error: OSError) -> SourceError:
+        """Return the error that says why the file cannot be read."""
+        if error.errno == errno.ESTALE:
+            return self._changed("the input file was changed or replaced while it was read")
+        what, fix = f"the input file cannot be read: {error.strerror or error}", "Check the disk or the network drive."
+        kind = SourceError
+        match error:
+            case FileNotFoundError() if self._rows is not None:
+                return self._changed("the input file disappeared while it was read")
+            case FileNotFoundError():
+                what, fix = "the input file does not exist", "Correct `path`, or put the file there."
+            case PermissionError():
+                what, fix = (
+                    "the input file may not be read",
+                    "Give this user the right to read the file and its directory.",
+                )
+            case IsADirectoryError():
+                what, fix = "the input is a directory", f"Name its files by a pattern: {self._path.rstrip('/')}/*"
+            case OSError(errno=errno.ESPIPE):
+                what, fix = "the input is not a regular file", "Read pipes with the source `stdin`."
+            case ConnectionError():
+                kind = SourceUnavailable
+                what, fix = (
+                    f"the input file cannot be read: {error.strerror}",
+                    "Check the endpoint, region and credentials (object-store.*).",
+                )
+        return kind(what, where={"file": self._path}, expected=f"{self._format.kind} that can be read", fix=fix)
