@@ -18,7 +18,11 @@ from agentflow.api.steps import Done, StepIntent, Verdict, reconcile
 from agentflow.errors import AgentflowError, ConfigError, JobFailed, NotConfigured, PlanError
 
 if TYPE_CHECKING:
+    from agentflow.connectors.arrow_sinks import ArrowSink, ParquetSink
+    from agentflow.connectors.arrow_source import ArrowSource, ParquetSource
     from agentflow.connectors.collections import CollectionSink, CollectionSource
+    from agentflow.connectors.csv_sink import CsvSink
+    from agentflow.connectors.csv_source import CsvSource
     from agentflow.connectors.jsonl import JsonlSource
     from agentflow.connectors.jsonl_sink import JsonlSink
     from agentflow.environment.streams import AgentsExecutionEnvironment
@@ -32,6 +36,8 @@ __all__ = [
     "AgentPlan",
     "AgentflowError",
     "AgentsExecutionEnvironment",
+    "ArrowSink",
+    "ArrowSource",
     "CancelEvent",
     "CheckpointSettings",
     "Codec",
@@ -40,6 +46,8 @@ __all__ = [
     "ConfigError",
     "ConfigOption",
     "Configuration",
+    "CsvSink",
+    "CsvSource",
     "Done",
     "Event",
     "EventType",
@@ -54,6 +62,8 @@ __all__ = [
     "NotConfigured",
     "OnError",
     "OutputEvent",
+    "ParquetSink",
+    "ParquetSource",
     "PlanError",
     "ResourceDescriptor",
     "ResourceType",
@@ -70,12 +80,18 @@ __all__ = [
 _LAZY = {  # what runs a job is imported when it is asked for: an agent's module needs none of it
     "AgentPlan": "agentflow.plan.plan",
     "AgentsExecutionEnvironment": "agentflow.environment.streams",
+    "ArrowSink": "agentflow.connectors.arrow_sinks",
+    "ArrowSource": "agentflow.connectors.arrow_source",
     "CheckpointSettings": "agentflow.runtime.settings",
     "CollectionSink": "agentflow.connectors.collections",
     "CollectionSource": "agentflow.connectors.collections",
+    "CsvSink": "agentflow.connectors.csv_sink",
+    "CsvSource": "agentflow.connectors.csv_source",
     "JobSettings": "agentflow.runtime.settings",
     "JsonlSink": "agentflow.connectors.jsonl_sink",
     "JsonlSource": "agentflow.connectors.jsonl",
+    "ParquetSink": "agentflow.connectors.arrow_sinks",
+    "ParquetSource": "agentflow.connectors.arrow_source",
     "StateSettings": "agentflow.runtime.settings",
 }
 

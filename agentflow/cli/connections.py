@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agentflow.cli.job_file import (
+    ArrowSink,
+    ArrowSource,
+    CsvSink,
+    CsvSource,
+    FileSink,
+    FileSource,
     JsonlSink,
     JsonlSource,
     KafkaDeadLetters,
     KafkaSink,
     KafkaSource,
+    ParquetSink,
+    ParquetSource,
     StdinSource,
     StdoutSink,
 )
@@ -18,7 +26,7 @@ from agentflow.runtime.ports import Sink, Source
 from agentflow.runtime.settings import JobSettings
 
 
-def source_opener(source: JsonlSource | StdinSource | KafkaSource, settings: JobSettings) -> Callable[[], Source]:
+def source_opener(source: FileSource | StdinSource | KafkaSource, settings: JobSettings) -> Callable[[], Source]:
     """Return what makes the source of an embedded job, at each start of the job."""
     if isinstance(source, KafkaSource):
         raise ConfigError(["a job that reads Kafka is run by: agentflow worker"])
@@ -26,12 +34,36 @@ def source_opener(source: JsonlSource | StdinSource | KafkaSource, settings: Job
         from agentflow.connectors.jsonl import JsonlSource as Files
 
         return lambda: Files(source.path, record_max_bytes=settings.record_max_bytes)
+    if isinstance(source, CsvSource):
+        return _csv_opener(source, settings)
+    if isinstance(source, ParquetSource | ArrowSource):
+        from agentflow.connectors import arrow_source
+
+        kind = arrow_source.ParquetSource if isinstance(source, ParquetSource) else arrow_source.ArrowSource
+        return lambda: kind(source.path, columns=source.columns)
     from agentflow.connectors.standard_streams import StdinSource as Stdin
 
     return lambda: Stdin(record_max_bytes=settings.record_max_bytes)
 
 
-def open_sink(sink: JsonlSink | StdoutSink | KafkaSink | KafkaDeadLetters) -> Sink:
+def _csv_opener(source: CsvSource, settings: JobSettings) -> Callable[[], Source]:
+    from agentflow.connectors.csv_source import CsvSource as Files
+
+    return lambda: Files(
+        source.path,
+        header=source.header,
+        columns=source.columns,
+        delimiter=source.delimiter,
+        quote=source.quote,
+        encoding=source.encoding,
+        null_values=source.null_values,
+        types=source.types,
+        infer_types=source.infer_types,
+        record_max_bytes=settings.record_max_bytes,
+    )
+
+
+def open_sink(sink: FileSink | StdoutSink | KafkaSink | KafkaDeadLetters) -> Sink:
     """Make a sink of an embedded job."""
     if isinstance(sink, KafkaSink | KafkaDeadLetters):
         raise ConfigError(["an embedded job cannot write to Kafka exactly once: read from Kafka with agentflow worker"])
@@ -39,6 +71,25 @@ def open_sink(sink: JsonlSink | StdoutSink | KafkaSink | KafkaDeadLetters) -> Si
         from agentflow.connectors.jsonl_sink import JsonlSink as Directory
 
         return Directory(sink.path)
+    if isinstance(sink, CsvSink):
+        from agentflow.connectors.csv_sink import CsvSink as CsvDirectory
+
+        return CsvDirectory(
+            sink.path,
+            header=sink.header,
+            columns=sink.columns,
+            delimiter=sink.delimiter,
+            quote=sink.quote,
+            null_value=sink.null_value,
+        )
+    if isinstance(sink, ParquetSink):
+        from agentflow.connectors.arrow_sinks import ParquetSink as ParquetDirectory
+
+        return ParquetDirectory(sink.path, schema=sink.schema, compression=sink.compression)
+    if isinstance(sink, ArrowSink):
+        from agentflow.connectors.arrow_sinks import ArrowSink as ArrowDirectory
+
+        return ArrowDirectory(sink.path, schema=sink.schema, compression=sink.compression)
     from agentflow.connectors.standard_streams import StdoutSink as Stdout
 
     return Stdout()

@@ -163,6 +163,7 @@ def _build(field: Any, values: Sequence[Any]) -> Any:  # noqa: ANN401 (a field a
 def _builders() -> tuple[tuple[Callable[[Any], bool], Callable[[Any, Sequence[Any]], Any]], ...]:
     types = arrow().types
     return (
+        (types.is_integer, _each(_whole)),
         (types.is_struct, _build_struct),
         (types.is_list, _build_list),
         (types.is_large_list, _build_list),
@@ -247,6 +248,14 @@ def _build_timestamps(kind: Any, values: Sequence[Any]) -> Any:  # noqa: ANN401 
 
 def _instant_text(epoch_ms: int) -> str:
     return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat()
+
+
+def _whole(value: Any) -> Any:  # noqa: ANN401 (any value)
+    """Refuse a fraction, which Arrow would cut off."""
+    if type(value) is float and not value.is_integer():
+        msg = "it has a fraction"
+        raise ValueError(msg)
+    return value
 
 
 def _time(value: Any) -> time:  # noqa: ANN401 (any value)

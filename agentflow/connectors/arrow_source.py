@@ -7,8 +7,6 @@ contents, so the rows before are read and dropped.
 
 from __future__ import annotations
 
-import difflib
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +15,10 @@ from typing import Any
 
 from agentflow.api.codecs import MSGPACK
 from agentflow.connectors.arrow_rows import RowPacker, arrow
-from agentflow.connectors.file_source import FileSource
+from agentflow.connectors.file_source import FileSource, Paths, shorter_than_position
 from agentflow.connectors.file_store import FileReader
 from agentflow.connectors.ranges import RangeFile
+from agentflow.connectors.row_values import chosen_columns
 from agentflow.core.records import Record
 from agentflow.errors import SourceError
 
@@ -27,8 +26,6 @@ _BLOCK_ROWS = 8192
 _BLOCK_BYTES = 4 * 2**20
 _BUFFER_BYTES = 2**20  # of each column that is read
 _ARROW_MAGIC = b"ARROW1"
-
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class ParquetSource(FileSource):
@@ -83,39 +80,15 @@ class _Content:
         self.position = position
 
     def chosen(self, names: Sequence[str]) -> list[int]:
-        """Return the places of the wanted columns among those of the file.
-
-        Raises:
-            SourceError: One is not there, or a name is there twice.
-        """
-        wanted = list(names) if self.columns is None else list(self.columns)
-        for name in wanted:
-            count = names.count(name)
-            if count == 1:
-                continue
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"Did you mean '{near[0]}'?" if near else "Correct `columns`."
-            raise SourceError(
-                f"the input file has no column '{name}'"
-                if not count
-                else f"the input file has {count} columns '{name}'",
-                where={"file": self.path},
-                expected=f"one of {', '.join(names)}",
-                fix=hint if not count else "Name other `columns`.",
-            )
-        return [names.index(name) for name in wanted]
+        """Return the places of the wanted columns among those of the file."""
+        return chosen_columns(names, self.columns, self.path)
 
     def too_short(self, rows: int) -> SourceError:
-        return SourceError(
-            "the input file is shorter than its position",
-            where={"file": self.path, "position": self.position},
-            expected=f"at least {self.position} rows, there are {rows}",
-            fix="Put the original file back, or read the files from their beginning in a job of another name.",
-        )
+        return shorter_than_position(self.path, self.position, "rows", rows)
 
 
-_Batches = Callable[[_Content], tuple[Any, Iterator[Any]]]
-"""Opens a file; returns the schema of the wanted columns, and batches of the rows from the position on."""
+_Batches = Callable[[_Content], Iterator[Any]]
+"""Opens a file, and returns the rows from the position on in batches of bounded size."""
 
 
 class _ArrowFormat:
@@ -144,16 +117,17 @@ class _ArrowRows:
         self._kind = kind
         self._label = label
         self._next = content.position
+        self._packer: RowPacker | None = None
         with self._told():
-            schema, self._batches = batches(content)
-            self._packer = RowPacker(schema)
+            self._batches = batches(content)
 
     def read(self) -> list[Record] | None:
         with self._told():
             batch = next(self._batches, None)
-            values = None if batch is None else self._packer.pack(batch)
-        if values is None:
-            return None
+            if batch is None:
+                return None
+            self._packer = self._packer or RowPacker(batch.schema)
+            values = self._packer.pack(batch)
         first, label = self._next, self._label
         self._next += len(values)
         return [Record(label, row, row + 1, value) for row, value in enumerate(values, first)]
@@ -173,7 +147,7 @@ class _ArrowRows:
             ) from error
 
 
-def _parquet_batches(content: _Content) -> tuple[Any, Iterator[Any]]:
+def _parquet_batches(content: _Content) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     # Not `pre_buffer`: it holds a row group in memory, and there are files of one.
@@ -192,11 +166,10 @@ def _parquet_batches(content: _Content) -> tuple[Any, Iterator[Any]]:
         columns=columns,
         use_threads=False,
     )
-    schema = arrow().schema([file.schema_arrow.field(name) for name in file.schema_arrow.names if name in set(columns)])
-    return schema, _behind(batches, content.position - starts[first])
+    return _behind(batches, content.position - starts[first])
 
 
-def _ipc_batches(content: _Content) -> tuple[Any, Iterator[Any]]:
+def _ipc_batches(content: _Content) -> Iterator[Any]:
     pa = arrow()
     source = content.source
     is_file = source.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC
@@ -207,12 +180,12 @@ def _ipc_batches(content: _Content) -> tuple[Any, Iterator[Any]]:
     options = pa.ipc.IpcReadOptions(included_fields=sorted(content.chosen(names)))
     reader = open_content(source, options=options)
     if not is_file:
-        return reader.schema, _behind(_counted(_pieces(reader), content), content.position)
+        return _behind(_counted(_pieces(reader), content), content.position)
     first, skipped = 0, content.position
     if skipped:
         first, skipped = _find_row(content)
     batches = (reader.get_batch(index) for index in range(first, reader.num_record_batches))
-    return reader.schema, _behind(_pieces(batches), skipped)
+    return _behind(_pieces(batches), skipped)
 
 
 def _find_row(content: _Content) -> tuple[int, int]:
@@ -243,6 +216,9 @@ def _counted(batches: Iterator[Any], content: _Content) -> Iterator[Any]:
 def _pieces(batches: Iterator[Any]) -> Iterator[Any]:
     """Yield batches of any size as batches of a bounded one."""
     for batch in batches:
+        batch.validate(
+            full=True
+        )  # nothing else looks at what was damaged on a disk, and a wrong offset would end the process
         row_bytes = max(1, batch.nbytes // max(1, batch.num_rows))
         size = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // row_bytes))
         for start in range(0, batch.num_rows, size):

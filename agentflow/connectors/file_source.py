@@ -28,6 +28,9 @@ _TAIL_BYTES = 2**16
 _FINGERPRINT = re.compile(r"#[0-9a-f]{8}$")
 
 
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
 class OpenRows(Protocol):
     """One file being read from a position."""
 
@@ -78,9 +81,7 @@ class FileSource:
     partitions: Sequence[str] = ()
     idle_timeout_ms: int | None = None
 
-    def __init__(
-        self, path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], file_format: FileFormat
-    ) -> None:
+    def __init__(self, path: Paths, file_format: FileFormat) -> None:
         paths = (path,) if isinstance(path, str | os.PathLike) else path
         self._patterns = tuple(os.fspath(one) for one in paths)
         self._format = file_format
@@ -257,3 +258,13 @@ class _OpenFile:
                     "Check the endpoint, region and credentials (object-store.*).",
                 )
         return kind(what, where={"file": self._path}, expected=f"{self._format.kind} that can be read", fix=fix)
+
+
+def shorter_than_position(path: str, position: int, unit: str, size: int) -> SourceError:
+    """Return the error of a file that has less in it than was read of it before."""
+    return SourceError(
+        "the input file is shorter than its position",
+        where={"file": path, "position": position},
+        expected=f"at least {position} {unit}, there are {size}",
+        fix="Put the original file back, or read the files from their beginning in a job of another name.",
+    )

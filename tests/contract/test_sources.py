@@ -11,6 +11,7 @@ import pytest
 
 from agentflow.connectors.arrow_source import ArrowSource, ParquetSource
 from agentflow.connectors.collections import CollectionSource
+from agentflow.connectors.csv_source import CsvSource
 from agentflow.connectors.jsonl import JsonlSource
 from agentflow.connectors.standard_streams import StdinSource
 from agentflow.core.records import Record
@@ -32,6 +33,14 @@ class TestJsonlSource(SourceConformance):
         (tmp_path / "a.jsonl").write_bytes(LINES)
         (tmp_path / "b.jsonl").write_bytes(LINES)
         return lambda: JsonlSource(f"{tmp_path}/*.jsonl")
+
+
+class TestCsvSource(SourceConformance):
+    @pytest.fixture
+    def new_source(self, tmp_path):
+        for name in "ab":
+            (tmp_path / f"{name}.csv").write_bytes(b'\xef\xbb\xbfa,b\r\n1,"x\ny"\r\n\n2\n3,"z"')
+        return lambda: CsvSource(f"{tmp_path}/*.csv")
 
 
 class TestParquetSource(SourceConformance):
