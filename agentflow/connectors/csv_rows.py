@@ -90,7 +90,8 @@ def parse(dialect: Dialect, text: str, count: int, *, is_last: bool) -> ParsedRo
     """
     if dialect.quote is None or dialect.quote not in text:
         try:
-            return ParsedRows(list(dialect.reader(text)), range(count), range(1, count + 1), count)
+            rows = list(dialect.reader(text))
+            return ParsedRows(rows, range(len(rows)), range(1, len(rows) + 1), count)
         except csv.Error:  # somewhere in it; the loop below finds out where
             pass
     fields: list[list[str] | str] = []
@@ -110,7 +111,7 @@ def parse(dialect: Dialect, text: str, count: int, *, is_last: bool) -> ParsedRo
         try:
             for row in reader:
                 line = add(row, before + reader.line_num)
-            return ParsedRows(fields, starts, ends, line)
+            return ParsedRows(fields, starts, ends, count)
         except csv.Error as error:
             end = before + reader.line_num
             if end < len(lines) or not _is_open(dialect, lines[line:]):
