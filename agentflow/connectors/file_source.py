@@ -8,7 +8,6 @@ in another one, and so a file that was replaced between two runs is noticed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Protocol
 from agentflow.api.codecs import Codec
 from agentflow.connectors.file_store import FileReader
 from agentflow.connectors.input_files import InputFile, find_inputs
+from agentflow.connectors.read_ahead import ReadAhead
 from agentflow.core.records import Record
 from agentflow.errors import SourceError, SourceUnavailable
 
@@ -89,9 +89,7 @@ class FileSource:
         self._known: dict[str, tuple[str, int]] = {}  # path → label, position
         self._inputs: deque[InputFile] = deque()
         self._open: _OpenFile | None = None
-        self._ready: Sequence[Record] = ()
-        self._taken = 0  # of the ready ones
-        self._reading: asyncio.Task[list[Record]] | None = None
+        self._ahead = ReadAhead(self._read)
 
     async def open(self, positions: Mapping[str, int]) -> None:
         """Find the files and check that those that were read before can be read on.
@@ -107,29 +105,15 @@ class FileSource:
 
     async def fetch(self, records_max: int) -> Sequence[Record]:
         """Return the next records."""
-        while self._taken == len(self._ready):
-            # A cancelled fetch leaves its block to the next one: nothing is read twice and nothing is lost.
-            self._reading = self._reading or asyncio.create_task(asyncio.to_thread(self._read))
-            records = await asyncio.shield(self._reading)
-            self._reading = None
-            if not records:
-                return []
-            self._ready, self._taken = records, 0
-            self._reading = asyncio.create_task(asyncio.to_thread(self._read))
-        first, self._taken = self._taken, min(len(self._ready), self._taken + records_max)
-        return self._ready[first : self._taken]
+        return await self._ahead.fetch(records_max)
 
     async def close(self) -> None:
         """Close the file."""
-        if self._reading is not None:
-            with contextlib.suppress(SourceError):
-                await self._reading
-            self._reading = None
+        await self._ahead.close()
         if self._open is not None:
             self._open.close()
             self._open = None
         self._inputs.clear()
-        self._ready, self._taken = (), 0
 
     def _find(self) -> list[InputFile]:
         inputs = find_inputs(self._patterns, self._known, may_grow=self._format.may_grow)

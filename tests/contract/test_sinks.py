@@ -10,6 +10,7 @@ import pytest
 
 from agentflow.connectors.collections import CollectionSink
 from agentflow.connectors.standard_streams import StdoutSink
+from agentflow.connectors.tables import TableSink
 from agentflow.testing.conformance.sink import SinkConformance
 from agentflow.testing.faults import FaultySink, Fuse, SinkDirectory
 from tests.unit.connectors.part_kinds import KINDS
@@ -27,6 +28,25 @@ class TestCollectionSink(SinkConformance):
     @pytest.fixture
     def read_visible(self, place):
         return lambda: [msgspec.json.encode(value) for value in place.values]
+
+
+@pytest.mark.parametrize("schema", [None, {"value": "json"}], ids=["any", "declared"])
+class TestTableSink(SinkConformance):
+    @pytest.fixture
+    def place(self, schema):
+        return TableSink(schema)
+
+    @pytest.fixture
+    def new_sink(self, place):
+        return lambda: place
+
+    @pytest.fixture
+    def read_visible(self, place, schema):
+        def read():
+            values = place.result.table["value"].to_pylist() if len(place.result) else []
+            return [value.encode() if schema else msgspec.json.encode(value) for value in values]
+
+        return read
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

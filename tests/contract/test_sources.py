@@ -14,6 +14,7 @@ from agentflow.connectors.collections import CollectionSource
 from agentflow.connectors.csv_source import CsvSource
 from agentflow.connectors.jsonl import JsonlSource
 from agentflow.connectors.standard_streams import StdinSource
+from agentflow.connectors.tables import TableSource
 from agentflow.core.records import Record
 from agentflow.testing.conformance.source import SourceConformance
 from agentflow.testing.faults import FaultySource, Fuse
@@ -59,6 +60,12 @@ class TestArrowSource(SourceConformance):
             with request.param(tmp_path / f"{name}.arrow", table.schema) as writer:
                 writer.write_table(table, max_chunksize=3)
         return lambda: ArrowSource([tmp_path / "a.arrow", tmp_path / "b.arrow"])
+
+
+class TestTableSource(SourceConformance):
+    @pytest.fixture
+    def new_source(self):
+        return lambda: TableSource(pa.table({"a": range(7)}).to_reader(max_chunksize=3))
 
 
 class TestStdinSource(SourceConformance):
