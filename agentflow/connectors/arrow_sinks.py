@@ -15,6 +15,7 @@ from agentflow.connectors.ranges import OutputFile, RangeFile
 from agentflow.connectors.row_outputs import DEAD_LETTER_COLUMNS, is_dead_letter, row_blocks
 from agentflow.connectors.stores import file_store
 from agentflow.errors import SinkForbidden
+from agentflow.runtime.settings import ObjectStoreSettings
 
 if TYPE_CHECKING:
     from agentflow.core.effects import DeadLetter, EmitRecord
@@ -125,8 +126,10 @@ class _ParquetOutput:
 class _ArrowSink(PartFileSink):
     """A sink of files that carry an Arrow schema."""
 
-    def __init__(self, place: str, suffix: str, table: _ArrowFormat, subtask: int) -> None:
-        super().__init__(file_store(place), suffix, table, subtask=subtask)
+    def __init__(
+        self, place: str, suffix: str, table: _ArrowFormat, subtask: int, store: ObjectStoreSettings | None
+    ) -> None:
+        super().__init__(file_store(place, store), suffix, table, subtask=subtask)
         self._format = table
 
     def write(self, record: EmitRecord | DeadLetter) -> None:
@@ -143,11 +146,12 @@ class ParquetSink(_ArrowSink):
     Dead letters have columns of their own (`row_outputs.DEAD_LETTER_COLUMNS`).
 
     Args:
-        path: The directory; created, with its parents, where it is missing.
+        path: The directory; created, with its parents, where it is missing. Or the URL of a prefix in an object store.
         schema: The columns: name → type (`column_types`), or a `pyarrow.Schema`. None: those of the newest file that is there, else those
             that the outputs of the first checkpoint have; a later output that does not fit stops the job.
         compression: Codec of the columns.
         subtask: Number of the subtask that writes; several subtasks share a directory.
+        store: How the object store is reached.
 
     Raises:
         NotConfigured: The package pyarrow is missing.
@@ -163,6 +167,7 @@ class ParquetSink(_ArrowSink):
         schema: Columns | Any = None,  # noqa: ANN401 (or a `pyarrow.Schema`)
         compression: ParquetCompression = "zstd",
         subtask: int = 0,
+        store: ObjectStoreSettings | None = None,
     ) -> None:
         def read_schema(source: Any) -> Any:  # noqa: ANN401 (pyarrow has no types)
             import pyarrow.parquet as pq
@@ -177,7 +182,7 @@ class ParquetSink(_ArrowSink):
             read_schema,
             lambda sink, columns: closing(_ParquetOutput(sink, columns, compression)),
         )
-        super().__init__(path, ".parquet", table, subtask)
+        super().__init__(path, ".parquet", table, subtask, store)
 
 
 class ArrowSink(_ArrowSink):
@@ -188,6 +193,7 @@ class ArrowSink(_ArrowSink):
         schema: As of `ParquetSink`.
         compression: Codec of the buffers; without one, readers can map files into memory.
         subtask: As of `ParquetSink`.
+        store: As of `ParquetSink`.
 
     Raises:
         NotConfigured: The package pyarrow is missing.
@@ -203,6 +209,7 @@ class ArrowSink(_ArrowSink):
         schema: Columns | Any = None,  # noqa: ANN401 (or a `pyarrow.Schema`)
         compression: ArrowCompression = "none",
         subtask: int = 0,
+        store: ObjectStoreSettings | None = None,
     ) -> None:
         pa = arrow()
         declared = None if schema is None else arrow_schema(schema)
@@ -214,4 +221,4 @@ class ArrowSink(_ArrowSink):
             lambda source: pa.ipc.open_file(source).schema,
             lambda sink, columns: closing(pa.ipc.new_file(sink, columns, options=options)),
         )
-        super().__init__(path, ".arrow", table, subtask)
+        super().__init__(path, ".arrow", table, subtask, store)

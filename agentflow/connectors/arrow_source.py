@@ -21,10 +21,12 @@ from agentflow.connectors.ranges import RangeFile
 from agentflow.connectors.row_values import chosen_columns
 from agentflow.core.records import Record
 from agentflow.errors import SourceError
+from agentflow.runtime.settings import ObjectStoreSettings
 
 _BLOCK_ROWS = 8192
 _BLOCK_BYTES = 4 * 2**20
-_BUFFER_BYTES = 2**20  # of each column that is read
+_BUFFER_BYTES = 2**20  # of each column that is read, at least
+_BUFFERS_BYTES = 64 * 2**20
 _ARROW_MAGIC = b"ARROW1"
 
 
@@ -35,6 +37,7 @@ class ParquetSource(FileSource):
         path: Path or pattern (`**` goes through directories), or several. A pattern finds no names that start with ``.`` or ``_``, which are
             staging.
         columns: Read these only; None: all.
+        store: How object stores are reached, for paths as ``s3://bucket/in/*.parquet``.
 
     Raises:
         NotConfigured: The package pyarrow is missing.
@@ -42,8 +45,10 @@ class ParquetSource(FileSource):
 
     name = "parquet"
 
-    def __init__(self, path: Paths, *, columns: Sequence[str] | None = None) -> None:
-        super().__init__(path, _ArrowFormat("a Parquet file", columns, _parquet_batches))
+    def __init__(
+        self, path: Paths, *, columns: Sequence[str] | None = None, store: ObjectStoreSettings | None = None
+    ) -> None:
+        super().__init__(path, _ArrowFormat("a Parquet file", columns, _parquet_batches), store)
 
 
 class ArrowSource(FileSource):
@@ -52,6 +57,7 @@ class ArrowSource(FileSource):
     Args:
         path: As of `ParquetSource`.
         columns: As of `ParquetSource`.
+        store: As of `ParquetSource`.
 
     Raises:
         NotConfigured: The package pyarrow is missing.
@@ -59,8 +65,10 @@ class ArrowSource(FileSource):
 
     name = "arrow"
 
-    def __init__(self, path: Paths, *, columns: Sequence[str] | None = None) -> None:
-        super().__init__(path, _ArrowFormat("an Arrow file", columns, _ipc_batches))
+    def __init__(
+        self, path: Paths, *, columns: Sequence[str] | None = None, store: ObjectStoreSettings | None = None
+    ) -> None:
+        super().__init__(path, _ArrowFormat("an Arrow file", columns, _ipc_batches), store)
 
 
 class _Content:
@@ -71,13 +79,22 @@ class _Content:
         path: For messages.
         columns: Columns that are wanted; None: all.
         position: Number of the first row that is wanted.
+        block_bytes: How much is best read at once.
     """
 
-    def __init__(self, source: Any, path: str, columns: Sequence[str] | None, position: int) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        source: Any,  # noqa: ANN401 (pyarrow has no types)
+        path: str,
+        columns: Sequence[str] | None,
+        position: int,
+        block_bytes: int,
+    ) -> None:
         self.source = source
         self.path = path
         self.columns = columns
         self.position = position
+        self.block_bytes = block_bytes
 
     def chosen(self, names: Sequence[str]) -> list[int]:
         """Return the places of the wanted columns among those of the file."""
@@ -96,6 +113,7 @@ class _ArrowFormat:
 
     codec = MSGPACK
     may_grow = False
+    has_byte_offsets = False
 
     def __init__(self, kind: str, columns: Sequence[str] | None, batches: _Batches) -> None:
         arrow()
@@ -105,7 +123,8 @@ class _ArrowFormat:
 
     def open(self, file: FileReader, path: str, label: str, position: int) -> _ArrowRows:
         """See `FileFormat`."""
-        content = _Content(arrow().PythonFile(RangeFile(file), mode="r"), path, self._columns, position)
+        source = arrow().PythonFile(RangeFile(file), mode="r")
+        content = _Content(source, path, self._columns, position, file.block_bytes)
         return _ArrowRows(content, self.kind, label, self._batches)
 
 
@@ -150,10 +169,12 @@ class _ArrowRows:
 def _parquet_batches(content: _Content) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
-    # Not `pre_buffer`: it holds a row group in memory, and there are files of one.
-    file = pq.ParquetFile(content.source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    metadata = file.metadata
-    columns = [file.schema_arrow.names[index] for index in content.chosen(file.schema_arrow.names)]
+    # Not `pre_buffer`: it holds a row group in memory, and there are files of one. Each column has a buffer of its own.
+    footer = pq.ParquetFile(content.source)
+    metadata, names = footer.metadata, footer.schema_arrow.names
+    columns = [names[index] for index in content.chosen(names)]
+    buffer_bytes = max(_BUFFER_BYTES, min(content.block_bytes, _BUFFERS_BYTES // max(1, len(columns))))
+    file = pq.ParquetFile(content.source, metadata=metadata, buffer_size=buffer_bytes, pre_buffer=False)
     if content.position > metadata.num_rows:
         raise content.too_short(metadata.num_rows)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]

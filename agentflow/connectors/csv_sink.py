@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +16,7 @@ from agentflow.connectors.part_files import LineBlocks, PartFileSink
 from agentflow.connectors.row_outputs import DEAD_LETTER_COLUMNS, is_dead_letter, row_blocks
 from agentflow.connectors.stores import file_store
 from agentflow.errors import SchemaMismatch, SinkForbidden
+from agentflow.runtime.settings import ObjectStoreSettings
 
 if TYPE_CHECKING:
     from agentflow.core.effects import DeadLetter, EmitRecord
@@ -31,7 +32,7 @@ class CsvSink(PartFileSink):
     (`row_outputs.DEAD_LETTER_COLUMNS`). Text is UTF-8.
 
     Args:
-        path: The directory; created, with its parents, where it is missing.
+        path: The directory; created, with its parents, where it is missing. Or the URL of a prefix in an object store.
         header: The first row of a file names the columns.
         columns: Names of the columns, in order. None: those of the newest file that is there, else those that the outputs of the first
             checkpoint have; an output with another field stops the job.
@@ -39,6 +40,7 @@ class CsvSink(PartFileSink):
         quote: Around fields with delimiters, newlines or quotes in them, which are doubled.
         null_value: What is written for null.
         subtask: Number of the subtask that writes; several subtasks share a directory.
+        store: How the object store is reached.
 
     Raises:
         ValueError: A character is not possible; or ``columns`` is missing, without a header.
@@ -56,12 +58,13 @@ class CsvSink(PartFileSink):
         quote: str = '"',
         null_value: str = "",
         subtask: int = 0,
+        store: ObjectStoreSettings | None = None,
     ) -> None:
         if not header and columns is None:
             msg = "files without a header do not say what their columns are called: give `columns`"
             raise ValueError(msg)
         self._format = _CsvFormat(path, header, columns, csv_dialect(delimiter, quote, "utf-8"), null_value)
-        super().__init__(file_store(path), ".csv", self._format, subtask=subtask)
+        super().__init__(file_store(path, store), ".csv", self._format, subtask=subtask)
 
     def write(self, record: EmitRecord | DeadLetter) -> None:
         """Take one output, as `PartFileSink` does; dead letters have columns of their own."""
@@ -139,10 +142,9 @@ class _CsvFormat:
         return self._null_value if value is None else msgspec.json.encode(value).decode()
 
     def _unknown(self, name: str, row: int, checkpoint: int) -> SchemaMismatch:
-        where: Mapping[str, object] = {"directory": self._place, "checkpoint": checkpoint, "field": name, "row": row}
         return SchemaMismatch(
             f"row {row} has a field '{name}', for which there is no column",
-            where=dict(where),
+            where={"directory": self._place, "checkpoint": checkpoint, "field": name, "row": row},
             expected=f"the columns {', '.join(self._columns or ())}",
             fix="name all `columns`, or let the action leave the field out. Columns that nobody has named are those of the first "
             "checkpoint, or of the newest file that is there.",

@@ -10,12 +10,13 @@ from agentflow.api.codecs import MSGPACK
 from agentflow.connectors.column_types import SCALARS, ColumnType, column_types
 from agentflow.connectors.csv_columns import TextColumn, inferred_type
 from agentflow.connectors.csv_rows import CsvSplitter, Dialect, RowLayout, line_offsets, parse
-from agentflow.connectors.file_source import FileSource, Paths, shorter_than_position
+from agentflow.connectors.file_source import FileSource, Paths, check_start
 from agentflow.connectors.file_store import FileReader
 from agentflow.connectors.lines import RECORD_MAX_BYTES
 from agentflow.connectors.row_values import RowEncoder, chosen_columns
 from agentflow.core.records import Record
 from agentflow.errors import SourceError
+from agentflow.runtime.settings import ObjectStoreSettings
 
 _BLOCK_BYTES = 2**20
 _HEAD_BYTES = 2**20
@@ -43,6 +44,7 @@ class CsvSource(FileSource):
             int64, double or boolean where all fields are that, else string.
         infer_types: False: columns without a type in ``types`` are text.
         record_max_bytes: A longer row is returned with its first ``record_max_bytes + 1`` bytes only.
+        store: How object stores are reached, for paths as ``s3://bucket/in/*.csv``.
 
     Raises:
         ValueError: A type, the encoding, or a character is none; or ``columns`` is missing.
@@ -63,6 +65,7 @@ class CsvSource(FileSource):
         types: Mapping[str, str] | None = None,
         infer_types: bool = True,
         record_max_bytes: int = RECORD_MAX_BYTES,
+        store: ObjectStoreSettings | None = None,
     ) -> None:
         dialect = csv_dialect(delimiter, quote, encoding)
         if not header and columns is None:
@@ -79,6 +82,7 @@ class CsvSource(FileSource):
                 infer_types,
                 record_max_bytes,
             ),
+            store,
         )
 
 
@@ -128,6 +132,7 @@ class _CsvFormat:
     kind = "a CSV file"
     codec = MSGPACK
     may_grow = True
+    has_byte_offsets = True
 
     def __init__(
         self,
@@ -151,8 +156,7 @@ class _CsvFormat:
     def open(self, file: FileReader, path: str, label: str, position: int) -> _CsvRows:
         """See `FileFormat`."""
         head = _Head(file, path, self._dialect)
-        if position:
-            _check_start(file, path, position)
+        check_start(file, path, position)
         names, first_row = self._names(head)
         start = position or head.offsets[first_row]
         lines_before = (lambda: _count_lines(file, position)) if position else (lambda: first_row)
@@ -237,25 +241,10 @@ class _CsvRows:
         self._splitter = splitter
 
     def read(self) -> list[Record] | None:
-        block = self._file.read(self._splitter.position, _BLOCK_BYTES)
+        block = self._file.read(self._splitter.position, self._file.block_bytes)
         if block:
             return self._splitter.feed(block)
         return self._splitter.finish() or None
-
-
-def _check_start(file: FileReader, path: str, position: int) -> None:
-    """Refuse a position at which no row begins."""
-    if position > file.size:
-        raise shorter_than_position(path, position, "bytes", file.size)
-    # A last row without newline ends at the file's end, so the newline may also follow the position.
-    around = file.read(position - 1, 2)
-    if around[:1] != b"\n" and around[1:] not in (b"", b"\n", b"\r"):
-        raise SourceError(
-            "the input file has changed since it was read",
-            where={"file": path, "position": position},
-            expected="the beginning of a row at its position",
-            fix="Put the original file back (files may only grow), or read it from its beginning in a job of another name.",
-        )
 
 
 def _count_lines(file: FileReader, end: int) -> int | None:

@@ -208,10 +208,12 @@ class LocalFile:
     """
 
     version: str | None = None
+    block_bytes = 2**20
 
     def __init__(self, path: str, *, may_grow: bool = False) -> None:
         self._path = path
         self._may_grow = may_grow
+        self._seen = 0  # offset behind the last byte that was read
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its writer
         try:
             self._opened = os.fstat(self._fd)
@@ -225,7 +227,8 @@ class LocalFile:
         """See `FileReader`."""
         content = os.pread(self._fd, length, offset)
         now = os.stat(self._path)
-        is_same = os.path.samestat(now, self._opened) and now.st_size >= offset + len(content)
+        self._seen = max(self._seen, offset + len(content)) if content else self._seen
+        is_same = os.path.samestat(now, self._opened) and now.st_size >= self._seen
         if not self._may_grow:
             is_same &= (now.st_size, now.st_mtime_ns) == (self.size, self._opened.st_mtime_ns)
         if not is_same:

@@ -22,9 +22,13 @@ from agentflow.connectors.input_files import InputFile, find_inputs
 from agentflow.connectors.read_ahead import ReadAhead
 from agentflow.core.records import Record
 from agentflow.errors import SourceError, SourceUnavailable
+from agentflow.runtime.settings import ObjectStoreSettings
 
 _HEAD_BYTES = 4096
 _TAIL_BYTES = 2**16
+_OBJECT_STORE_FIX = (
+    "Check the bucket, and endpoint, region and credentials (object-store.*); see that the server answers."
+)
 _FINGERPRINT = re.compile(r"#[0-9a-f]{8}$")
 
 
@@ -51,11 +55,13 @@ class FileFormat(Protocol):
         kind: What such a file is called, for messages.
         codec: How values are encoded.
         may_grow: A local file may get longer behind what was read of it.
+        has_byte_offsets: Offsets are bytes; else they are numbers of rows.
     """
 
     kind: str
     codec: Codec
     may_grow: bool
+    has_byte_offsets: bool
 
     def open(self, file: FileReader, path: str, label: str, position: int) -> OpenRows:
         """Begin to read a file, at 0 or at a `next_offset` of its records.
@@ -72,8 +78,9 @@ class FileSource:
 
     Args:
         path: Path or pattern (`**` goes through directories), or several. A pattern finds no names that start with ``.`` or ``_``, which are
-            staging.
+            staging. Or URLs of an object store, and patterns of them.
         file_format: Their format.
+        store: How object stores are reached.
     """
 
     name: str
@@ -81,10 +88,11 @@ class FileSource:
     partitions: Sequence[str] = ()
     idle_timeout_ms: int | None = None
 
-    def __init__(self, path: Paths, file_format: FileFormat) -> None:
+    def __init__(self, path: Paths, file_format: FileFormat, store: ObjectStoreSettings | None = None) -> None:
         paths = (path,) if isinstance(path, str | os.PathLike) else path
         self._patterns = tuple(os.fspath(one) for one in paths)
         self._format = file_format
+        self._store = store
         self.codec = file_format.codec
         self._known: dict[str, tuple[str, int]] = {}  # path → label, position
         self._inputs: deque[InputFile] = deque()
@@ -116,9 +124,24 @@ class FileSource:
         self._inputs.clear()
 
     def _find(self) -> list[InputFile]:
-        inputs = find_inputs(self._patterns, self._known, may_grow=self._format.may_grow)
+        try:
+            inputs = find_inputs(self._patterns, self._known, self._store, may_grow=self._format.may_grow)
+        except ConnectionError as error:
+            raise SourceUnavailable(
+                f"the input files cannot be listed: {error.strerror}",
+                where={"path": ", ".join(self._patterns)},
+                expected="an object store that answers",
+                fix=_OBJECT_STORE_FIX,
+            ) from error
+        except OSError as error:
+            raise SourceError(
+                f"the input files cannot be listed: {error.strerror}",
+                where={"path": ", ".join(self._patterns)},
+                expected="a bucket that this user may list",
+                fix=_OBJECT_STORE_FIX,
+            ) from error
         for found in inputs:
-            self._opened(found, is_checked_only=found.path not in self._known).close()
+            self._opened(found, is_checked_only=True).close()
         return inputs
 
     def _opened(self, found: InputFile, *, is_checked_only: bool = False) -> _OpenFile:
@@ -168,8 +191,8 @@ class _OpenFile:
         except OSError as error:
             raise self._unreadable(error) from error
         try:
-            if not is_checked_only:
-                self._begin(known_label, position)
+            if known_label is not None or not is_checked_only:
+                self._begin(known_label, position, is_checked_only=is_checked_only)
         except OSError as error:
             self.close()
             raise self._unreadable(error) from error
@@ -177,14 +200,19 @@ class _OpenFile:
             self.close()
             raise
 
-    def _begin(self, known_label: str | None, position: int) -> None:
+    def _begin(self, known_label: str | None, position: int, *, is_checked_only: bool) -> None:
         label = self._path
         fingerprint = self._fingerprint()
         if fingerprint is not None:
             label += f"#{zlib.crc32(fingerprint):08x}"
         if known_label not in (None, label):
             raise self._changed("the input file has changed since it was read", known_label)
-        self._rows = self._format.open(self._file, self._path, label, position)
+        is_same = self._file.version is not None and known_label is not None
+        is_read = self._format.has_byte_offsets and position == self._file.size
+        if not is_same or not (
+            is_read or is_checked_only
+        ):  # what is the same has its position; a request less per file
+            self._rows = self._format.open(self._file, self._path, label, position)
 
     def _fingerprint(self) -> bytes | None:
         """Return what tells this content from another one; None: it may grow."""
@@ -198,9 +226,8 @@ class _OpenFile:
 
     def read(self) -> list[Record] | None:
         """Return the records of the next block, perhaps none; None at the end of the file."""
-        assert self._rows is not None, "a file that is only checked is not read"
         try:
-            return self._rows.read()
+            return None if self._rows is None else self._rows.read()
         except OSError as error:
             raise self._unreadable(error) from error
 
@@ -237,10 +264,7 @@ class _OpenFile:
                 what, fix = "the input is not a regular file", "Read pipes with the source `stdin`."
             case ConnectionError():
                 kind = SourceUnavailable
-                what, fix = (
-                    f"the input file cannot be read: {error.strerror}",
-                    "Check the endpoint, region and credentials (object-store.*).",
-                )
+                fix = _OBJECT_STORE_FIX
         return kind(what, where={"file": self._path}, expected=f"{self._format.kind} that can be read", fix=fix)
 
 
@@ -252,3 +276,25 @@ def shorter_than_position(path: str, position: int, unit: str, size: int) -> Sou
         expected=f"at least {position} {unit}, there are {size}",
         fix="Put the original file back, or read the files from their beginning in a job of another name.",
     )
+
+
+def check_start(file: FileReader, path: str, position: int) -> None:
+    """Refuse a byte offset at which no line begins.
+
+    Raises:
+        SourceError: The file is shorter, or has changed.
+        OSError: It cannot be read.
+    """
+    if not position:
+        return
+    if position > file.size:
+        raise shorter_than_position(path, position, "bytes", file.size)
+    # A last line without newline ends at the file's end, so the newline may also follow the position.
+    around = file.read(position - 1, 2)
+    if around[:1] != b"\n" and around[1:] not in (b"", b"\n", b"\r"):
+        raise SourceError(
+            "the input file has changed since it was read",
+            where={"file": path, "position": position},
+            expected="the beginning of a line at its position",
+            fix="Put the original file back (files may only grow), or read it from its beginning in a job of another name.",
+        )

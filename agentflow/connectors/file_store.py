@@ -40,10 +40,12 @@ class FileReader(Protocol):
     Attributes:
         size: Bytes, when it was opened.
         version: As in `StoredFile`.
+        block_bytes: How much is best read at once.
     """
 
     size: int
     version: str | None
+    block_bytes: int
 
     def read(self, offset: int, length: int) -> bytes:
         """Return the bytes from ``offset`` on, fewer than ``length`` at the end of the file only."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agentflow.connectors.part_files import PartFileSink
 from agentflow.connectors.stores import file_store
+from agentflow.runtime.settings import ObjectStoreSettings
 
 
 class JsonlSink(PartFileSink):
@@ -12,11 +13,12 @@ class JsonlSink(PartFileSink):
     An epoch without outputs makes no file. The directory belongs to one job; published files may be taken away.
 
     Args:
-        path: The directory; created, with its parents, where it is missing.
+        path: The directory; created, with its parents, where it is missing. Or the URL of a prefix in an object store.
         subtask: Number of the subtask that writes; several subtasks share a directory.
+        store: How the object store is reached.
     """
 
     name = "jsonl"
 
-    def __init__(self, path: str, *, subtask: int = 0) -> None:
-        super().__init__(file_store(path), ".jsonl", subtask=subtask)
+    def __init__(self, path: str, *, subtask: int = 0, store: ObjectStoreSettings | None = None) -> None:
+        super().__init__(file_store(path, store), ".jsonl", subtask=subtask)

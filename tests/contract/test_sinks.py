@@ -64,6 +64,26 @@ class TestPartFileSinks(SinkConformance):
         return read
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+class TestPartFileSinksInAnObjectStore(SinkConformance):
+    @pytest.fixture
+    def url(self, s3):
+        return f"{s3.new_bucket()}/deep/out"
+
+    @pytest.fixture
+    def new_sink(self, kind, s3, url):
+        return lambda: kind.new_sink(url, store=s3.settings)
+
+    @pytest.fixture
+    def read_visible(self, kind, s3, url):
+        def read():
+            store = s3.store(url)
+            readers = [store.open(file.name) for file in store.find()]
+            return [msgspec.json.encode(row) for reader in readers for row in kind.rows(reader.read(0, reader.size))]
+
+        return read
+
+
 class TestStdoutSink(SinkConformance):
     @pytest.fixture
     def stream(self):
