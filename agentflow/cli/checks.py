@@ -26,6 +26,7 @@ def check_job(job_file: JobFile, problems: ProblemList) -> None:
     _check_guarantee(job_file, problems)
     _check_directories(job_file, problems)
     _check_csv(job_file, problems)
+    _check_urls(job_file, problems)
     settings, composition = job_file.settings, job_file.composition
     if isinstance(composition.source, KafkaSource):
         _check_kafka(job_file, problems)
@@ -181,3 +182,20 @@ def _check_csv(job_file: JobFile, problems: ProblemList) -> None:
             scalar_types((part.types or {}) if isinstance(part, CsvSource) else {})
         except ValueError as error:
             problems.add(f"{role}.csv.types: {error}", job_file.place(f"{role}.csv.types"))
+
+
+def _check_urls(job_file: JobFile, problems: ProblemList) -> None:
+    composition = job_file.composition
+    roles = (("source", composition.source), ("sink", composition.sink), ("dead-letter", composition.dead_letter))
+    for role, part in roles:
+        if not isinstance(part, FileSource | FileSink):
+            continue
+        for path in (part.path,) if isinstance(part.path, str) else part.path:
+            if "://" not in path or path.startswith("file://"):
+                continue
+            from agentflow.connectors.object_store import split_url  # for jobs with URLs only
+
+            try:
+                split_url(path)
+            except ValueError as error:
+                problems.add(f"{role}.{part.kind}.path: {error}", job_file.place(f"{role}.{part.kind}.path"))

@@ -33,14 +33,14 @@ def source_opener(source: FileSource | StdinSource | KafkaSource, settings: JobS
     if isinstance(source, JsonlSource):
         from agentflow.connectors.jsonl import JsonlSource as Files
 
-        return lambda: Files(source.path, record_max_bytes=settings.record_max_bytes)
+        return lambda: Files(source.path, record_max_bytes=settings.record_max_bytes, store=settings.object_store)
     if isinstance(source, CsvSource):
         return _csv_opener(source, settings)
     if isinstance(source, ParquetSource | ArrowSource):
         from agentflow.connectors import arrow_source
 
         kind = arrow_source.ParquetSource if isinstance(source, ParquetSource) else arrow_source.ArrowSource
-        return lambda: kind(source.path, columns=source.columns)
+        return lambda: kind(source.path, columns=source.columns, store=settings.object_store)
     from agentflow.connectors.standard_streams import StdinSource as Stdin
 
     return lambda: Stdin(record_max_bytes=settings.record_max_bytes)
@@ -60,17 +60,19 @@ def _csv_opener(source: CsvSource, settings: JobSettings) -> Callable[[], Source
         types=source.types,
         infer_types=source.infer_types,
         record_max_bytes=settings.record_max_bytes,
+        store=settings.object_store,
     )
 
 
-def open_sink(sink: FileSink | StdoutSink | KafkaSink | KafkaDeadLetters) -> Sink:
+def open_sink(sink: FileSink | StdoutSink | KafkaSink | KafkaDeadLetters, settings: JobSettings) -> Sink:
     """Make a sink of an embedded job."""
+    store = settings.object_store
     if isinstance(sink, KafkaSink | KafkaDeadLetters):
         raise ConfigError(["an embedded job cannot write to Kafka exactly once: read from Kafka with agentflow worker"])
     if isinstance(sink, JsonlSink):
         from agentflow.connectors.jsonl_sink import JsonlSink as Directory
 
-        return Directory(sink.path)
+        return Directory(sink.path, store=store)
     if isinstance(sink, CsvSink):
         from agentflow.connectors.csv_sink import CsvSink as CsvDirectory
 
@@ -81,15 +83,16 @@ def open_sink(sink: FileSink | StdoutSink | KafkaSink | KafkaDeadLetters) -> Sin
             delimiter=sink.delimiter,
             quote=sink.quote,
             null_value=sink.null_value,
+            store=store,
         )
     if isinstance(sink, ParquetSink):
         from agentflow.connectors.arrow_sinks import ParquetSink as ParquetDirectory
 
-        return ParquetDirectory(sink.path, schema=sink.schema, compression=sink.compression)
+        return ParquetDirectory(sink.path, schema=sink.schema, compression=sink.compression, store=store)
     if isinstance(sink, ArrowSink):
         from agentflow.connectors.arrow_sinks import ArrowSink as ArrowDirectory
 
-        return ArrowDirectory(sink.path, schema=sink.schema, compression=sink.compression)
+        return ArrowDirectory(sink.path, schema=sink.schema, compression=sink.compression, store=store)
     from agentflow.connectors.standard_streams import StdoutSink as Stdout
 
     return Stdout()

@@ -125,3 +125,23 @@ def test_columns_are_written_as_a_mapping_and_laid_over_by_a_variable():
     variables = {"AGENTFLOW_SINK_PARQUET_SCHEMA": "{stars: int64}"}
     laid_over = load_job_file("job.yaml", variables=variables).composition
     assert laid_over.sink == ParquetSink(path="out/", schema={"stars": "int64"})
+
+
+def test_url_that_names_no_bucket_is_told_with_its_line():
+    text = GOOD.replace(SOURCE, "{jsonl: {path: [in.jsonl, s4://bucket/x]}}")
+    assert problems(text) == [
+        told(
+            """
+            job.yaml:4: source.jsonl.path: 's4://bucket/x' names no bucket; such as s3://bucket/prefix (known are s3://, gs://, az://, memory://)
+              4 | source: {jsonl: {path: [in.jsonl, s4://bucket/x]}}
+                                         ^^^^^^^^^^^^^^^^^^^^^^^^^
+            """
+        )
+    ]
+
+
+@pytest.mark.parametrize("key", ["secret-access-key", "session-token", "account-key"])
+def test_secrets_of_object_stores_are_not_shown_beside_a_problem(key):
+    (problem,) = problems(GOOD + f"object-store: {{{key}: hunter2, regoin: x}}\n")
+    assert "regoin" in problem
+    assert "hunter2" not in problem

@@ -327,12 +327,10 @@ async def test_decided_outputs_are_looked_for_where_they_were_staged(s3):
     await sink.close()
 
 
-@pytest.mark.parametrize(("url", "said"), [("s3://no-such-bucket/out", "NoSuchBucket"), ("{url}/out", "Trouble")])
+@pytest.mark.parametrize(("url", "said"), [("s3://no-such-bucket/out", "NoSuchBucket"), ("{url}/out", "403")])
 async def test_place_that_cannot_be_written_fails_the_job_at_once(s3, url, said):
     sink = JsonlSink(url.format(url=s3.new_bucket()), store=s3.settings)
-    trouble = (
-        (lambda method, path: 403 if method == "PUT" else None) if said == "Trouble" else lambda method, path: None
-    )
+    trouble = (lambda method, path: 403 if method == "PUT" else None) if said == "403" else lambda method, path: None
     with s3.troubled(trouble), pytest.raises(SinkForbidden, match=said) as forbidden:
         await sink.open(None)
     await sink.close()
