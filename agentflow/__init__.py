@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agentflow.connectors.jsonl_sink import JsonlSink
     from agentflow.environment.streams import AgentsExecutionEnvironment
     from agentflow.plan.plan import AgentPlan
-    from agentflow.runtime.settings import CheckpointSettings, JobSettings, StateSettings
+    from agentflow.runtime.settings import CheckpointSettings, JobSettings, ObjectStoreSettings, StateSettings
 
 __version__ = "0.1.0"
 
@@ -60,6 +60,7 @@ __all__ = [
     "MemoryRef",
     "MemoryType",
     "NotConfigured",
+    "ObjectStoreSettings",
     "OnError",
     "OutputEvent",
     "ParquetSink",
@@ -90,6 +91,7 @@ _LAZY = {  # what runs a job is imported when it is asked for: an agent's module
     "JobSettings": "agentflow.runtime.settings",
     "JsonlSink": "agentflow.connectors.jsonl_sink",
     "JsonlSource": "agentflow.connectors.jsonl",
+    "ObjectStoreSettings": "agentflow.runtime.settings",
     "ParquetSink": "agentflow.connectors.arrow_sinks",
     "ParquetSource": "agentflow.connectors.arrow_source",
     "StateSettings": "agentflow.runtime.settings",

@@ -184,6 +184,6 @@ def _texts(key: Key, value: Value, problems: ProblemList) -> Any:  # noqa: ANN40
         if text is NO_VALUE:
             return NO_VALUE
         texts.append(text)
-    if not texts:
+    if not texts and not key.is_verbatim:
         return _wrong(key, value, problems, "has no value", "a text, or a list of texts")
     return tuple(texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,6 +48,7 @@ class _ArrowFormat:
         read_schema: Callable[[Any], Any],
         new_writer: Callable[[Any, Any], Any],
     ) -> None:
+        arrow()  # told now where it is missing, not with the first checkpoint
         self._kind = kind
         self._place = place
         self._schema = schema
@@ -162,7 +164,7 @@ class ParquetSink(_ArrowSink):
 
     def __init__(
         self,
-        path: str,
+        path: str | os.PathLike[str],
         *,
         schema: Columns | Any = None,  # noqa: ANN401 (or a `pyarrow.Schema`)
         compression: ParquetCompression = "zstd",
@@ -177,12 +179,12 @@ class ParquetSink(_ArrowSink):
         declared = None if schema is None else arrow_schema(schema)
         table = _ArrowFormat(
             "Parquet",
-            path,
+            os.fspath(path),
             declared,
             read_schema,
             lambda sink, columns: closing(_ParquetOutput(sink, columns, compression)),
         )
-        super().__init__(path, ".parquet", table, subtask, store)
+        super().__init__(os.fspath(path), ".parquet", table, subtask, store)
 
 
 class ArrowSink(_ArrowSink):
@@ -204,7 +206,7 @@ class ArrowSink(_ArrowSink):
 
     def __init__(
         self,
-        path: str,
+        path: str | os.PathLike[str],
         *,
         schema: Columns | Any = None,  # noqa: ANN401 (or a `pyarrow.Schema`)
         compression: ArrowCompression = "none",
@@ -216,9 +218,9 @@ class ArrowSink(_ArrowSink):
         options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
         table = _ArrowFormat(
             "Arrow",
-            path,
+            os.fspath(path),
             declared,
             lambda source: pa.ipc.open_file(source).schema,
             lambda sink, columns: closing(pa.ipc.new_file(sink, columns, options=options)),
         )
-        super().__init__(path, ".arrow", table, subtask, store)
+        super().__init__(os.fspath(path), ".arrow", table, subtask, store)

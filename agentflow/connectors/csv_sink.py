@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ class CsvSink(PartFileSink):
 
     def __init__(
         self,
-        path: str,
+        path: str | os.PathLike[str],
         *,
         header: bool = True,
         columns: Sequence[str] | None = None,
@@ -63,7 +64,7 @@ class CsvSink(PartFileSink):
         if not header and columns is None:
             msg = "files without a header do not say what their columns are called: give `columns`"
             raise ValueError(msg)
-        self._format = _CsvFormat(path, header, columns, csv_dialect(delimiter, quote, "utf-8"), null_value)
+        self._format = _CsvFormat(os.fspath(path), header, columns, csv_dialect(delimiter, quote, "utf-8"), null_value)
         super().__init__(file_store(path, store), ".csv", self._format, subtask=subtask)
 
     def write(self, record: EmitRecord | DeadLetter) -> None:

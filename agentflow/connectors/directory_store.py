@@ -117,7 +117,7 @@ class DirectoryStore:
         make_directory(os.path.dirname(path))
         self._begun += 1
         folder, base = os.path.split(path)
-        file = _OpenFile(folder, os.path.join(folder, f".{base}.put-{self._begun}"))
+        file = _OpenFile(folder, os.path.join(folder, f".{base}.put-{os.getpid()}-{self._begun}"))
         try:
             for chunk in chunks:
                 file.write(chunk)

@@ -20,6 +20,7 @@ from agentflow.api.codecs import Codec
 from agentflow.connectors.file_store import FileReader
 from agentflow.connectors.input_files import InputFile, find_inputs
 from agentflow.connectors.read_ahead import ReadAhead
+from agentflow.connectors.stores import is_url
 from agentflow.core.records import Record
 from agentflow.errors import SourceError, SourceUnavailable
 from agentflow.runtime.settings import ObjectStoreSettings
@@ -108,7 +109,7 @@ class FileSource:
             SourceError: There is no file, or one cannot be read, or has changed.
             SourceUnavailable: An object store does not answer.
         """
-        self._known = {_FINGERPRINT.sub("", label): (label, offset) for label, offset in positions.items()}
+        self._known = {self._path_of(label): (label, offset) for label, offset in positions.items()}
         self._inputs = deque(await asyncio.to_thread(self._find))
 
     async def fetch(self, records_max: int) -> Sequence[Record]:
@@ -122,6 +123,9 @@ class FileSource:
             self._open.close()
             self._open = None
         self._inputs.clear()
+
+    def _path_of(self, label: str) -> str:
+        return label if self._format.may_grow and not is_url(label) else _FINGERPRINT.sub("", label)
 
     def _find(self) -> list[InputFile]:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from agentflow.connectors.part_files import PartFileSink
 from agentflow.connectors.stores import file_store
 from agentflow.runtime.settings import ObjectStoreSettings
@@ -20,5 +22,7 @@ class JsonlSink(PartFileSink):
 
     name = "jsonl"
 
-    def __init__(self, path: str, *, subtask: int = 0, store: ObjectStoreSettings | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, subtask: int = 0, store: ObjectStoreSettings | None = None
+    ) -> None:
         super().__init__(file_store(path, store), ".jsonl", subtask=subtask)

@@ -8,7 +8,6 @@ and checkpoint, ``part-00000-0000000012.jsonl``, and never change.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import math
 from collections.abc import Iterator
@@ -235,8 +234,8 @@ class PartFileSink:
     async def close(self) -> None:
         """Drop what is not staged; what is stays behind, and the next `open` deletes it. Waits for a stage under way."""
         if self._staging is not None:
-            with contextlib.suppress(OSError, SinkError):
-                await self._staging
+            await asyncio.wait([self._staging])
+            self._staging.exception()  # `stage` has told it, unless it was cancelled
             self._staging = None
         self._forget()
         self._store.release()

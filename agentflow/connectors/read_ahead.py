@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 
 from agentflow.core.records import Record
-from agentflow.errors import SourceError
 
 
 class ReadAhead:
@@ -40,8 +38,8 @@ class ReadAhead:
     async def close(self) -> None:
         """Wait for a read under way, and forget what was read."""
         if self._reading is not None:
-            with contextlib.suppress(SourceError):
-                await self._reading
+            await asyncio.wait([self._reading])
+            self._reading.exception()  # nobody asks for it any more
             self._reading = None
         self._ready, self._taken = (), 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from agentflow.connectors.directory_store import DirectoryStore
 from agentflow.connectors.file_store import FileStore
 from agentflow.runtime.settings import ObjectStoreSettings
@@ -19,13 +21,14 @@ def local_path(path: str) -> str:
     return path.removeprefix(_FILE)
 
 
-def file_store(path: str, settings: ObjectStoreSettings | None = None) -> FileStore:
+def file_store(path: str | os.PathLike[str], settings: ObjectStoreSettings | None = None) -> FileStore:
     """Return the store of a directory or of a prefix; nothing is opened.
 
     Raises:
         ValueError: A URL is none of an object store.
         NotConfigured: The package obstore is missing.
     """
+    path = os.fspath(path)
     if not is_url(path):
         return DirectoryStore(local_path(path))
     from agentflow.connectors.object_store import ObjectStore

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.kafka_topics import Topics
+from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,7 +45,8 @@ def test_python_snippet_runs(place: str, text: str, tmp_path: Path) -> None:
     assert done.returncode == 0, f"{place}\n{done.stderr}"
 
 
-JOB_FILES = [(place, text) for place, text in snippets("yaml") if "source: {kafka" not in text]
+JOB_FILES = [(place, text) for place, text in snippets("yaml") if not ("source: {kafka" in text or "s3://" in text)]
+S3_JOB_FILES = [(place, text) for place, text in snippets("yaml") if "s3://" in text]
 KAFKA_JOB_FILES = [(place, text) for place, text in snippets("yaml") if "source: {kafka" in text]
 
 
@@ -55,6 +57,17 @@ def test_job_file_runs_to_the_end_of_its_input(place: str, text: str, tmp_path: 
     done = run([sys.executable, "-m", "agentflow", "run", "job.yaml"], tmp_path)
     assert done.returncode == 0, f"{place}\n{done.stderr}"
     assert list((tmp_path / "out").glob("part-*"))
+
+
+@pytest.mark.parametrize(("place", "text"), S3_JOB_FILES, ids=[place for place, _ in S3_JOB_FILES])
+def test_job_file_runs_from_and_to_an_object_store(place: str, text: str, tmp_path: Path, s3: S3Server) -> None:
+    url = s3.new_bucket()
+    (tmp_path / "job.yaml").write_text(text.replace("s3://bucket", url).replace("http://localhost:9000", s3.endpoint))
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    s3.store(url).put("reviews/1.jsonl", [(ROOT / "examples/data/product_reviews.jsonl").read_bytes()])
+    done = run([sys.executable, "-m", "agentflow", "run", "job.yaml"], tmp_path)
+    assert done.returncode == 0, f"{place}\n{done.stderr}"
+    assert s3.store(url).find("scores/part-")
 
 
 @pytest.mark.kafka

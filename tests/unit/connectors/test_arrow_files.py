@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import sys
 from typing import Any
 
 import msgspec
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentflow.connectors.arrow_sinks import ArrowSink, ParquetSink
 from agentflow.connectors.arrow_source import ArrowSource, ParquetSource
+from agentflow.connectors.tables import TableSink, TableSource
 from agentflow.core.records import Record
-from agentflow.errors import SourceError
+from agentflow.errors import NotConfigured, SourceError
 from agentflow.testing.conformance.source import read_all
 
 NOON = dt.datetime(2026, 1, 31, 12, 0, 0, 250_000)  # noqa: DTZ001 - also for columns without a time zone
@@ -242,3 +245,21 @@ async def test_rows_are_the_same_from_every_position(tmp_path_factory, table, gr
         assert decoded(records) == table.to_pylist()
         position = data.draw(st.integers(0, table.num_rows))
         assert await read_all(new_source(path), {records[0].source: position}) == records[position:]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ParquetSource("in"),
+        lambda: ArrowSource("in"),
+        lambda: ParquetSink("out"),
+        lambda: ArrowSink("out"),
+        lambda: TableSource(None),
+        TableSink,
+    ],
+)
+def test_missing_package_is_told_with_the_extra_that_has_it(make, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(NotConfigured) as missing:
+        make()
+    assert missing.value.fix == "pip install 'agentflow[arrow]'"

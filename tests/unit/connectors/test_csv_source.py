@@ -214,6 +214,12 @@ async def test_file_may_grow_between_two_runs(tmp_path):
     assert values(rest) == [{"a": 3, "b": "z"}]
 
 
+async def test_name_that_ends_like_a_fingerprint_is_a_name(tmp_path):
+    records = await read(tmp_path / "in#0123abcd", "a\n1\n2\n")
+    path = str(tmp_path / "in#0123abcd")
+    assert await read_all(CsvSource(path), {path: records[0].next_offset}) == records[1:]
+
+
 @pytest.mark.parametrize("position", [2, 99])
 async def test_file_that_is_shorter_or_has_no_row_at_its_position_is_refused(tmp_path, position):
     path = tmp_path / "in"

@@ -23,6 +23,7 @@ from agentflow.connectors.jsonl import JsonlSource
 from agentflow.connectors.jsonl_sink import JsonlSink
 from agentflow.connectors.object_store import ObjectStore
 from agentflow.errors import (
+    NotConfigured,
     OutputExists,
     OutputLocked,
     Recovery,
@@ -344,6 +345,22 @@ async def test_credentials_and_endpoint_come_from_the_vendors_variables(s3, monk
     store = ObjectStore(url)
     store.put("a", [b"1"])
     assert content(store, "a") == b"1"
+
+
+def test_missing_package_is_told_with_the_extra_that_has_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(NotConfigured) as missing:
+        JsonlSink("s3://bucket/out")
+    assert missing.value.fix == "pip install 'agentflow[object-store]'"
+
+
+async def test_urls_of_this_machine_are_paths(tmp_path):
+    sink = JsonlSink(f"file://{tmp_path}/out")
+    await sink.open(None)
+    await sink.publish(1, await staged_epoch(sink, 1, b"1"))
+    await sink.close()
+    assert len(await read_all(JsonlSource(f"file://{tmp_path}/out/*.jsonl"))) == 1
+    assert len(await read_all(JsonlSource([f"file://{tmp_path}/out/*.jsonl", tmp_path / "out/*.jsonl"]))) == 1
 
 
 def test_settings_show_no_secret():
