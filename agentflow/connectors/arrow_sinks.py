@@ -55,6 +55,11 @@ class _ArrowFormat:
         self._read_schema = read_schema
         self._new_writer = new_writer
 
+    @property
+    def has_columns(self) -> bool:
+        """See `TableFormat`."""
+        return self._schema is not None
+
     def take_dead_letters(self) -> None:
         """Have the columns of dead letters, unless some are declared."""
         if self._schema is None:
@@ -62,8 +67,6 @@ class _ArrowFormat:
 
     def adopt(self, store: FileStore, newest: str) -> None:
         """See `TableFormat`."""
-        if self._schema is not None:
-            return
         pa = arrow()
         reader = store.open(newest)
         try:

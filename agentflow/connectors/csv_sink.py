@@ -91,6 +91,11 @@ class _CsvFormat:
         self._dialect = dialect
         self._null_value = null_value
 
+    @property
+    def has_columns(self) -> bool:
+        """See `TableFormat`."""
+        return self._columns is not None
+
     def take_dead_letters(self) -> None:
         """Have the columns of dead letters, unless some are named."""
         if self._columns is None:
@@ -98,8 +103,6 @@ class _CsvFormat:
 
     def adopt(self, store: FileStore, newest: str) -> None:
         """See `TableFormat`."""
-        if self._columns is not None:
-            return
         reader = store.open(newest)
         try:
             content = reader.read(0, _HEADER_BYTES)

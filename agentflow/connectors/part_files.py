@@ -40,8 +40,13 @@ _FIXES = {
 class TableFormat(Protocol):
     """How the outputs of an epoch become one file. Its methods run in a thread, one at a time."""
 
+    @property
+    def has_columns(self) -> bool:
+        """Whether its columns are known by now."""
+        ...
+
     def adopt(self, store: FileStore, newest: str) -> None:
-        """Learn the columns from a file that was published before, unless they are declared.
+        """Learn the columns from a file that was published before; asked for where they are not known.
 
         Raises:
             SinkError: It is no such file.
@@ -252,7 +257,7 @@ class PartFileSink:
     def _take_place(self, kept: frozenset[str]) -> None:
         self._store.acquire(self._owner)
         self._store.sweep(self._prefix, kept)
-        if self._table is not None:
+        if self._table is not None and not self._table.has_columns:
             published = [file.name for file in self._store.find("part-") if file.name.endswith(self._suffix)]
             if published:  # part-SUBTASK-CHECKPOINT: the newest one of any subtask
                 self._table.adopt(self._store, max(published, key=lambda name: name.split("-", 2)[-1]))

@@ -62,6 +62,28 @@ class TestArrowSource(SourceConformance):
         return lambda: ArrowSource([tmp_path / "a.arrow", tmp_path / "b.arrow"])
 
 
+TEXTS = {"jsonl": (JsonlSource, LINES), "csv": (CsvSource, b'a,b\r\n1,"x\ny"\r\n\n2\n3,"z"')}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "arrow"])
+class TestSourcesInAnObjectStore(SourceConformance):
+    @pytest.fixture
+    def new_source(self, kind, s3, tmp_path):
+        url = s3.new_bucket()
+        new_source, content = TEXTS.get(kind, (ArrowSource if kind == "arrow" else ParquetSource, None))
+        if content is None:
+            table = pa.table({"a": range(7)})
+            if kind == "parquet":
+                pq.write_table(table, tmp_path / "in", row_group_size=3)
+            else:
+                with pa.ipc.new_file(tmp_path / "in", table.schema) as writer:
+                    writer.write_table(table, max_chunksize=3)
+            content = (tmp_path / "in").read_bytes()
+        for name in "ab":
+            s3.store(url).put(f"in/{name}", [content])
+        return lambda: new_source(f"{url}/in/*", store=s3.settings)
+
+
 class TestTableSource(SourceConformance):
     @pytest.fixture
     def new_source(self):

@@ -416,3 +416,63 @@ def test_killed_writer_never_shows_a_torn_or_doubled_line_and_loses_none(s3, nam
     written = list(itertools.chain.from_iterable(numbers(kind, found[key]) for key in sorted(found)))
     assert written == list(range(load(ledger).next_number))
     assert [entry.name for entry in store._list("_staging/part")] == []
+
+
+VICTIM = """
+import asyncio, os, signal, sys
+from agentflow.testing.conformance.sink import output, staged_epoch
+from tests.unit.connectors.part_kinds import KINDS
+
+async def main():
+    sink = KINDS[sys.argv[1]].new_sink(sys.argv[2])
+    await sink.open(None)
+    await sink.publish(1, await staged_epoch(sink, 1, b"1"))
+    staged = await staged_epoch(sink, 2, b"2")
+    sink.write(output(b"3" * 2**20))
+    print(*staged.names, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_what_was_staged_before_a_kill_is_published_where_it_is_decided_and_swept_where_not(s3, name):
+    kind, url = KINDS[name], s3.new_bucket()
+    store = s3.store(url)
+    for is_decided in (True, False):
+        place = f"{url}/{is_decided}"
+        variables = os.environ | environment(s3) | {"PYTHONPATH": str(ROOT)}
+        killed = subprocess.run(  # noqa: ASYNC221 - nothing else runs in this loop
+            [sys.executable, "-c", VICTIM, name, place],
+            env=variables,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert killed.returncode == -9, killed.stderr
+        staged = Staged(names=tuple(killed.stdout.split()))
+        sink = kind.new_sink(place, store=s3.settings)
+        await sink.open((2, staged) if is_decided else None)
+        if is_decided:
+            await sink.publish(2, staged)
+        await sink.close()
+        files = [file.name for file in store.find(f"{is_decided}/")]
+        assert [row for name in files for row in kind.rows(content(store, name))] == ([1, 2] if is_decided else [1])
+        assert [entry.name for entry in store._list(f"{is_decided}/_staging/part")] == []
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket/x", "az://container/x"])
+def test_every_setting_is_one_that_the_store_knows(url):
+    settings = ObjectStoreSettings(
+        endpoint="http://localhost:1", region="r", access_key_id="a", secret_access_key="b", session_token="c",
+        account="d", account_key="Zm9v", anonymous=True, path_style=False,
+    )  # fmt: skip
+    assert ObjectStore(url, settings).place == url
+
+
+def test_bucket_goes_into_the_host_name_where_it_is_not_in_the_path():
+    settings = ObjectStoreSettings(endpoint="https://s3.example.com:9000", region="r", path_style=False)
+    config = ObjectStore("s3://bucket/x", settings)._client.config
+    assert config["endpoint"] == "https://bucket.s3.example.com:9000"
