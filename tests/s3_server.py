@@ -15,7 +15,10 @@ from agentflow.connectors.object_store import ObjectStore
 from agentflow.runtime.settings import ObjectStoreSettings
 
 Trouble = Callable[[str, str], int | None]
-"""Looks at method and path of a request; returns the status of an answer that is given instead, or None: nothing is wrong."""
+"""Looks at method and path of a request; returns the status of an answer that is given instead, or None: nothing is wrong.
+
+A negative status is given although the request is carried out.
+"""
 
 
 class S3Server:
@@ -96,6 +99,9 @@ class S3Server:
         status = self.trouble(method, path) if self.trouble is not None else None
         if status is None:
             return self._application(environ, start_response)
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        start_response(f"{status} Trouble", [("Content-Type", "application/xml")])
+        if status < 0:
+            b"".join(self._application(environ, lambda *_: lambda _: None))
+        else:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response(f"{abs(status)} Trouble", [("Content-Type", "application/xml")])
         return [b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
@@ -275,6 +276,54 @@ async def test_publishing_that_fails_half_way_is_finished_by_the_next_life(s3, m
     await sink.close()
     assert lines(s3.store(url)) == outputs
     assert [entry.name for entry in s3.store(url)._list("_staging/")] == ["_staging/owner-00000"]
+
+
+class Life:
+    """One life of a job: what it has decided outlives it, and it starts as the engine does."""
+
+    def __init__(self, url, settings, decided):
+        self.sink = JsonlSink(url, store=settings)
+        self.decided = decided  # staged names by checkpoint, None where it is complete
+
+    async def run(self, until):
+        last = max(self.decided, default=0)
+        staged = self.decided.get(last)
+        await self.sink.open(None if staged is None else (last, staged))
+        if staged is not None:
+            await self.publish(last, staged)
+        for checkpoint in range(last + 1, until + 1):
+            self.decided[checkpoint] = await staged_epoch(
+                self.sink, checkpoint, b"%d" % checkpoint, b"-%d" % checkpoint
+            )
+            await self.publish(checkpoint, self.decided[checkpoint])
+
+    async def publish(self, checkpoint, staged):
+        await self.sink.publish(checkpoint, staged)
+        self.decided[checkpoint] = None
+
+
+@pytest.mark.parametrize("status", [503, -503], ids=["request is lost", "answer is lost"])
+async def test_every_request_may_be_the_last_one_of_a_life(s3, status):
+    settings = msgspec.structs.replace(s3.settings, retry_timeout_ms=0)
+    lives = 0
+    for last in itertools.count():
+        url, decided = s3.new_bucket(), {}
+        requests = itertools.count()
+        life = Life(url, settings, decided)
+        trouble = s3.troubled(lambda method, path: status if next(requests) >= last else None)  # noqa: B023 (of this round)
+        with trouble, contextlib.suppress(SinkError):
+            await life.run(2)
+        await life.sink.close()
+        lives += 1
+        is_whole = decided.get(2, 0) is None
+        life = Life(url, settings, decided)
+        await life.run(3)
+        await life.sink.close()
+        assert lines(s3.store(url)) == [b"%d" % number for n in range(1, 4) for number in (n, -n)], f"request {last}"
+        assert [entry.name for entry in s3.store(url)._list("_staging/")] == ["_staging/owner-00000"]
+        if is_whole:
+            break
+    assert lives > 15
 
 
 async def test_staging_of_an_earlier_life_that_arrives_late_changes_nothing(s3):
