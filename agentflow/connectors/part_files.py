@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from agentflow.connectors.file_store import FileStore, StagingFile
 from agentflow.errors import OutputExists, OutputLocked, SinkError, SinkForbidden
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from agentflow.core.effects import DeadLetter, EmitRecord
 
 _PartT = TypeVar("_PartT")
+_ResultT = TypeVar("_ResultT")
+_ArgumentsP = ParamSpec("_ArgumentsP")
 
 _FLUSH_BYTES = 2**20
 _LINE_BYTES = 48  # a bytes object beside its content, and its place in the list
@@ -154,7 +156,7 @@ class PartFileSink:
         self._table = table
         self._owner = f"{subtask:05d}"
         self._prefix = f"part-{subtask:05d}-"
-        self._staging: asyncio.Future[list[str]] | None = None
+        self._running: asyncio.Future[Any] | None = None  # the last thing that was done in a thread
         self._epoch = self._new_epoch()
         self._closed: dict[int, _Epoch] = {}
         self._staged: set[str] = set()  # staged by this object and not yet published
@@ -165,14 +167,14 @@ class PartFileSink:
         self._staged = set()
         kept = frozenset(prepared[1].names) if prepared else frozenset()
         try:
-            if prepared and kept and not await asyncio.to_thread(self._store.is_there):
+            if prepared and kept and not await self._in_thread(self._store.is_there):
                 raise SinkError(
                     "the directory with the outputs of a decided checkpoint does not exist",
                     where={"directory": self._store.place, "checkpoint": prepared[0]},
                     expected=f"the directory in which they were staged, with {', '.join(sorted(kept))}",
                     fix="Put the directory back, or its path in the configuration; the outputs would be lost.",
                 )
-            await asyncio.to_thread(self._take_place, kept)
+            await self._in_thread(self._take_place, kept)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -208,10 +210,8 @@ class PartFileSink:
         epoch = self._closed.pop(checkpoint)
         if epoch.is_empty:
             return Staged()
-        # A cancelled stage goes on in its thread; `close` waits for it, so that it cannot meet the next life's staging.
-        self._staging = asyncio.ensure_future(asyncio.to_thread(self._stage, epoch, checkpoint))
         try:
-            names = await asyncio.shield(self._staging)
+            names = await self._in_thread(self._stage, epoch, checkpoint)
         except OSError as error:
             raise self._unwritable(error) from error
         self._staged.update(names)
@@ -227,7 +227,7 @@ class PartFileSink:
         if not staged.names:
             return
         try:
-            missing = await asyncio.to_thread(self._store.publish, staged.names)
+            missing = await self._in_thread(self._store.publish, staged.names)
             # Only what an earlier life staged may be missing: then that life published it.
             lost = self._staged.intersection(missing)
             self._staged.difference_update(staged.names)
@@ -237,13 +237,21 @@ class PartFileSink:
             raise self._unwritable(error) from error
 
     async def close(self) -> None:
-        """Drop what is not staged; what is stays behind, and the next `open` deletes it. Waits for a stage under way."""
-        if self._staging is not None:
-            await asyncio.wait([self._staging])
-            self._staging.exception()  # `stage` has told it, unless it was cancelled
-            self._staging = None
+        """Drop what is not staged; what is stays behind, and the next `open` deletes it. Waits for a thread that is at work."""
+        if self._running is not None:
+            await asyncio.wait([self._running])
+            self._running.exception()  # who waited for it was told
+            self._running = None
         self._forget()
         self._store.release()
+
+    async def _in_thread(
+        self, function: Callable[_ArgumentsP, _ResultT], *args: _ArgumentsP.args, **kwargs: _ArgumentsP.kwargs
+    ) -> _ResultT:
+        """Run a function in a thread. When this is cancelled it goes on there; `close` waits, so that it cannot meet the next life."""
+        running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+        self._running = running
+        return await asyncio.shield(running)
 
     def _new_epoch(self) -> _Epoch:
         return _Epoch(self._store, self._prefix)
