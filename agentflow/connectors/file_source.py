@@ -211,12 +211,10 @@ class _OpenFile:
             label += f"#{zlib.crc32(fingerprint):08x}"
         if known_label not in (None, label):
             raise self._changed("the input file has changed since it was read", known_label)
-        is_same = self._file.version is not None and known_label is not None
         is_read = self._format.has_byte_offsets and position == self._file.size
-        if not is_same or not (
-            is_read or is_checked_only
-        ):  # what is the same has its position; a request less per file
-            self._rows = self._format.open(self._file, self._path, label, position)
+        if self._file.version is not None and known_label is not None and (is_read or is_checked_only):
+            return  # an object that is the same has its position: no request for what is asked only, or read already
+        self._rows = self._format.open(self._file, self._path, label, position)
 
     def _fingerprint(self) -> bytes | None:
         """Return what tells this content from another one; None: it may grow."""

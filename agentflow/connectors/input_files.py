@@ -78,6 +78,13 @@ def _find_objects(pattern: str, known: Collection[str], settings: ObjectStoreSet
     except ValueError as error:
         raise SourceError(str(error), where={"path": pattern}, expected="the URL of an object, or a pattern") from error
     root = f"{scheme}://{bucket}"
+    if pattern.endswith("/") or not key:
+        raise SourceError(
+            "the input is a prefix, not an object",
+            where={"path": pattern},
+            expected="the URL of an object, or a pattern",
+            fix=f"Name its objects by a pattern: {pattern.rstrip('/')}/*",
+        )
     if not glob.has_magic(key):
         store = ObjectStore(root, settings)
         return {pattern: InputFile(pattern, partial(store.open, key))}

@@ -198,6 +198,8 @@ async def test_store_that_does_not_answer_restarts_the_subtask(s3, kind):
         ("{url}/*.none", "no file matches"),
         ("s4://bucket/in", "names no bucket"),
         ("s3://", "names no bucket"),
+        ("{url}/in/", "is a prefix"),
+        ("{url}", "is a prefix"),
     ],
 )
 async def test_input_that_is_not_there_fails_the_job_at_once(s3, path, said):
