@@ -29,13 +29,17 @@ from agentflow.errors import (
 )
 
 if TYPE_CHECKING:
+    from agentflow.connectors.arrow_sinks import ArrowSink, ParquetSink
+    from agentflow.connectors.arrow_source import ArrowSource, ParquetSource
     from agentflow.connectors.collections import CollectionSink, CollectionSource
+    from agentflow.connectors.csv_sink import CsvSink
+    from agentflow.connectors.csv_source import CsvSource
     from agentflow.connectors.jsonl import JsonlSource
     from agentflow.connectors.jsonl_sink import JsonlSink
     from agentflow.environment.engine import Engine, EngineStats
     from agentflow.environment.streams import AgentsExecutionEnvironment
     from agentflow.plan.plan import AgentPlan
-    from agentflow.runtime.settings import CheckpointSettings, JobSettings, StateSettings
+    from agentflow.runtime.settings import CheckpointSettings, JobSettings, ObjectStoreSettings, StateSettings
 
 __version__ = "0.1.0"
 
@@ -44,6 +48,8 @@ __all__ = [
     "AgentPlan",
     "AgentflowError",
     "AgentsExecutionEnvironment",
+    "ArrowSink",
+    "ArrowSource",
     "CancelEvent",
     "CheckpointSettings",
     "Codec",
@@ -52,6 +58,8 @@ __all__ = [
     "ConfigError",
     "ConfigOption",
     "Configuration",
+    "CsvSink",
+    "CsvSource",
     "Done",
     "Engine",
     "EngineClosed",
@@ -68,8 +76,11 @@ __all__ = [
     "MemoryRef",
     "MemoryType",
     "NotConfigured",
+    "ObjectStoreSettings",
     "OnError",
     "OutputEvent",
+    "ParquetSink",
+    "ParquetSource",
     "PlanError",
     "RequestMismatch",
     "ResourceDescriptor",
@@ -89,14 +100,21 @@ __all__ = [
 _LAZY = {  # what runs a job is imported when it is asked for: an agent's module needs none of it
     "AgentPlan": "agentflow.plan.plan",
     "AgentsExecutionEnvironment": "agentflow.environment.streams",
+    "ArrowSink": "agentflow.connectors.arrow_sinks",
+    "ArrowSource": "agentflow.connectors.arrow_source",
     "CheckpointSettings": "agentflow.runtime.settings",
     "CollectionSink": "agentflow.connectors.collections",
     "CollectionSource": "agentflow.connectors.collections",
     "Engine": "agentflow.environment.engine",
     "EngineStats": "agentflow.environment.engine",
+    "CsvSink": "agentflow.connectors.csv_sink",
+    "CsvSource": "agentflow.connectors.csv_source",
     "JobSettings": "agentflow.runtime.settings",
     "JsonlSink": "agentflow.connectors.jsonl_sink",
     "JsonlSource": "agentflow.connectors.jsonl",
+    "ObjectStoreSettings": "agentflow.runtime.settings",
+    "ParquetSink": "agentflow.connectors.arrow_sinks",
+    "ParquetSource": "agentflow.connectors.arrow_source",
     "StateSettings": "agentflow.runtime.settings",
 }
 

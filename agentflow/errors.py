@@ -38,6 +38,7 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     ├── SinkError              the output cannot be written; the subtask restarts
     │   ├── OutputExists       the output of this checkpoint is there already: another job's, or of state that was removed
     │   ├── OutputLocked       another job writes there
+    │   ├── SchemaMismatch     an output does not fit the columns of a table
     │   └── SinkForbidden      the place may not be written, is none, or nobody reads it any more: a restart cannot cure it
     ├── RequestError           a request to an embedded engine gets no outputs
     │   ├── RunFailed          its run ended early: its action failed for good, or it was cancelled
@@ -283,6 +284,12 @@ class OutputExists(SinkError):
 
 class OutputLocked(SinkError):
     """Another job, or another process of this one, writes to the place."""
+
+    recovery = Recovery.FAIL_JOB
+
+
+class SchemaMismatch(SinkError):
+    """An output does not fit the columns of the table that it goes to. The last completed checkpoint is intact."""
 
     recovery = Recovery.FAIL_JOB
 

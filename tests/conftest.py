@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
 
 KAFKA = Path(__file__).resolve().parents[1] / "scripts" / "kafka"
 WAS_BROKER_RUNNING = pytest.StashKey[bool]()
@@ -63,6 +68,22 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Stop a broker that the tests have started."""
     if not hasattr(session.config, "workerinput") and not session.config.stash[WAS_BROKER_RUNNING]:
         subprocess.run([KAFKA, "stop"], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[S3Server]:
+    from tests.s3_server import S3Server  # a second that most tests do not pay
+
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(_s3_server: S3Server) -> S3Server:
+    """A server that speaks S3, shared by the tests of a process; a bucket is a test's own."""
+    _s3_server.requests.clear()
+    return _s3_server
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os.path
 
 from agentflow.cli.job_file import (
+    CsvSink,
+    CsvSource,
+    FileSink,
+    FileSource,
     JobFile,
-    JsonlSink,
-    JsonlSource,
     KafkaDeadLetters,
     KafkaSink,
     KafkaSource,
@@ -23,6 +25,8 @@ def check_job(job_file: JobFile, problems: ProblemList) -> None:
     """Add what contradicts itself."""
     _check_guarantee(job_file, problems)
     _check_directories(job_file, problems)
+    _check_csv(job_file, problems)
+    _check_urls(job_file, problems)
     settings, composition = job_file.settings, job_file.composition
     if isinstance(composition.source, KafkaSource):
         _check_kafka(job_file, problems)
@@ -138,11 +142,11 @@ def _check_directories(job_file: JobFile, problems: ProblemList) -> None:
     """Two owners of one directory would delete each other's files."""
     composition = job_file.composition
     owners: dict[str, str] = {}
-    named = [("sink.jsonl.path", composition.sink), ("dead-letter.jsonl.path", composition.dead_letter)]
-    places = [(key, sink.path) for key, sink in named if isinstance(sink, JsonlSink)]
+    named = [("sink", composition.sink), ("dead-letter", composition.dead_letter)]
+    places = [(f"{role}.{sink.kind}.path", sink.path) for role, sink in named if isinstance(sink, FileSink)]
     if job_file.settings.state.dir is not None:
         places.append(("state.dir", job_file.settings.state.dir))
-    sources = composition.source.path if isinstance(composition.source, JsonlSource) else ()
+    sources = composition.source.path if isinstance(composition.source, FileSource) else ()
     for key, path in places:
         real = os.path.realpath(path)
         if real in owners:
@@ -152,3 +156,46 @@ def _check_directories(job_file: JobFile, problems: ProblemList) -> None:
         elif real in {os.path.realpath(source) for source in sources}:
             problems.add(f"{key} is the file that the source reads", job_file.place(key), note="a directory is wanted")
         owners.setdefault(real, key)
+
+
+def _check_csv(job_file: JobFile, problems: ProblemList) -> None:
+    """What the connectors would refuse is told with its line."""
+    composition = job_file.composition
+    roles = (("source", composition.source), ("sink", composition.sink), ("dead-letter", composition.dead_letter))
+    for role, part in roles:
+        if not isinstance(part, CsvSource | CsvSink):
+            continue
+        from agentflow.connectors.csv_source import csv_dialect, scalar_types  # for jobs with CSV only
+
+        if not part.header and part.columns is None:
+            problems.add(
+                f"{role}.csv.columns is missing: files without a header do not say what their columns are called",
+                job_file.place(f"{role}.csv.header"),
+                note=f"such as  {role}.csv.columns: [product_id, stars]",
+            )
+        try:
+            csv_dialect(part.delimiter, part.quote, part.encoding if isinstance(part, CsvSource) else "utf-8")
+        except ValueError as error:
+            keys = [f"{role}.csv.{key}" for key in ("delimiter", "quote", "encoding") if key in str(error)]
+            problems.add(f"{role}.csv: {error}", job_file.place(*keys))
+        try:
+            scalar_types((part.types or {}) if isinstance(part, CsvSource) else {})
+        except ValueError as error:
+            problems.add(f"{role}.csv.types: {error}", job_file.place(f"{role}.csv.types"))
+
+
+def _check_urls(job_file: JobFile, problems: ProblemList) -> None:
+    composition = job_file.composition
+    roles = (("source", composition.source), ("sink", composition.sink), ("dead-letter", composition.dead_letter))
+    for role, part in roles:
+        if not isinstance(part, FileSource | FileSink):
+            continue
+        for path in (part.path,) if isinstance(part.path, str) else part.path:
+            if "://" not in path or path.startswith("file://"):
+                continue
+            from agentflow.connectors.object_store import split_url  # for jobs with URLs only
+
+            try:
+                split_url(path)
+            except ValueError as error:
+                problems.add(f"{role}.{part.kind}.path: {error}", job_file.place(f"{role}.{part.kind}.path"))

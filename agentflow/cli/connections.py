@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agentflow.cli.job_file import (
+    ArrowSink,
+    ArrowSource,
+    CsvSink,
+    CsvSource,
+    FileSink,
+    FileSource,
     HttpSource,
     JsonlSink,
     JsonlSource,
     KafkaDeadLetters,
     KafkaSink,
     KafkaSource,
+    ParquetSink,
+    ParquetSource,
     StdinSource,
     StdoutSink,
 )
@@ -20,7 +28,7 @@ from agentflow.runtime.settings import JobSettings
 
 
 def source_opener(
-    source: JsonlSource | StdinSource | HttpSource | KafkaSource, settings: JobSettings
+    source: FileSource | StdinSource | HttpSource | KafkaSource, settings: JobSettings
 ) -> Callable[[], Source]:
     """Return what makes the source of an embedded job, at each start of the job."""
     if isinstance(source, KafkaSource):
@@ -28,7 +36,14 @@ def source_opener(
     if isinstance(source, JsonlSource):
         from agentflow.connectors.jsonl import JsonlSource as Files
 
-        return lambda: Files(source.path, record_max_bytes=settings.record_max_bytes)
+        return lambda: Files(source.path, record_max_bytes=settings.record_max_bytes, store=settings.object_store)
+    if isinstance(source, CsvSource):
+        return _csv_opener(source, settings)
+    if isinstance(source, ParquetSource | ArrowSource):
+        from agentflow.connectors import arrow_source
+
+        kind = arrow_source.ParquetSource if isinstance(source, ParquetSource) else arrow_source.ArrowSource
+        return lambda: kind(source.path, columns=source.columns, store=settings.object_store)
     if isinstance(source, HttpSource):
         from agentflow.connectors.http_source import HttpSource as Http
 
@@ -39,14 +54,53 @@ def source_opener(
     return lambda: Stdin(record_max_bytes=settings.record_max_bytes)
 
 
-def open_sink(sink: JsonlSink | StdoutSink | KafkaSink | KafkaDeadLetters) -> Sink:
+def _csv_opener(source: CsvSource, settings: JobSettings) -> Callable[[], Source]:
+    from agentflow.connectors.csv_source import CsvSource as Files
+
+    return lambda: Files(
+        source.path,
+        header=source.header,
+        columns=source.columns,
+        delimiter=source.delimiter,
+        quote=source.quote,
+        encoding=source.encoding,
+        null_values=source.null_values,
+        types=source.types,
+        infer_types=source.infer_types,
+        record_max_bytes=settings.record_max_bytes,
+        store=settings.object_store,
+    )
+
+
+def open_sink(sink: FileSink | StdoutSink | KafkaSink | KafkaDeadLetters, settings: JobSettings) -> Sink:
     """Make a sink of an embedded job."""
+    store = settings.object_store
     if isinstance(sink, KafkaSink | KafkaDeadLetters):
         raise ConfigError(["an embedded job cannot write to Kafka exactly once: read from Kafka with agentflow worker"])
     if isinstance(sink, JsonlSink):
         from agentflow.connectors.jsonl_sink import JsonlSink as Directory
 
-        return Directory(sink.path)
+        return Directory(sink.path, store=store)
+    if isinstance(sink, CsvSink):
+        from agentflow.connectors.csv_sink import CsvSink as CsvDirectory
+
+        return CsvDirectory(
+            sink.path,
+            header=sink.header,
+            columns=sink.columns,
+            delimiter=sink.delimiter,
+            quote=sink.quote,
+            null_value=sink.null_value,
+            store=store,
+        )
+    if isinstance(sink, ParquetSink):
+        from agentflow.connectors.arrow_sinks import ParquetSink as ParquetDirectory
+
+        return ParquetDirectory(sink.path, schema=sink.schema, compression=sink.compression, store=store)
+    if isinstance(sink, ArrowSink):
+        from agentflow.connectors.arrow_sinks import ArrowSink as ArrowDirectory
+
+        return ArrowDirectory(sink.path, schema=sink.schema, compression=sink.compression, store=store)
     from agentflow.connectors.standard_streams import StdoutSink as Stdout
 
     return Stdout()

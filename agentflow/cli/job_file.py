@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,6 +12,7 @@ from agentflow.cli.problems import Place
 from agentflow.runtime.codecs import RECORD_KEY
 from agentflow.runtime.settings import JobSettings, PositiveMs, SizeBytes
 
+ColumnTypes = Annotated[Mapping[str, str], Meta(extra={"unit": "names and types"})]
 _CODEC_NAMES = "json, msgpack, string, bytes, or module:name of your own codec"
 
 
@@ -18,16 +20,67 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True):
     """Sections are immutable."""
 
     @property
+    def kind(self) -> str:
+        """What a source or sink is called: ``jsonl``."""
+        return str(self.__struct_config__.tag)
+
+    @property
     def described(self) -> str:
         """A source or sink for people: ``jsonl out/``."""
         path = getattr(self, "path", ())
-        return " ".join([str(self.__struct_config__.tag), *([path] if isinstance(path, str) else path)])
+        return " ".join([self.kind, *([path] if isinstance(path, str) else path)])
 
 
 class JsonlSource(_Section, frozen=True, kw_only=True, tag="jsonl"):
     """JSON Lines files, one value per line."""
 
     path: Annotated[tuple[str, ...], Meta(description="File, pattern (data/*.jsonl), or list of them.")]
+
+
+class CsvSource(_Section, frozen=True, kw_only=True, tag="csv"):
+    """CSV files, one value per row."""
+
+    path: Annotated[tuple[str, ...], Meta(description="File, pattern (data/*.csv), or list of them.")]
+    header: Annotated[bool, Meta(description="The first row of a file names the columns.")] = True
+    columns: Annotated[
+        tuple[str, ...] | None,
+        Meta(
+            description="With a header: read these columns only; null: all. Without one: what the columns are called."
+        ),
+    ] = None
+    delimiter: Annotated[str, Meta(description="Character between fields.", extra={"verbatim": True})] = ","
+    quote: Annotated[
+        str | None,
+        Meta(
+            description="Character around fields with delimiters or newlines in them; null: there is none.",
+            extra={"verbatim": True},
+        ),
+    ] = '"'
+    encoding: Annotated[str, Meta(description="Encoding of the text, as Python names it.")] = "utf-8"
+    null_values: Annotated[
+        tuple[str, ...], Meta(description="Texts that mean null, in any column.", extra={"verbatim": True})
+    ] = ("",)
+    types: Annotated[
+        ColumnTypes | None, Meta(description="Columns and their types; those of the others are found out, or text.")
+    ] = None
+    infer_types: Annotated[
+        bool,
+        Meta(description="Find out types from the first 1,000 rows of a file: int64, double, boolean, else string."),
+    ] = True
+
+
+class ParquetSource(_Section, frozen=True, kw_only=True, tag="parquet"):
+    """Parquet files, one value per row."""
+
+    path: Annotated[tuple[str, ...], Meta(description="File, pattern (data/*.parquet), or list of them.")]
+    columns: Annotated[tuple[str, ...] | None, Meta(description="Read these columns only; null: all.")] = None
+
+
+class ArrowSource(_Section, frozen=True, kw_only=True, tag="arrow"):
+    """Arrow IPC files (Feather) and streams, one value per row."""
+
+    path: Annotated[tuple[str, ...], Meta(description="File, pattern (data/*.arrow), or list of them.")]
+    columns: Annotated[tuple[str, ...] | None, Meta(description="Read these columns only; null: all.")] = None
 
 
 class StdinSource(_Section, frozen=True, kw_only=True, tag="stdin"):
@@ -101,8 +154,56 @@ class JsonlSink(_Section, frozen=True, kw_only=True, tag="jsonl"):
     path: Annotated[str, Meta(description="Directory of the part-… files; relative to the current directory.")]
 
 
+class CsvSink(_Section, frozen=True, kw_only=True, tag="csv"):
+    """A directory of part-… CSV files, one row per output; names that start with . or _ are staging, readers skip them."""
+
+    path: Annotated[str, Meta(description="Directory of the part-… files; relative to the current directory.")]
+    header: Annotated[bool, Meta(description="The first row of a file names the columns.")] = True
+    columns: Annotated[
+        tuple[str, ...] | None,
+        Meta(
+            description="Columns; null: those of the newest file, else those that outputs of the first checkpoint have."
+        ),
+    ] = None
+    delimiter: Annotated[str, Meta(description="Character between fields.", extra={"verbatim": True})] = ","
+    quote: Annotated[
+        str, Meta(description="Character around fields with delimiters or newlines in them.", extra={"verbatim": True})
+    ] = '"'
+    null_value: Annotated[str, Meta(description="What is written for null.", extra={"verbatim": True})] = ""
+
+
+_SCHEMA = Meta(
+    description="Columns and types; null: those of the newest file, else those that outputs of the first checkpoint have."
+)
+
+
+class ParquetSink(_Section, frozen=True, kw_only=True, tag="parquet"):
+    """A directory of part-… Parquet files, one row per output; names that start with . or _ are staging, readers skip them."""
+
+    path: Annotated[str, Meta(description="Directory of the part-… files; relative to the current directory.")]
+    schema: Annotated[ColumnTypes | None, _SCHEMA] = None
+    compression: Annotated[
+        Literal["zstd", "snappy", "gzip", "lz4", "brotli", "none"], Meta(description="Codec of the columns.")
+    ] = "zstd"
+
+
+class ArrowSink(_Section, frozen=True, kw_only=True, tag="arrow"):
+    """A directory of part-… Arrow IPC files (Feather), one row per output; names that start with . or _ are staging."""
+
+    path: Annotated[str, Meta(description="Directory of the part-… files; relative to the current directory.")]
+    schema: Annotated[ColumnTypes | None, _SCHEMA] = None
+    compression: Annotated[
+        Literal["none", "lz4", "zstd"],
+        Meta(description="Codec of the buffers; without one, readers can map files into memory."),
+    ] = "none"
+
+
 class StdoutSink(_Section, frozen=True, kw_only=True, tag="stdout"):
     """Standard output, one JSON value per line; at-least-once."""
+
+
+FileSource = JsonlSource | CsvSource | ParquetSource | ArrowSource
+FileSink = JsonlSink | CsvSink | ParquetSink | ArrowSink
 
 
 class LogSettings(_Section, frozen=True, kw_only=True):
@@ -118,12 +219,10 @@ class Composition(_Section, frozen=True, kw_only=True):
     """The keys beside those of `JobSettings`."""
 
     agent: Annotated[str, Meta(description="The agent: module:name of an Agent class or instance.")]
-    source: Annotated[
-        JsonlSource | StdinSource | HttpSource | KafkaSource, Meta(description="Where records come from.")
-    ]
-    sink: Annotated[JsonlSink | StdoutSink | KafkaSink, Meta(description="Where outputs go.")]
+    source: Annotated[FileSource | StdinSource | HttpSource | KafkaSource, Meta(description="Where records come from.")]
+    sink: Annotated[FileSink | StdoutSink | KafkaSink, Meta(description="Where outputs go.")]
     dead_letter: Annotated[
-        JsonlSink | StdoutSink | KafkaDeadLetters | None,
+        FileSink | StdoutSink | KafkaDeadLetters | None,
         Meta(description="Where records go whose run failed; without it the job stops."),
     ] = None
     key_by: Annotated[

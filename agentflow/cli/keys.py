@@ -36,6 +36,7 @@ class Kind(enum.Enum):
     FLAG = "true or false"
     CHOICE = "one of"
     TEXTS = "text or list of texts"
+    COLUMNS = "names and types"
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -52,6 +53,7 @@ class Key(msgspec.Struct, frozen=True):
         above: The number is larger than this.
         pattern: Regular expression of a text.
         choices: The values of a choice.
+        is_verbatim: Also blanks, and nothing at all, are a text.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Key(msgspec.Struct, frozen=True):
     above: int | None = None
     pattern: str | None = None
     choices: tuple[str, ...] = ()
+    is_verbatim: bool = False
 
     @property
     def name(self) -> str:
@@ -95,11 +98,14 @@ class Key(msgspec.Struct, frozen=True):
         """Its default as it is written in a file."""
         if self.default is None:
             return "null"
+        quoted = f"'{self.default}'" if isinstance(self.default, str) else "''"
         if self.kind is Kind.DURATION:
             return duration_text(self.default)
         if self.kind is Kind.SIZE:
             return size_text(self.default)
-        return str(self.default)
+        if self.kind is Kind.TEXTS:
+            return f"[{', '.join(text or quoted for text in self.default)}]"
+        return quoted if self.is_verbatim else str(self.default)
 
 
 class Section(msgspec.Struct):
@@ -239,6 +245,7 @@ class _Shape:
             above=_number(max((meta.gt for meta in self.metas if meta.gt is not None), default=None)),
             pattern=next((meta.pattern for meta in self.metas if meta.pattern), None),
             choices=typing.get_args(kinds[0]) if typing.get_origin(kinds[0]) is Literal else (),
+            is_verbatim=any(meta.extra and meta.extra.get("verbatim") for meta in self.metas),
         )
 
 

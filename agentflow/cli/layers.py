@@ -179,6 +179,9 @@ def _is_below(path: Path, section: Path) -> bool:
 
 def unknown_note(table: KeyTable, section: Section, part: str, before: Sequence[str]) -> str:
     """Say which key was perhaps meant; ``before`` are the parts that were written before it."""
+    kinds = [kind for kind in section.children if section.is_choice and (*section.path, kind, part) in table.keys]
+    if kinds:
+        return f"say of which kind, such as {'.'.join([*before, kinds[0], part])} ({', '.join(kinds)} have it)"
     candidates = [*section.children, *([PROFILES] if not section.path else [])]
     near = nearest(part.replace("_", "-"), candidates)
     if near is not None:

@@ -15,7 +15,10 @@ import msgspec
 
 from agentflow.errors import ConfigError
 
-_SECRET = re.compile(r"""((?:password|secret)['"]?\s*[:=]\s*)(?!["']?\$\{)("[^"]*"|'[^']*'|[^\s,}]+)""", re.IGNORECASE)
+_SECRET = re.compile(
+    r"""((?:password|secret|account-key|session-token)[\w-]*['"]?\s*[:=]\s*)(?!["']?\$\{)("[^"]*"|'[^']*'|[^\s,}]+)""",
+    re.IGNORECASE,
+)
 LINE_MAX = 160  # columns of a quoted line; longer ones are cut around the place
 
 

@@ -59,9 +59,9 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
     composition, settings = job_file.composition, job_file.settings
 
     def open_sinks() -> Mapping[str, Sink]:
-        sinks = {"sink": open_sink(composition.sink)}
+        sinks = {"sink": open_sink(composition.sink, settings)}
         if composition.dead_letter is not None:
-            dead = open_sink(composition.dead_letter)
+            dead = open_sink(composition.dead_letter, settings)
             sinks["dead-letter"] = DeadLetterLog(dead, composition.dead_letter.described)
         return sinks
 

@@ -73,9 +73,9 @@ def _sinks_opener(job_file: JobFile) -> Callable[[], Mapping[str, Sink]]:
     composition = job_file.composition
 
     def open_sinks() -> Mapping[str, Sink]:
-        sinks = {"sink": open_sink(composition.sink)}
+        sinks = {"sink": open_sink(composition.sink, job_file.settings)}
         if composition.dead_letter is not None:
-            sinks["dead-letter"] = open_sink(composition.dead_letter)
+            sinks["dead-letter"] = open_sink(composition.dead_letter, job_file.settings)
         return sinks
 
     return open_sinks

@@ -83,7 +83,8 @@ def _value_schema(key: Key) -> dict[str, Any]:
         Kind.COUNT: {"type": "integer"},
         Kind.FLAG: {"type": "boolean"},
         Kind.CHOICE: {"enum": [*key.choices, *([None] if key.is_optional else [])]},
-        Kind.TEXTS: {"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1},
+        Kind.COLUMNS: {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1},
+        Kind.TEXTS: {"type": ["string", "array"], "items": {"type": "string"}, "minItems": int(not key.is_verbatim)},
     }
     value = shape_of[key.kind]
     if key.pattern:

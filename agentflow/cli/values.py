@@ -8,7 +8,7 @@ from typing import Any
 from agentflow.api.durations import duration_ms, size_bytes
 from agentflow.cli.keys import Key, Kind, duration_text, size_text
 from agentflow.cli.problems import ProblemList
-from agentflow.cli.yaml_source import Items, Scalar, Value, plain_scalar
+from agentflow.cli.yaml_source import Items, Mapping, Scalar, Value, plain_scalar
 from agentflow.plan.problems import nearest
 
 _DURATION_UNITS = "ms, s, m, h, d"
@@ -36,6 +36,8 @@ def key_value(key: Key, value: Value, problems: ProblemList) -> Any:  # noqa: AN
     """Return the value of ``key`` as its struct holds it; NO_VALUE, and a problem, when it is wrong."""
     if key.kind is Kind.TEXTS:
         return _texts(key, value, problems)
+    if key.kind is Kind.COLUMNS and isinstance(value, Mapping):
+        return _columns(key, value, problems)
     if not isinstance(value, Scalar):
         return _wrong(key, value, problems, f"is {_described(value)}", _wanted(key))
     if value.value is None:
@@ -76,6 +78,7 @@ def _wanted(key: Key) -> str:
         Kind.COUNT: "a whole number is wanted",
         Kind.FLAG: "true or false is wanted",
         Kind.CHOICE: f"one of {', '.join(key.choices)}",
+        Kind.COLUMNS: "names and types are wanted, such as {stars: int64, text: string}",
     }
     return example.get(key.kind, "a text is wanted")
 
@@ -131,7 +134,7 @@ def _text(key: Key, value: Scalar, problems: ProblemList) -> Any:  # noqa: ANN40
         return _wrong(key, value, problems, f"is unknown: '{value.text}'", f"{note}one of {', '.join(key.choices)}")
     if not isinstance(text, str):
         return _wrong(key, value, problems, f"is {_described(value)}", f'a text is wanted; write "{value.text}"')
-    if not text.strip():
+    if not text.strip() and not key.is_verbatim:
         return _wrong(key, value, problems, "is an empty text", "a text is wanted")
     if key.name == "agent" and not _AGENT.fullmatch(text):
         return _wrong(key, value, problems, f"is not module:name: '{text}'", "such as shop.agents:ReviewAgent")
@@ -142,9 +145,36 @@ def _text(key: Key, value: Scalar, problems: ProblemList) -> Any:  # noqa: ANN40
     return text
 
 
+def _columns(key: Key, value: Mapping, problems: ProblemList) -> Any:  # noqa: ANN401 (names and types, or NO_VALUE)
+    from agentflow.connectors.column_types import column_type  # for jobs with columns only
+
+    columns: dict[str, str] = {}
+    count = len(problems.found)
+    for name, place, entry in value.entries:
+        text = entry.text if isinstance(entry, Scalar) else ""
+        quoted = '; types with , or : are written in quotes, such as "decimal(10,2)"'
+        if name in columns:
+            _wrong(key, Scalar(name, name, place), problems, f"has '{name}' twice", "remove one of them")
+        elif not isinstance(entry, Scalar) or entry.value is None:
+            _wrong(key, entry, problems, f"has no type for '{name}'", f"a type is wanted, such as string{quoted}")
+        else:
+            try:
+                column_type(text)
+            except ValueError as error:
+                _wrong(
+                    key, entry, problems, f"has no type for '{name}': {error}", f"such as string, int64, double{quoted}"
+                )
+        columns[name] = text
+    if not columns:
+        return _wrong(key, value, problems, "has no columns", _wanted(key))
+    return NO_VALUE if len(problems.found) > count else columns
+
+
 def _texts(key: Key, value: Value, problems: ProblemList) -> Any:  # noqa: ANN401 (texts, or NO_VALUE)
     items = value.items if isinstance(value, Items) else [value]
     if isinstance(value, Scalar) and value.value is None:
+        if key.is_optional:
+            return None
         items = []
     texts: list[str] = []
     for item in items:
@@ -154,6 +184,6 @@ def _texts(key: Key, value: Value, problems: ProblemList) -> Any:  # noqa: ANN40
         if text is NO_VALUE:
             return NO_VALUE
         texts.append(text)
-    if not texts:
+    if not texts and not key.is_verbatim:
         return _wrong(key, value, problems, "has no value", "a text, or a list of texts")
     return tuple(texts)

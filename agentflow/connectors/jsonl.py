@@ -15,9 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agentflow.api.codecs import JSON
+from agentflow.connectors.file_source import FileSource
+from agentflow.connectors.line_format import LineFormat
 from agentflow.connectors.lines import RECORD_MAX_BYTES, LineSplitter
+from agentflow.connectors.stores import is_url, local_path
 from agentflow.core.records import Record
 from agentflow.errors import SourceError
+from agentflow.runtime.settings import ObjectStoreSettings
 
 _BLOCK_BYTES = 2**18  # a block of two-byte lines is split without holding the interpreter for long
 
@@ -131,8 +135,9 @@ class JsonlSource:
 
     Args:
         path: Path or glob pattern (`**` goes through directories), or several. A pattern finds no names that start with
-            ``.`` or ``_``, which are staging.
+            ``.`` or ``_``, which are staging. Or URLs of an object store, and patterns of them (`connectors.file_source`).
         record_max_bytes: A longer line is returned with its first ``record_max_bytes + 1`` bytes only.
+        store: How object stores are reached.
     """
 
     name = "jsonl"
@@ -146,9 +151,13 @@ class JsonlSource:
         path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         record_max_bytes: int = RECORD_MAX_BYTES,
+        store: ObjectStoreSettings | None = None,
     ) -> None:
         paths = (path,) if isinstance(path, str | os.PathLike) else path
-        self._patterns = tuple(os.fspath(one) for one in paths)
+        self._patterns = tuple(local_path(os.fspath(one)) for one in paths)
+        self._objects: FileSource | None = None  # reads everything, where something is no local file
+        if any(map(is_url, self._patterns)):
+            self._objects = FileSource(self._patterns, LineFormat(record_max_bytes), store)
         self._record_max_bytes = record_max_bytes
         self._positions: dict[str, int] = {}
         self._paths: deque[str] = deque()
@@ -161,11 +170,16 @@ class JsonlSource:
 
         A position whose file no pattern names any more is ignored: the input was changed on purpose.
         """
+        if self._objects is not None:
+            await self._objects.open(positions)
+            return
         self._positions = dict(positions)
         self._paths = deque(await asyncio.to_thread(self._find))
 
     async def fetch(self, records_max: int) -> Sequence[Record]:
         """Return the next lines; blank lines are skipped. Blocks are read in a thread."""
+        if self._objects is not None:
+            return await self._objects.fetch(records_max)
         while not self._ready:
             # A cancelled fetch leaves its block to the next one: nothing is read twice and nothing is lost.
             self._reading = self._reading or asyncio.create_task(asyncio.to_thread(self._read))
@@ -182,6 +196,8 @@ class JsonlSource:
 
     async def close(self) -> None:
         """Close the file."""
+        if self._objects is not None:
+            await self._objects.close()
         if self._reading is not None:
             with contextlib.suppress(SourceError):
                 await self._reading

@@ -65,7 +65,8 @@ class FailurePolicy(msgspec.Struct, frozen=True):
         if error.traceback:
             document["traceback"] = error.traceback
         is_source_value = run is None or not run.event_type.startswith("_timer")
-        document |= _readable(record.value, self.input_codec if is_source_value else "msgpack")
+        codec = "none" if record.fault is not None else self.input_codec if is_source_value else "msgpack"
+        document |= _readable(record.value, codec)
         return DeadLetter(record, error, reason, msgspec.json.encode(document))
 
 

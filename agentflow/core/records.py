@@ -30,6 +30,8 @@ class Record(msgspec.Struct, gc=False):
         key: The source's own key bytes; None where it has none.
         timestamp_ms: Event time in epoch milliseconds; None where it has none.
         headers: Header names and values, in order.
+        fault: Why it has no value in the source's codec: a row that does not fit its columns. ``value`` is its bytes as they are; it is
+            rejected. None: nothing is wrong with it.
     """
 
     source: str
@@ -39,6 +41,7 @@ class Record(msgspec.Struct, gc=False):
     key: bytes | None = None
     timestamp_ms: int | None = None
     headers: Headers = ()
+    fault: str | None = None
 
     @property
     def run_id(self) -> str:

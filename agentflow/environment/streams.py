@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentflow.api.agent import Agent
 from agentflow.api.options import Configuration
@@ -26,6 +26,9 @@ from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import AgentStage, Job, JobSpec, JobStatus
 from agentflow.runtime.ports import Sink, Source
 from agentflow.runtime.settings import JobSettings
+
+if TYPE_CHECKING:
+    from agentflow.connectors.tables import TableResult
 
 
 class AgentsExecutionEnvironment:
@@ -59,6 +62,22 @@ class AgentsExecutionEnvironment:
 
         return self.from_source(HttpSource(host, port, path))
 
+    def from_table(self, table: object) -> RecordStream:
+        """Read the rows of a table: `pyarrow.Table`, `RecordBatch`, `RecordBatchReader`, or what has the Arrow stream interface.
+
+        DataFrames of pandas and polars and relations of DuckDB do. It is not copied where that can be avoided: leave it as it is until the
+        job has ended. What can be read once only (a reader) is read into memory now, so that the job can go back in it; where the job's
+        guarantee is ``none``, it is read batch by batch.
+
+        Raises:
+            NotConfigured: The package pyarrow is missing: ``pip install 'agentflow[arrow]'``.
+            TypeError: It is no table.
+        """
+        from agentflow.connectors.tables import TableSource  # 0.1 s that jobs without tables do not pay
+
+        source = TableSource(table, is_streamed=self.settings.guarantee == "none")
+        return self.from_source(lambda: source)
+
     def from_source(self, source: Source | Callable[[], Source]) -> RecordStream:
         """Read from a source, or from what a function makes at each start."""
         if self._stream is not None:
@@ -76,11 +95,11 @@ class AgentsExecutionEnvironment:
         problems = []
         stream = self._stream
         if stream is None:
-            raise PlanError(["the job has no source: call from_list or from_source"])
+            raise PlanError(["the job has no source: call from_list, from_table or from_source"])
         if not stream.stages:
             problems.append("the job has no agent: call .key_by(...).apply(agent)")
         if stream.open_sink is None:
-            problems.append("the job has no sink: call .to_list() or .to_sink(sink)")
+            problems.append("the job has no sink: call .to_list(), .to_table() or .to_sink(sink)")
         if problems or stream.open_sink is None:
             raise PlanError(problems)
         open_sink, open_dead = stream.open_sink, stream.open_dead_letter
@@ -151,6 +170,23 @@ class RecordStream:
         sink = CollectionSink()
         self.open_sink = lambda: sink
         return sink.values
+
+    def to_table(self, schema: Mapping[str, str] | Any = None) -> TableResult:  # noqa: ANN401 (or a `pyarrow.Schema`)
+        """Collect outputs in a table: ``.table`` of what is returned is a `pyarrow.Table`; polars, pandas and DuckDB take the result itself.
+
+        Args:
+            schema: The columns: name → type (``"int64"``, ``"list<string>"``: `connectors.column_types`), or a `pyarrow.Schema`. None: the
+                fields that the outputs have, with types that fit all of them.
+
+        Raises:
+            NotConfigured: The package pyarrow is missing: ``pip install 'agentflow[arrow]'``.
+            ValueError: A type of ``schema`` is none.
+        """
+        from agentflow.connectors.tables import TableSink
+
+        sink = TableSink(schema)
+        self.open_sink = lambda: sink
+        return sink.result
 
     def to_sink(self, sink: Sink | Callable[[], Sink]) -> RecordStream:
         """Give outputs to a sink, or to what a function makes at each start."""

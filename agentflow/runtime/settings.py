@@ -242,6 +242,40 @@ class KafkaSettings(_Section, frozen=True):
     security: SecuritySettings = SecuritySettings()
 
 
+class ObjectStoreSettings(_Section, frozen=True):
+    """`object-store.*`: how paths s3://, gs:// and az:// are reached.
+
+    What is null comes from the vendor's environment variables (AWS_…, GOOGLE_…, AZURE_…) or from the machine's own identity. Secrets are
+    best written as ``${env:…}`` or ``${file:…}``; they are never logged.
+    """
+
+    endpoint: Annotated[
+        str | None, Meta(description="URL of a server that speaks the protocol, such as http://localhost:9000.")
+    ] = None
+    region: Annotated[str | None, Meta(description="Region of the buckets (S3).")] = None
+    path_style: Annotated[
+        bool, Meta(description="The bucket is in the path of requests, not in their host name (S3).")
+    ] = True
+    anonymous: Annotated[bool, Meta(description="Send requests without credentials, for what is public.")] = False
+    access_key_id: Annotated[str | None, Meta(description="Access key (S3).")] = None
+    secret_access_key: Annotated[str | None, Meta(description="Its secret.", extra={"secret": True})] = None
+    session_token: Annotated[
+        str | None, Meta(description="Token of temporary credentials.", extra={"secret": True})
+    ] = None
+    service_account_file: Annotated[str | None, Meta(description="JSON file of a service account (Google).")] = None
+    account: Annotated[str | None, Meta(description="Storage account (Azure).")] = None
+    account_key: Annotated[str | None, Meta(description="Its key.", extra={"secret": True})] = None
+    timeout_ms: Annotated[PositiveMs, Meta(description="How long one request may take.")] = 30_000
+    retry_timeout_ms: Annotated[
+        DurationMs,
+        Meta(description="How long a request that fails for a moment is repeated; then the subtask restarts."),
+    ] = 30_000
+
+    def __repr__(self) -> str:
+        """Leave the secrets out."""
+        return f"ObjectStoreSettings(endpoint={self.endpoint!r}, region={self.region!r}, anonymous={self.anonymous!r})"
+
+
 class AdminSettings(_Section, frozen=True):
     """`admin.*`: /livez, /readyz and /metrics of a worker, over HTTP."""
 
@@ -295,4 +329,5 @@ class JobSettings(_Section, frozen=True):
     event_time: EventTimeSettings = EventTimeSettings()
     kafka: KafkaSettings = KafkaSettings()
     topics: TopicSettings = TopicSettings()
+    object_store: ObjectStoreSettings = ObjectStoreSettings()
     admin: AdminSettings = AdminSettings()

@@ -385,6 +385,8 @@ class Subtask:
             try:
                 if record.value is not None and len(record.value) > record_max:
                     raise too_large(record, record_max)
+                if record.fault is not None:
+                    raise DecodeError(record.fault)
                 if timestamps is not None:
                     record.timestamp_ms = timestamps.read(record)
                 key = read_key(record)

@@ -102,7 +102,7 @@ def _write_lines(entries: Iterable[MemoryEntry], file: IO[bytes]) -> Iterator[in
 def _write_parquet(entries: Iterable[MemoryEntry], file: IO[bytes]) -> Iterator[int]:
     """Columns: agent, key (text as it is, others as JSON), key_kind, path, kind, value (JSON), used_at."""
     try:
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
         raise NotConfigured(

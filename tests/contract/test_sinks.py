@@ -9,10 +9,11 @@ import msgspec
 import pytest
 
 from agentflow.connectors.collections import CollectionSink
-from agentflow.connectors.jsonl_sink import JsonlSink
 from agentflow.connectors.standard_streams import StdoutSink
+from agentflow.connectors.tables import TableSink
 from agentflow.testing.conformance.sink import SinkConformance
 from agentflow.testing.faults import FaultySink, Fuse, SinkDirectory
+from tests.unit.connectors.part_kinds import KINDS
 
 
 class TestCollectionSink(SinkConformance):
@@ -29,16 +30,56 @@ class TestCollectionSink(SinkConformance):
         return lambda: [msgspec.json.encode(value) for value in place.values]
 
 
-class TestJsonlSink(SinkConformance):
+@pytest.mark.parametrize("schema", [None, {"value": "json"}], ids=["any", "declared"])
+class TestTableSink(SinkConformance):
     @pytest.fixture
-    def new_sink(self, tmp_path):
-        return lambda: JsonlSink(str(tmp_path / "deep" / "out"))
+    def place(self, schema):
+        return TableSink(schema)
 
     @pytest.fixture
-    def read_visible(self, tmp_path):
+    def new_sink(self, place):
+        return lambda: place
+
+    @pytest.fixture
+    def read_visible(self, place, schema):
+        def read():
+            values = place.result.table["value"].to_pylist() if len(place.result) else []
+            return [value.encode() if schema else msgspec.json.encode(value) for value in values]
+
+        return read
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+class TestPartFileSinks(SinkConformance):
+    @pytest.fixture
+    def new_sink(self, kind, tmp_path):
+        return lambda: kind.new_sink(str(tmp_path / "deep" / "out"))
+
+    @pytest.fixture
+    def read_visible(self, kind, tmp_path):
         def read():
             files = sorted((tmp_path / "deep" / "out").glob("[!._]*"))
-            return [line for file in files for line in file.read_bytes().splitlines()]
+            return [msgspec.json.encode(row) for file in files for row in kind.rows(file.read_bytes())]
+
+        return read
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+class TestPartFileSinksInAnObjectStore(SinkConformance):
+    @pytest.fixture
+    def url(self, s3):
+        return f"{s3.new_bucket()}/deep/out"
+
+    @pytest.fixture
+    def new_sink(self, kind, s3, url):
+        return lambda: kind.new_sink(url, store=s3.settings)
+
+    @pytest.fixture
+    def read_visible(self, kind, s3, url):
+        def read():
+            store = s3.store(url)
+            readers = [store.open(file.name) for file in store.find()]
+            return [msgspec.json.encode(row) for reader in readers for row in kind.rows(reader.read(0, reader.size))]
 
         return read
 

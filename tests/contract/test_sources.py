@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from agentflow.connectors.arrow_source import ArrowSource, ParquetSource
 from agentflow.connectors.collections import CollectionSource
+from agentflow.connectors.csv_source import CsvSource
 from agentflow.connectors.jsonl import JsonlSource
 from agentflow.connectors.standard_streams import StdinSource
+from agentflow.connectors.tables import TableSource
 from agentflow.core.records import Record
 from agentflow.testing.conformance.source import SourceConformance
 from agentflow.testing.faults import FaultySource, Fuse
@@ -29,6 +34,60 @@ class TestJsonlSource(SourceConformance):
         (tmp_path / "a.jsonl").write_bytes(LINES)
         (tmp_path / "b.jsonl").write_bytes(LINES)
         return lambda: JsonlSource(f"{tmp_path}/*.jsonl")
+
+
+class TestCsvSource(SourceConformance):
+    @pytest.fixture
+    def new_source(self, tmp_path):
+        for name in "ab":
+            (tmp_path / f"{name}.csv").write_bytes(b'\xef\xbb\xbfa,b\r\n1,"x\ny"\r\n\n2\n3,"z"')
+        return lambda: CsvSource(f"{tmp_path}/*.csv")
+
+
+class TestParquetSource(SourceConformance):
+    @pytest.fixture
+    def new_source(self, tmp_path):
+        for name in "ab":
+            pq.write_table(pa.table({"a": range(7)}), tmp_path / f"{name}.parquet", row_group_size=3)
+        return lambda: ParquetSource(f"{tmp_path}/*.parquet")
+
+
+class TestArrowSource(SourceConformance):
+    @pytest.fixture(params=[pa.ipc.new_file, pa.ipc.new_stream], ids=["file", "stream"])
+    def new_source(self, tmp_path, request):
+        for name in "ab":
+            table = pa.table({"a": range(7)})
+            with request.param(tmp_path / f"{name}.arrow", table.schema) as writer:
+                writer.write_table(table, max_chunksize=3)
+        return lambda: ArrowSource([tmp_path / "a.arrow", tmp_path / "b.arrow"])
+
+
+TEXTS = {"jsonl": (JsonlSource, LINES), "csv": (CsvSource, b'a,b\r\n1,"x\ny"\r\n\n2\n3,"z"')}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "arrow"])
+class TestSourcesInAnObjectStore(SourceConformance):
+    @pytest.fixture
+    def new_source(self, kind, s3, tmp_path):
+        url = s3.new_bucket()
+        new_source, content = TEXTS.get(kind, (ArrowSource if kind == "arrow" else ParquetSource, None))
+        if content is None:
+            table = pa.table({"a": range(7)})
+            if kind == "parquet":
+                pq.write_table(table, tmp_path / "in", row_group_size=3)
+            else:
+                with pa.ipc.new_file(tmp_path / "in", table.schema) as writer:
+                    writer.write_table(table, max_chunksize=3)
+            content = (tmp_path / "in").read_bytes()
+        for name in "ab":
+            s3.store(url).put(f"in/{name}", [content])
+        return lambda: new_source(f"{url}/in/*", store=s3.settings)
+
+
+class TestTableSource(SourceConformance):
+    @pytest.fixture
+    def new_source(self):
+        return lambda: TableSource(pa.table({"a": range(7)}).to_reader(max_chunksize=3))
 
 
 class TestStdinSource(SourceConformance):

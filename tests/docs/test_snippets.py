@@ -19,6 +19,7 @@ import pytest
 
 from tests.kafka_topics import Topics
 from tests.own_broker import free_ports
+from tests.s3_server import S3Server
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,7 +55,8 @@ def job_files(source: str) -> list[tuple[str, str]]:
 
 
 KAFKA_JOB_FILES, HTTP_JOB_FILES = job_files("kafka"), job_files("http")
-JOB_FILES = [one for one in snippets("yaml") if one not in KAFKA_JOB_FILES + HTTP_JOB_FILES]
+S3_JOB_FILES = [(place, text) for place, text in snippets("yaml") if "s3://" in text]
+JOB_FILES = [one for one in snippets("yaml") if one not in KAFKA_JOB_FILES + HTTP_JOB_FILES + S3_JOB_FILES]
 
 
 @pytest.mark.parametrize(("place", "text"), JOB_FILES, ids=[place for place, _ in JOB_FILES])
@@ -104,6 +106,17 @@ def test_the_commands_of_the_page_about_savepoints_run(tmp_path: Path) -> None:
             ["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode in (0, 3 if "diff" in line else 0), f"{line}\n{done.stderr}"
+
+
+@pytest.mark.parametrize(("place", "text"), S3_JOB_FILES, ids=[place for place, _ in S3_JOB_FILES])
+def test_job_file_runs_from_and_to_an_object_store(place: str, text: str, tmp_path: Path, s3: S3Server) -> None:
+    url = s3.new_bucket()
+    (tmp_path / "job.yaml").write_text(text.replace("s3://bucket", url).replace("http://localhost:9000", s3.endpoint))
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    s3.store(url).put("reviews/1.jsonl", [(ROOT / "examples/data/product_reviews.jsonl").read_bytes()])
+    done = run([sys.executable, "-m", "agentflow", "run", "job.yaml"], tmp_path)
+    assert done.returncode == 0, f"{place}\n{done.stderr}"
+    assert s3.store(url).find("scores/part-")
 
 
 @pytest.mark.kafka

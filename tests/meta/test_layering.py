@@ -49,8 +49,9 @@ VENDORS = {
     "msgspec": (r"agentflow\b",),
     "opentelemetry": (r"agentflow\.observability\b",),
     "prometheus_client": (r"agentflow\.observability\b",),  # what OpenTelemetry's exporter for it writes to
+    "obstore": (r"agentflow\.connectors\b",),
     "pytest": (r"agentflow\.testing\.conformance\b",),
-    "pyarrow": (r"agentflow\.state\b",),
+    "pyarrow": (r"agentflow\.(connectors|state)\b",),
     "rich": (r"agentflow\.cli\b",),
     "rocksdict": (r"agentflow\.state\b",),
     "starlette": (r"agentflow\.integrations\.asgi\b",),

@@ -58,8 +58,14 @@ def test_key_that_only_one_kind_has_is_that_kinds():
 
 
 def test_key_of_another_kind_is_a_second_kind():
-    with pytest.raises(JobFileError, match="'dead-letter' has both 'stdout' and 'jsonl'"):
-        load(KAFKA + "source.topics: in\nsink.path: out/\ndead-letter: {stdout: {}, path: x}\n")
+    with pytest.raises(JobFileError, match="'dead-letter' has both 'stdout' and 'kafka'"):
+        load(KAFKA + "source.topics: in\nsink.topic: out\ndead-letter: {stdout: {}, topic: x}\n")
+
+
+def test_key_of_several_kinds_needs_its_kind():
+    with pytest.raises(JobFileError, match=r"unknown key 'sink\.path'") as caught:
+        load("agent: a:B\nkey-by: k\nsource.jsonl.path: in.jsonl\nsink.path: out\nstate.dir: s\n")
+    assert "say of which kind, such as sink.jsonl.path (jsonl, csv, parquet, arrow have it)" in str(caught.value)
 
 
 @pytest.mark.parametrize(

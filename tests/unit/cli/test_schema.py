@@ -19,6 +19,7 @@ from agentflow.runtime.settings import JobSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = ROOT / "configs" / "reference.yaml"
+TABLES = ("csv", "parquet", "arrow")  # one kind of a source or sink stands in the file, the others in comments
 
 
 def paths(value: object, prefix: tuple[str, ...] = ()):
@@ -61,6 +62,16 @@ def test_reference_file_has_every_key_and_loads(monkeypatch):
             lines = [line for line in text.splitlines() if f"# {kind}: {{" in line]
             assert any(all(f"{key}:" in line for key in keys) for line in lines), (name, kind, keys)
     assert load_job_file(str(REFERENCE), variables={}).config == {"alert.channel": "reviews"}
+
+
+def test_reference_file_has_every_key_of_tables_in_comments():
+    text = REFERENCE.read_text(encoding="utf-8")
+    for role in ("source", "sink"):
+        section = re.search(rf"^{role}:.*?\n\n", text, re.MULTILINE | re.DOTALL)[0]
+        written = set()
+        for kind, keys in re.findall(rf"^  # ({'|'.join(TABLES)}): (.*?\}})(?: *#.*)?$", section, re.MULTILINE):
+            written |= {(role, kind, key) for key in yaml.safe_load(keys)}
+        assert {path for path in key_table().keys if path[0] == role and path[1] in TABLES} == written
 
 
 def test_reference_file_shows_the_defaults(monkeypatch):
@@ -141,9 +152,9 @@ def test_section_is_described_key_by_key():
 def test_choice_is_described_with_its_kinds():
     assert describe_text("source").splitlines()[:4] == [
         "source: Where records come from.",
-        "one of: jsonl, stdin, http, kafka",
+        "one of: jsonl, csv, parquet, arrow, stdin, http, kafka",
         "  jsonl    JSON Lines files, one value per line.",
-        "  stdin    Standard input, one JSON value per line; it cannot be read twice.",
+        "  csv      CSV files, one value per row.",
     ]
 
 

@@ -1,6 +1,6 @@
 """A process that writes epochs to a directory without end, for the test that kills it. Started by the tests beside it.
 
-sink_victim.py DIRECTORY LEDGER
+sink_victim.py KIND DIRECTORY LEDGER
 
 ``LEDGER`` stands for keyed state: the decided checkpoint with its staged names, then the completed one, each written
 beside and renamed over, so that a kill leaves the old or the new one. Every checkpoint writes lines whose numbers go on
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import msgspec
 
-from agentflow.connectors.jsonl_sink import JsonlSink
 from agentflow.runtime.ports import Staged
 from agentflow.testing.conformance.sink import output
+from tests.unit.connectors.part_kinds import KINDS
 
 LARGE_LINES = 3_000  # about 6 MiB: such an epoch is written in several pieces, and a copy of it takes time
 
@@ -59,8 +59,7 @@ async def recover(sink, path):
     return ledger
 
 
-async def write_on(directory, path):
-    sink = JsonlSink(directory)
+async def write_on(sink, path):
     ledger = await recover(sink, path)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
@@ -86,4 +85,4 @@ async def write_on(directory, path):
 
 
 if __name__ == "__main__":
-    asyncio.run(write_on(sys.argv[1], Path(sys.argv[2])))
+    asyncio.run(write_on(KINDS[sys.argv[1]].new_sink(sys.argv[2]), Path(sys.argv[3])))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from agentflow.connectors.jsonl_sink import JsonlSink
 from agentflow.connectors.standard_streams import StdoutSink
 from agentflow.errors import SinkError
 from agentflow.testing.conformance.sink import output, staged_epoch
+from tests.unit.connectors.part_kinds import KINDS
 
 MIB = 2**20
 
@@ -41,13 +41,18 @@ def fill(mount):
     return filler
 
 
-def visible(directory):
-    return [line for file in sorted(directory.glob("[!._]*")) for line in file.read_bytes().splitlines()]
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return KINDS[request.param]
 
 
-async def test_disk_that_fills_up_while_writing_leaves_what_is_published_and_only_that(small_disk):
+def visible(kind, directory):
+    return [row for file in sorted(directory.glob("[!._]*")) for row in kind.rows(file.read_bytes())]
+
+
+async def test_disk_that_fills_up_while_writing_leaves_what_is_published_and_only_that(kind, small_disk):
     directory = small_disk / "out"
-    sink = JsonlSink(str(directory))
+    sink = kind.new_sink(str(directory))
     await sink.open(None)
     await sink.publish(1, await staged_epoch(sink, 1, b'"kept"'))
     filler = fill(small_disk)
@@ -55,26 +60,26 @@ async def test_disk_that_fills_up_while_writing_leaves_what_is_published_and_onl
         sink.write(output(b"1" * 2 * MIB))  # more than is buffered
     assert "space" in full.value.fix
     await sink.close()
-    assert visible(directory) == [b'"kept"']
+    assert visible(kind, directory) == ["kept"]
     filler.unlink()
-    sink = JsonlSink(str(directory))
+    sink = kind.new_sink(str(directory))
     await sink.open(None)
     assert list(directory.glob(".part-*")) == []
     await sink.publish(2, await staged_epoch(sink, 2, b'"again"'))
     await sink.close()
-    assert visible(directory) == [b'"kept"', b'"again"']
+    assert visible(kind, directory) == ["kept", "again"]
 
 
-async def test_disk_that_fills_up_before_staging_decides_nothing(small_disk):
+async def test_disk_that_fills_up_before_staging_decides_nothing(kind, small_disk):
     directory = small_disk / "out"
-    sink = JsonlSink(str(directory))
+    sink = kind.new_sink(str(directory))
     await sink.open(None)
     fill(small_disk)
     with pytest.raises(SinkError, match="No space left") as full:
         await staged_epoch(sink, 1, b'"lost"')
     assert full.value.where
     await sink.close()
-    assert visible(directory) == []
+    assert visible(kind, directory) == []
 
 
 @pytest.fixture
