@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
@@ -91,6 +91,26 @@ class Source(Protocol):
 
     async def close(self) -> None:
         """Release everything; idempotent; also after a failed `open`."""
+        ...
+
+
+@runtime_checkable
+class CheckpointedSource(Source, Protocol):
+    """A source that takes part in checkpoints: its labels come and go, or it has to say elsewhere what is done with.
+
+    Order per checkpoint N: `barrier` → (N is decided, or nothing changed) → `release`. Records may be fetched in between.
+    """
+
+    def barrier(self, positions: Mapping[str, int]) -> Mapping[str, int]:
+        """Return what the checkpoint keeps of ``positions``, and `open` gets back: without labels that will never be read again.
+
+        ``positions`` holds what was kept last, with the positions behind all records that were applied since. Entries of the
+        source's own are kept as well. Called in one turn of the loop with the barrier of the operators, so it must be quick.
+        """
+        ...
+
+    async def release(self, positions: Mapping[str, int]) -> None:
+        """Take note that a checkpoint with these positions is complete: nothing before them is asked for again."""
         ...
 
 

@@ -67,7 +67,7 @@ from agentflow.runtime.failing import look_at, unless_failed
 from agentflow.runtime.journal_writer import JournalWriter
 from agentflow.runtime.mailbox import Mailbox
 from agentflow.runtime.observation import Observation
-from agentflow.runtime.ports import Clock, Journal, KeyedState, Repartition, Signals, Sink, Source
+from agentflow.runtime.ports import CheckpointedSource, Clock, Journal, KeyedState, Repartition, Signals, Sink, Source
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader
 from agentflow.runtime.step_runner import StepInput, StepRunner
@@ -131,12 +131,14 @@ class Subtask:
         self._clock = clock
         self._settings = settings
         self._positions = dict(positions)
+        self._signal_positions: dict[str, int] = {}
         self._incarnation = incarnation
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self._failure.add_done_callback(look_at)
         self._drained = asyncio.Event()
+        self._checkpointed = source if isinstance(source, CheckpointedSource) else None
         self._mailbox = Mailbox(source, self._schedule, self.fail)
         self._stopping = self._mailbox.stopping
         self._hurry = asyncio.Event()
@@ -184,6 +186,8 @@ class Subtask:
     def use_signals(self, signals: Signals, reader: SignalReader) -> None:
         """Take signals, which are open at the positions."""
         self._signals, self._signal_reader = signals, reader
+        if signals.name in self._positions:  # the source, which may drop what is its own, does not see it
+            self._signal_positions[signals.name] = self._positions.pop(signals.name)
 
     def add_stage(self, stage: Stage) -> None:
         """Append an operator to the chain, restored, before `run`; its runner delivers to `deliver_to` of its place."""
@@ -258,7 +262,7 @@ class Subtask:
 
     def _take_signal(self, record: Record, now_ms: int) -> None:
         index, received = self._signal_reader.read(record)
-        self._positions[record.source] = record.next_offset
+        self._signal_positions[record.source] = record.next_offset
         stage = self._stages[index]
         if stage.observation is not None:
             stage.observation.turn.notes.append(received)
@@ -512,14 +516,15 @@ class Subtask:
         if self._failure.done():
             return
         checkpoint, now_ms = self._counters.checkpoint + 1, self._clock.now_ms()
+        if self._checkpointed is not None:
+            self._positions = dict(self._checkpointed.barrier(self._positions))
+        positions = self._positions | self._signal_positions
         for index, stage in enumerate(self._stages):
-            positions = self._positions if index == 0 else {}
-            stage.operator.apply(BarrierReceived(checkpoint, dict(positions)), now_ms)
+            stage.operator.apply(BarrierReceived(checkpoint, positions if index == 0 else {}), now_ms)
             self._run_effects(index, now_ms)
         snapshots, self._snapshots = self._snapshots, []
         has_output, self._has_output = self._has_output, False
         journal_position = None if self._journal is None else self._journal.position
-        positions = dict(self._positions)
         is_skipped = not has_output and all(snapshot.is_empty for snapshot in snapshots)
         if is_skipped:  # told at once: the open epoch has its number from now on
             for stage in self._stages:
@@ -537,6 +542,8 @@ class Subtask:
             counters.checkpoint, counters.checkpoint_bytes = checkpoint, self._delta_bytes
             counters.checkpoint_ms = round((self._loop.time() - began) * 1000)
             self._is_first_checkpoint = False
+        if self._checkpointed is not None:
+            await self._checkpointed.release(positions)
         if self._failure.done():
             return
         told: asyncio.Future[None] = self._loop.create_future()
