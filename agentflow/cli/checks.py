@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+from pathlib import Path
 
 from agentflow.cli.job_file import (
     JobFile,
@@ -23,6 +24,7 @@ def check_job(job_file: JobFile, problems: ProblemList) -> None:
     """Add what contradicts itself."""
     _check_guarantee(job_file, problems)
     _check_directories(job_file, problems)
+    _check_follow(job_file, problems)
     settings, composition = job_file.settings, job_file.composition
     if isinstance(composition.source, KafkaSource):
         _check_kafka(job_file, problems)
@@ -132,6 +134,27 @@ def _check_guarantee(job_file: JobFile, problems: ProblemList) -> None:
             note="state.dir is not set",
             help=f"set  state.dir: ./state/{settings.job};  or  guarantee: none",
         )
+
+
+def _check_follow(job_file: JobFile, problems: ProblemList) -> None:
+    source = job_file.composition.source
+    if not isinstance(source, JsonlSource):
+        return
+    key = "source.jsonl.poll-interval"
+    if source.poll_interval_ms is not None and not source.follow:
+        problems.add(
+            f"{key} is for files that are followed", job_file.place(key), note="add  follow: true,  or remove it"
+        )
+    if not source.follow:
+        return
+    folders = {os.path.realpath(path if Path(path).is_dir() else Path(path).parent) for path in source.path}
+    for name, sink in (("sink", job_file.composition.sink), ("dead-letter", job_file.composition.dead_letter)):
+        if isinstance(sink, JsonlSink) and os.path.realpath(sink.path) in folders:
+            problems.add(
+                f"{name}.jsonl.path is a directory that the source follows: the job would read what it writes",
+                job_file.place(f"{name}.jsonl.path"),
+                note="choose another one",
+            )
 
 
 def _check_directories(job_file: JobFile, problems: ProblemList) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 from agentflow.cli.job_file import (
     JsonlSink,
@@ -25,7 +26,14 @@ def source_opener(source: JsonlSource | StdinSource | KafkaSource, settings: Job
     if isinstance(source, JsonlSource):
         from agentflow.connectors.jsonl import JsonlSource as Files
 
-        return lambda: Files(source.path, record_max_bytes=settings.record_max_bytes)
+        poll_ms, wait_ms = source.poll_interval_ms, source.rotate_wait_ms
+        return lambda: Files(
+            source.path,
+            record_max_bytes=settings.record_max_bytes,
+            follow=source.follow,
+            poll_interval=None if poll_ms is None else timedelta(milliseconds=poll_ms),
+            rotate_wait=timedelta(milliseconds=wait_ms),
+        )
     from agentflow.connectors.standard_streams import StdinSource as Stdin
 
     return lambda: Stdin(record_max_bytes=settings.record_max_bytes)

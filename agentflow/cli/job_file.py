@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from agentflow.cli.problems import Place
 from agentflow.runtime.codecs import RECORD_KEY
-from agentflow.runtime.settings import JobSettings, PositiveMs
+from agentflow.runtime.settings import DurationMs, JobSettings, PositiveMs
 
 _CODEC_NAMES = "json, msgpack, string, bytes, or module:name of your own codec"
 
@@ -28,6 +28,27 @@ class JsonlSource(_Section, frozen=True, kw_only=True, tag="jsonl"):
     """JSON Lines files, one value per line."""
 
     path: Annotated[tuple[str, ...], Meta(description="File, pattern (data/*.jsonl), or list of them.")]
+    follow: Annotated[
+        bool,
+        Meta(
+            description="Read files on as they grow, and new ones, until the job is stopped; a directory is a path then too."
+        ),
+    ] = False
+    poll_interval_ms: Annotated[
+        PositiveMs | None,
+        Meta(
+            description="With follow: look so often, where the file system tells of no changes (NFS); null: it tells."
+        ),
+    ] = None
+    rotate_wait_ms: Annotated[
+        DurationMs,
+        Meta(description="With follow: how long a file is read on that was renamed to what no path or pattern finds."),
+    ] = 5_000
+
+    @property
+    def described(self) -> str:
+        """For people: ``jsonl logs/*.jsonl, followed``."""
+        return f"jsonl {' '.join(self.path)}{', followed' if self.follow else ''}"
 
 
 class StdinSource(_Section, frozen=True, kw_only=True, tag="stdin"):

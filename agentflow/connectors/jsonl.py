@@ -12,12 +12,19 @@ import os
 import stat
 from collections import deque
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agentflow.api.codecs import JSON
+from agentflow.api.durations import duration_ms
+from agentflow.connectors.follow.identity import is_of_follow
 from agentflow.connectors.lines import RECORD_MAX_BYTES, LineSplitter
 from agentflow.core.records import Record
 from agentflow.errors import SourceError
+
+if TYPE_CHECKING:
+    from agentflow.connectors.follow.follower import Follower
 
 _BLOCK_BYTES = 2**18  # a block of two-byte lines is split without holding the interpreter for long
 
@@ -60,6 +67,16 @@ def _check_name(path: str) -> None:
             expected="a name in UTF-8",
             fix="Rename the file.",
         ) from error
+
+
+def _refuse_followed(positions: Mapping[str, int]) -> None:
+    """Refuse to read from the beginning what was followed before."""
+    if any(is_of_follow(label) for label in positions):
+        raise SourceError(
+            "the job has followed its files so far, and would read them again from the beginning",
+            expected="follow: true",
+            fix="set it again, or read the files in a job of another name",
+        )
 
 
 class _OpenFile:
@@ -129,10 +146,17 @@ class JsonlSource:
 
     The end of the last file is the end of input; files that grow later are read on by the next run.
 
+    With ``follow`` there is no end: files are read on as they grow, new ones are found, and rotation neither loses nor repeats a line
+    (`connectors.follow`). A last line is a record when its newline has come. A directory stands for all its files; none has to be
+    there yet; a label is no path then.
+
     Args:
         path: Path or glob pattern (`**` goes through directories), or several. A pattern finds no names that start with
             ``.`` or ``_``, which are staging.
         record_max_bytes: A longer line is returned with its first ``record_max_bytes + 1`` bytes only.
+        follow: Read files on as they grow.
+        poll_interval: Look so often (``"1s"``) instead of being told by the system: for network file systems.
+        rotate_wait: How long a file is read on that was renamed to what no pattern finds.
     """
 
     name = "jsonl"
@@ -146,10 +170,25 @@ class JsonlSource:
         path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
         record_max_bytes: int = RECORD_MAX_BYTES,
+        follow: bool = False,
+        poll_interval: timedelta | str | None = None,
+        rotate_wait: timedelta | str = "5s",
     ) -> None:
         paths = (path,) if isinstance(path, str | os.PathLike) else path
         self._patterns = tuple(os.fspath(one) for one in paths)
         self._record_max_bytes = record_max_bytes
+        self._follower: Follower | None = None
+        if poll_interval is not None and not follow:
+            raise ValueError("poll_interval is for files that are followed: give follow=True as well")
+        if follow:
+            from agentflow.connectors.follow.follower import Follower
+
+            self._follower = Follower(
+                self._patterns,
+                lambda position, _: LineSplitter("", position, record_max_bytes),
+                poll_interval_ms=None if poll_interval is None else duration_ms(poll_interval),
+                rotate_wait_ms=duration_ms(rotate_wait),
+            )
         self._positions: dict[str, int] = {}
         self._paths: deque[str] = deque()
         self._file: _OpenFile | None = None
@@ -161,11 +200,17 @@ class JsonlSource:
 
         A position whose file no pattern names any more is ignored: the input was changed on purpose.
         """
+        if self._follower is not None:
+            await self._follower.open(positions)
+            return
+        _refuse_followed(positions)
         self._positions = dict(positions)
         self._paths = deque(await asyncio.to_thread(self._find))
 
     async def fetch(self, records_max: int) -> Sequence[Record]:
         """Return the next lines; blank lines are skipped. Blocks are read in a thread."""
+        if self._follower is not None:
+            return await self._follower.fetch(records_max)
         while not self._ready:
             # A cancelled fetch leaves its block to the next one: nothing is read twice and nothing is lost.
             self._reading = self._reading or asyncio.create_task(asyncio.to_thread(self._read))
@@ -180,8 +225,19 @@ class JsonlSource:
             return result
         return [self._ready.popleft() for _ in range(records_max)]
 
+    def barrier(self, positions: Mapping[str, int]) -> Mapping[str, int]:
+        """Keep all positions; of followed files those that are there."""
+        return positions if self._follower is None else self._follower.barrier(positions)
+
+    async def release(self, positions: Mapping[str, int]) -> None:
+        """Go on: a checkpoint has completed."""
+        if self._follower is not None:
+            await self._follower.release(positions)
+
     async def close(self) -> None:
         """Close the file."""
+        if self._follower is not None:
+            await self._follower.close()
         if self._reading is not None:
             with contextlib.suppress(SourceError):
                 await self._reading

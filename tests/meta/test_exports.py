@@ -12,7 +12,7 @@ from tests.meta.source_tree import ROOT
 # Loaded by the feature that needs them, never by `import agentflow`.
 HEAVY = {
     "aiokafka", "anthropic", "cel", "google", "httpx", "matplotlib", "mcp", "numpy", "openai", "opentelemetry",
-    "prompt_toolkit", "pydantic", "pydantic_core", "rich", "rocksdict", "structlog", "typer", "uvloop", "yaml",
+    "prompt_toolkit", "pydantic", "pydantic_core", "rich", "rocksdict", "structlog", "typer", "uvloop", "watchfiles", "yaml",
 }  # fmt: skip
 OWN_HEAVY = ("agentflow.testing", "agentflow.cli", "agentflow.state.rocks", "agentflow.integrations")
 

@@ -52,6 +52,7 @@ VENDORS = {
     "rocksdict": (r"agentflow\.state\b",),
     "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.services\b"),
     "uvloop": (r"agentflow\.(runtime|environment|cli)\b",),
+    "watchfiles": (r"agentflow\.connectors\.follow\b",),
     "yaml": (r"agentflow\.(plan|runtime|environment|cli)\b",),
 }
 PURE = ("errors", "api", "plan", "core")
