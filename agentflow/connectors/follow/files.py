@@ -14,8 +14,8 @@ A known file that is shorter than what was read of it, or begins otherwise, was 
 same place, and the old label is looked for elsewhere, also beside what the patterns find. After two looks in vain it is gone.
 
 Files with something new are then read one after the other, the one that was changed first first; of those that were changed at the
-same time known ones before new ones, then by path. Each is read up to the size that it had in the look, so that none waits for the end
-of another one that grows.
+same time (clocks of file systems tick every few milliseconds) known ones before new ones, then by path, higher numbers of rotation
+first. Each is read up to the size that it had in the look, so that none waits for the end of another one that grows.
 
 All methods are called in one thread at a time, which may be another one each time.
 """
@@ -24,15 +24,16 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
 import msgspec
 
+from agentflow.connectors.follow.copies import Originals
 from agentflow.connectors.follow.file import FileChanged, FollowedFile, NewSplitter
-from agentflow.connectors.follow.lost import LostFile, Match
-from agentflow.connectors.follow.places import FileKey, Found, Places
+from agentflow.connectors.follow.lost import LostFile, LostSearch, Match
+from agentflow.connectors.follow.places import FileKey, Found, Places, rotation_order
 from agentflow.core.records import Record
 
 _OPEN_MAX = 128  # of the 1,024 descriptors that a process has by default
@@ -151,7 +152,7 @@ class FollowedFiles:
         if new or self._lost:
             self._take_in(new, now_s)
         files = [file for file in self._files.values() if not file.is_read]
-        files.sort(key=lambda file: (file.status.st_mtime_ns, not file.label, file.path))
+        files.sort(key=lambda file: (file.status.st_mtime_ns, not file.label, rotation_order(file.path)))
         self._turns = deque((file, file.size) for file in files)
 
     def _is_still_there(self, key: FileKey, found: Found, now_s: float) -> bool:
@@ -180,17 +181,15 @@ class FollowedFiles:
         candidates = [file for found in new if (file := self._candidate(found, now_s)) is not None]
         if self._lost:
             candidates = self._find_lost(candidates, now_s)
-        originals: dict[str | None, list[FollowedFile]] = {}
-        for file in self._files.values() if candidates else ():
-            originals.setdefault(file.digest, []).append(file)
+        originals = Originals(self._files.values() if candidates else ())
         for file in candidates:
             is_quiet = now_s - file.quiet_since_s >= self._rotate_wait_s
-            is_copy = not is_quiet and any(self._is_copy(file, of) for of in originals.get(file.digest, ()))
-            if file.digest is None or is_copy:  # 3
+            is_whole = file.digest is not None
+            if not is_whole or (not is_quiet and any(self._is_copy(file, of) for of in originals.of(file))):  # 3
                 self._undecided[file.key] = file
             else:  # 4
                 self._files[file.key] = file
-                originals.setdefault(file.digest, []).append(file)
+                originals.add(file)
                 read = self._truncated.pop(file.key, 0)
                 if read:
                     logger.info("%s was truncated, %d bytes of it had been read: it starts again at 0", file.path, read)
@@ -209,46 +208,45 @@ class FollowedFiles:
 
     def _find_lost(self, candidates: list[FollowedFile], now_s: float) -> list[FollowedFile]:
         """Let lost files go on where they are found; return the candidates that are none of them."""
-        inodes = {file.key[1] for file in (*self._files.values(), *candidates)}
+        search = LostSearch(self._lost, {file.key[1] for file in (*self._files.values(), *candidates)})
 
         def without_found(files: list[FollowedFile], match: Match) -> list[FollowedFile]:
-            return [file for file in files if not self._is_found(file, match, inodes, now_s)]
+            return [file for file in files if not self._is_found(file, match, search, now_s)]
 
         candidates = without_found(candidates, Match.IN_PLACE)
         candidates = without_found(candidates, Match.MOVED)
-        beside = [file for file in self._beside(now_s) if self._tried(file, file.look_into) is not None]
+        found_beside = self._beside(now_s) if search.is_going_on else ()
+        beside = [file for file in found_beside if self._tried(file, file.look_into) is not None]
         beside = without_found(beside, Match.IN_PLACE)
         beside = without_found(beside, Match.MOVED)
         candidates = without_found(candidates, Match.SHORT_COPY)
         for file in without_found(beside, Match.SHORT_COPY):
             self._close(file)
+        self._lost = [one for one in self._lost if not one.is_found]
         self._give_up()
         return candidates
 
     def _beside(self, now_s: float) -> Iterator[FollowedFile]:
         """Return the files that no path or pattern finds, beside those that are found: rotation puts files there."""
-        if self._lost:
-            for found in self._places.siblings():
-                if found.key not in self._files:
-                    yield FollowedFile(found, 0, self._new_splitter, now_s, is_matched=False)
+        for found in self._places.siblings():
+            if found.key not in self._files:
+                yield FollowedFile(found, 0, self._new_splitter, now_s, is_matched=False)
 
-    def _is_found(self, file: FollowedFile, match: Match, inodes: Collection[int], now_s: float) -> bool:
-        """Whether a file is a lost one, which then goes on in it; ``inodes`` are there."""
-        for one in sorted(self._lost, key=lambda one: -one.position):
-            if one.may_be(file, match, inodes) and self._tried(file, partial(one.is_content_of, file, match)):
+    def _is_found(self, file: FollowedFile, match: Match, search: LostSearch, now_s: float) -> bool:
+        """Whether a file is a lost one, which then goes on in it."""
+        for one in search.candidates(file, match):
+            if self._tried(file, partial(one.is_content_of, file, match)):
+                one.is_found = True
                 found, head = Found(file.path, file.status), file.head
                 self._close(file)
                 self._files[found.key] = FollowedFile(
                     found, one.position, self._new_splitter, now_s, one.label, head, is_matched=file.is_matched
                 )
-                self._lost.remove(one)
                 return True
         return False
 
     def _is_copy(self, file: FollowedFile, of: FollowedFile) -> bool:
-        """Whether all of a file is what another one begins with."""
-        if file.size > of.size or not of.head.startswith(file.head):
-            return False
+        """Whether the end of a file, too, is what another one has there, that begins as it does."""
         start = max(0, file.size - _TAIL_BYTES)
         tails = [self._tried(one, partial(one.read_at, file.size - start, start)) for one in (file, of)]
         self._keep_open(of)

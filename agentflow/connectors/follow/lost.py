@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -34,6 +34,7 @@ class LostFile(msgspec.Struct, eq=False):
         path: Its last path; empty as above.
         unread_bytes: How much of it was seen and not read.
         looks: How often it was looked for.
+        is_found: It is no more lost.
     """
 
     label: str
@@ -45,6 +46,7 @@ class LostFile(msgspec.Struct, eq=False):
     path: str = ""
     unread_bytes: int = 0
     looks: int = 0
+    is_found: bool = False
 
     @classmethod
     def restored(cls, label: Label, position: int, evidence: int | None) -> LostFile:
@@ -68,14 +70,6 @@ class LostFile(msgspec.Struct, eq=False):
             unread,
         )
 
-    def may_be(self, file: FollowedFile, match: Match, inodes: Collection[int]) -> bool:
-        """Whether it is worth looking into a file, given the inodes of all files that are there."""
-        if file.digest is None or file.digest != self.digest:
-            return False
-        if match is Match.SHORT_COPY:
-            return file.size < self.position and self.inode in inodes and file.key[1] != self.inode
-        return file.size >= self.position and (file.key[1] == self.inode) is (match is Match.IN_PLACE)
-
     def is_content_of(self, file: FollowedFile, match: Match) -> bool:
         """Whether a file that it may be holds what was read under this label.
 
@@ -96,3 +90,42 @@ class LostFile(msgspec.Struct, eq=False):
         if self.evidence is None or file.size < min(self.position, HEAD_BYTES):
             return True
         return evidence(file.head, self.position) == self.evidence
+
+
+class LostSearch:
+    """Which lost files a file may be; for one look.
+
+    Args:
+        lost: The lost files.
+        inodes: Of all files that are there.
+    """
+
+    def __init__(self, lost: Iterable[LostFile], inodes: Collection[int]) -> None:
+        self._inodes = inodes
+        self._by_inode: dict[int, list[LostFile]] = {}
+        self._by_digest: dict[str, list[LostFile]] = {}
+        for one in sorted(lost, key=lambda one: -one.position):
+            self._by_inode.setdefault(one.inode, []).append(one)
+            self._by_digest.setdefault(one.digest, []).append(one)
+
+    @property
+    def is_going_on(self) -> bool:
+        """Whether one is lost still."""
+        return any(not one.is_found for same in self._by_digest.values() for one in same)
+
+    def candidates(self, file: FollowedFile, match: Match) -> list[LostFile]:
+        """Return those that are worth looking into the file, the one of which most was read first."""
+        inode, digest, size = file.key[1], file.digest, file.size
+        if digest is None:
+            return []
+        if match is Match.IN_PLACE:
+            return [one for one in self._by_inode.get(inode, ()) if _may_be(one, digest) and size >= one.position]
+        found = [one for one in self._by_digest.get(digest, ()) if _may_be(one, digest) and one.inode != inode]
+        if match is Match.MOVED:
+            return [one for one in found if size >= one.position]
+        # An original that is not there was not truncated, so that a shorter file that begins alike is another one.
+        return [one for one in found if size < one.position and one.inode in self._inodes]
+
+
+def _may_be(one: LostFile, digest: str) -> bool:
+    return one.digest == digest and not one.is_found

@@ -14,6 +14,7 @@ from agentflow.errors import SourceError
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".Z")
 _SIBLINGS_MAX = 1_000
+_ROTATIONS_DIGITS_MAX = 6  # more are a date
 
 FileKey = tuple[int, int]
 """Device and inode: what a file is while it exists."""
@@ -135,6 +136,12 @@ class Places:
 def is_compressed(name: str) -> bool:
     """Whether a file's name says that it is compressed."""
     return name.endswith(_COMPRESSED)
+
+
+def rotation_order(path: str) -> tuple[str, int]:
+    """Return what to sort paths by, so that ``app.log.2`` comes before ``app.log.1`` and that before ``app.log``."""
+    stem, _, number = path.rpartition(".")
+    return (stem, -int(number) - 1) if number.isdecimal() and len(number) <= _ROTATIONS_DIGITS_MAX else (path, 0)
 
 
 def _is_meant(path: str, pattern: str) -> bool:

@@ -123,12 +123,14 @@ async def test_new_files_are_read_in_the_order_in_which_they_were_changed(tmp_pa
         assert sorted(values) == [b"a", b"b", b"c"]
 
 
-async def test_files_that_are_there_are_read_oldest_change_first(tmp_path):
-    for number, name in enumerate(("app.log.2", "app.log.1", "app.log")):
+@pytest.mark.parametrize("ticks", [(0, 1, 2, 3), (0, 0, 0, 0)])
+async def test_files_that_are_there_are_read_oldest_change_first_and_as_rotation_numbers_them(tmp_path, ticks):
+    names = ["app.log.10", "app.log.2", "app.log.1", "app.log"]
+    for name, tick in zip(names, ticks, strict=True):
         append(tmp_path / name, name)
-        os.utime(tmp_path / name, (number, number))
+        os.utime(tmp_path / name, (tick, tick))
     async with Job(tmp_path / "app.log*") as job:
-        assert await job.read(3) == [b"app.log.2", b"app.log.1", b"app.log"]
+        assert await job.read(4) == [name.encode() for name in names]
 
 
 async def test_a_directory_is_all_its_files_but_staging_and_compressed_ones(tmp_path):
