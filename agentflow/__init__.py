@@ -12,6 +12,7 @@ from agentflow.api.events import CancelEvent, Event, EventType, InputEvent, Outp
 from agentflow.api.failure import OnError, Retry
 from agentflow.api.memory import MemoryObject, MemoryRef, MemoryType
 from agentflow.api.options import ConfigOption, Configuration
+from agentflow.api.outputs import OutputRecord, idempotent
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import Done, StepIntent, Verdict, reconcile
@@ -19,6 +20,8 @@ from agentflow.errors import AgentflowError, ConfigError, JobFailed, NotConfigur
 
 if TYPE_CHECKING:
     from agentflow.connectors.collections import CollectionSink, CollectionSource
+    from agentflow.connectors.function_sink import FunctionSink
+    from agentflow.connectors.function_source import FunctionSource
     from agentflow.connectors.jsonl import JsonlSource
     from agentflow.connectors.jsonl_sink import JsonlSink
     from agentflow.environment.streams import AgentsExecutionEnvironment
@@ -43,6 +46,8 @@ __all__ = [
     "Done",
     "Event",
     "EventType",
+    "FunctionSink",
+    "FunctionSource",
     "InputEvent",
     "JobFailed",
     "JobSettings",
@@ -54,6 +59,7 @@ __all__ = [
     "NotConfigured",
     "OnError",
     "OutputEvent",
+    "OutputRecord",
     "PlanError",
     "ResourceDescriptor",
     "ResourceType",
@@ -64,6 +70,7 @@ __all__ = [
     "TimerEvent",
     "Verdict",
     "action",
+    "idempotent",
     "reconcile",
 ]
 
@@ -73,6 +80,8 @@ _LAZY = {  # what runs a job is imported when it is asked for: an agent's module
     "CheckpointSettings": "agentflow.runtime.settings",
     "CollectionSink": "agentflow.connectors.collections",
     "CollectionSource": "agentflow.connectors.collections",
+    "FunctionSink": "agentflow.connectors.function_sink",
+    "FunctionSource": "agentflow.connectors.function_source",
     "JobSettings": "agentflow.runtime.settings",
     "JsonlSink": "agentflow.connectors.jsonl_sink",
     "JsonlSource": "agentflow.connectors.jsonl",

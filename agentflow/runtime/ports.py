@@ -8,6 +8,7 @@ Reading order: `Source` and `Sink` are the data path, `KeyedState` is what survi
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -183,6 +184,14 @@ class Sink(Protocol):
     async def close(self) -> None:
         """Release everything; unpublished staging may stay behind. Idempotent."""
         ...
+
+
+@runtime_checkable
+class BufferingSink(Sink, Protocol):
+    """A sink that holds outputs in memory until they are published, and so many at most."""
+
+    room: asyncio.Event
+    """Set while it can take more; nothing is read of the source while it is not. What runs already may still write."""
 
 
 class Repartition(Sink, Protocol):

@@ -139,8 +139,6 @@ class Subtask:
         self._failure.add_done_callback(look_at)
         self._drained = asyncio.Event()
         self._checkpointed = source if isinstance(source, CheckpointedSource) else None
-        self._mailbox = Mailbox(source, self._schedule, self.fail)
-        self._stopping = self._mailbox.stopping
         self._hurry = asyncio.Event()
         self._answers: deque[tuple[int, _Answer]] = deque()
         self._journal: JournalWriter | None = None
@@ -153,6 +151,8 @@ class Subtask:
         self._drain_requested = False
         self._is_restored = False
         self.checkpoint_schedule = CheckpointSchedule(self._take_checkpoint, self.fail, settings.checkpoint.interval_ms)
+        self._mailbox = Mailbox(source, self._schedule, self.fail, sinks.values(), self.checkpoint_schedule.take_extra)
+        self._stopping = self._mailbox.stopping
         self._alarm = Alarm(self._schedule)
         event_time = settings.event_time
         self._timestamps = TimestampReader(event_time.field, source.codec) if event_time.field else None
