@@ -12,6 +12,7 @@ from agentflow.cli.job_file import (
     KafkaDeadLetters,
     KafkaSink,
     KafkaSource,
+    PythonSource,
     StdinSource,
     StdoutSink,
 )
@@ -28,7 +29,9 @@ def check_job(job_file: JobFile, problems: ProblemList) -> None:
     settings, composition = job_file.settings, job_file.composition
     if isinstance(composition.source, KafkaSource):
         _check_kafka(job_file, problems)
-    elif composition.key_by == RECORD_KEY:
+    elif composition.key_by == RECORD_KEY and not (
+        isinstance(composition.source, PythonSource) and "key-by" in job_file.places
+    ):
         is_named = "key-by" in job_file.places
         problems.add(
             "key-by: records of files and of standard input have no key of their own"

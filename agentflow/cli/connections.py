@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Any
 
 from agentflow.cli.job_file import (
     JsonlSink,
@@ -11,6 +12,8 @@ from agentflow.cli.job_file import (
     KafkaDeadLetters,
     KafkaSink,
     KafkaSource,
+    PythonSink,
+    PythonSource,
     StdinSource,
     StdoutSink,
 )
@@ -19,8 +22,14 @@ from agentflow.runtime.ports import Sink, Source
 from agentflow.runtime.settings import JobSettings
 
 
-def source_opener(source: JsonlSource | StdinSource | KafkaSource, settings: JobSettings) -> Callable[[], Source]:
-    """Return what makes the source of an embedded job, at each start of the job."""
+def source_opener(
+    source: JsonlSource | StdinSource | KafkaSource | PythonSource, settings: JobSettings, connectors: Mapping[str, Any]
+) -> Callable[[], Source]:
+    """Return what makes the source of an embedded job, at each start of the job; ``connectors`` are the user's own, by role."""
+    if isinstance(source, PythonSource):
+        from agentflow.cli.own_connectors import own_source_opener
+
+        return own_source_opener(connectors["source"], source)
     if isinstance(source, KafkaSource):
         raise ConfigError(["a job that reads Kafka is run by: agentflow worker"])
     if isinstance(source, JsonlSource):
@@ -39,8 +48,14 @@ def source_opener(source: JsonlSource | StdinSource | KafkaSource, settings: Job
     return lambda: Stdin(record_max_bytes=settings.record_max_bytes)
 
 
-def open_sink(sink: JsonlSink | StdoutSink | KafkaSink | KafkaDeadLetters) -> Sink:
-    """Make a sink of an embedded job."""
+def open_sink(
+    role: str, sink: JsonlSink | StdoutSink | KafkaSink | KafkaDeadLetters | PythonSink, connectors: Mapping[str, Any]
+) -> Sink:
+    """Make a sink of an embedded job; ``connectors`` are the user's own, by role."""
+    if isinstance(sink, PythonSink):
+        from agentflow.cli.own_connectors import open_own_sink
+
+        return open_own_sink(connectors[role], sink)
     if isinstance(sink, KafkaSink | KafkaDeadLetters):
         raise ConfigError(["an embedded job cannot write to Kafka exactly once: read from Kafka with agentflow worker"])
     if isinstance(sink, JsonlSink):

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from agentflow.cli.problems import Place
 from agentflow.runtime.codecs import RECORD_KEY
-from agentflow.runtime.settings import DurationMs, JobSettings, PositiveMs
+from agentflow.runtime.settings import DurationMs, JobSettings, PositiveMs, SizeBytes
 
 _CODEC_NAMES = "json, msgpack, string, bytes, or module:name of your own codec"
 
@@ -53,6 +53,24 @@ class JsonlSource(_Section, frozen=True, kw_only=True, tag="jsonl"):
 
 class StdinSource(_Section, frozen=True, kw_only=True, tag="stdin"):
     """Standard input, one JSON value per line; it cannot be read twice."""
+
+
+class PythonSource(_Section, frozen=True, kw_only=True, tag="python"):
+    """An async generator function of your own, or a class that is a Source."""
+
+    function: Annotated[
+        str,
+        Meta(
+            description="module:name of an async generator function; with a parameter 'position' it is exactly-once. Or of a "
+            "class with the methods of a Source."
+        ),
+    ]
+    options: Annotated[dict[str, Any], Meta(description="Further arguments, by name (- is _).")] = {}
+
+    @property
+    def described(self) -> str:
+        """For people: ``python shop.sources:orders``."""
+        return f"python {self.function}"
 
 
 class KafkaSource(_Section, frozen=True, kw_only=True, tag="kafka"):
@@ -106,6 +124,30 @@ class JsonlSink(_Section, frozen=True, kw_only=True, tag="jsonl"):
     path: Annotated[str, Meta(description="Directory of the part-… files; relative to the current directory.")]
 
 
+class PythonSink(_Section, frozen=True, kw_only=True, tag="python"):
+    """A function of your own, called with the outputs of each checkpoint, or a class that is a Sink."""
+
+    function: Annotated[
+        str,
+        Meta(
+            description="module:name of a function of a list of OutputRecord; at-least-once, or idempotent where it is decorated so. "
+            "Or of a class with the methods of a Sink."
+        ),
+    ]
+    options: Annotated[dict[str, Any], Meta(description="Further arguments, by name (- is _).")] = {}
+    idempotent: Annotated[
+        bool, Meta(description="The function may be given the same outputs again: they have the same ids.")
+    ] = False
+    buffer_bytes: Annotated[
+        SizeBytes, Meta(description="Size of the outputs that wait for a function, at which nothing more is read.")
+    ] = 64 * 2**20
+
+    @property
+    def described(self) -> str:
+        """For people: ``python shop.sinks:store``."""
+        return f"python {self.function}"
+
+
 class StdoutSink(_Section, frozen=True, kw_only=True, tag="stdout"):
     """Standard output, one JSON value per line; at-least-once."""
 
@@ -123,10 +165,12 @@ class Composition(_Section, frozen=True, kw_only=True):
     """The keys beside those of `JobSettings`."""
 
     agent: Annotated[str, Meta(description="The agent: module:name of an Agent class or instance.")]
-    source: Annotated[JsonlSource | StdinSource | KafkaSource, Meta(description="Where records come from.")]
-    sink: Annotated[JsonlSink | StdoutSink | KafkaSink, Meta(description="Where outputs go.")]
+    source: Annotated[
+        JsonlSource | StdinSource | KafkaSource | PythonSource, Meta(description="Where records come from.")
+    ]
+    sink: Annotated[JsonlSink | StdoutSink | KafkaSink | PythonSink, Meta(description="Where outputs go.")]
     dead_letter: Annotated[
-        JsonlSink | StdoutSink | KafkaDeadLetters | None,
+        JsonlSink | StdoutSink | KafkaDeadLetters | PythonSink | None,
         Meta(description="Where records go whose run failed; without it the job stops."),
     ] = None
     key_by: Annotated[

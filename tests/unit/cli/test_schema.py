@@ -51,11 +51,11 @@ def test_reference_file_has_every_key_and_loads(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = REFERENCE.read_text(encoding="utf-8")
     written = set(paths(yaml.safe_load(text)))
-    commented = {"stdin: {}", "stdout: {}", "kafka: {topics: ", "kafka: {topic: "}
+    commented = {"stdin: {}", "stdout: {}", "kafka: {topics: ", "kafka: {topic: ", "python: {function: "}
     known = {
         path
         for path in key_table().keys
-        if path[1:2] not in {("stdin",), ("stdout",), ("kafka",)} or path[0] == "kafka"
+        if path[1:2] not in {("stdin",), ("stdout",), ("kafka",), ("python",)} or path[0] == "kafka"
     }
     assert known - written == set()
     assert all(f"# {kind}" in text for kind in commented)
@@ -140,7 +140,7 @@ def test_section_is_described_key_by_key():
 def test_choice_is_described_with_its_kinds():
     assert describe_text("source").splitlines()[:4] == [
         "source: Where records come from.",
-        "one of: jsonl, stdin, kafka",
+        "one of: jsonl, stdin, kafka, python",
         "  jsonl    JSON Lines files, one value per line.",
         "  stdin    Standard input, one JSON value per line; it cannot be read twice.",
     ]
