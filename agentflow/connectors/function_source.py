@@ -71,6 +71,8 @@ def check_source_function(function: object, options: Mapping[str, Any]) -> None:
             f"a source is an async iterable or a function that returns one, not a {type(function).__name__}; "
             "a list is read with from_list"
         )
+    if inspect.isgeneratorfunction(function):
+        raise TypeError(f"source function {reference(function)} is a plain generator: write it with 'async def'")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # written in C: it has no signature

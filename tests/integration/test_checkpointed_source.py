@@ -19,6 +19,8 @@ from agentflow import (
 from agentflow.api.codecs import JSON
 from agentflow.core.delta import POSITIONS_NAME, Table, decode_positions
 from agentflow.core.records import Record
+from agentflow.errors import SourceUnavailable
+from agentflow.runtime.settings import RestartSettings
 from agentflow.state.rocksdb import RocksDBKeyedState
 
 
@@ -95,6 +97,32 @@ async def test_dropped_labels_are_forgotten_and_positions_of_signals_are_not(sta
     finally:
         state.close()
     assert decode_positions(stored[POSITIONS_NAME]) == {"count": 5, "signals": 1}
+
+
+class UnreleasedOnce(PassingLabels):
+    """The other side does not answer when it is told that a checkpoint is complete."""
+
+    failures = 0
+
+    async def release(self, positions: Mapping[str, int]) -> None:
+        if positions.get("count") == self.count and not self.failures:
+            self.failures += 1
+            raise SourceUnavailable("nobody answers")
+        await super().release(positions)
+
+
+async def test_release_that_fails_restarts_the_job_behind_the_complete_checkpoint():
+    sink = CollectionSink()
+    source = UnreleasedOnce(sink, 4)
+    env = AgentsExecutionEnvironment(JobSettings(restart=RestartSettings(delay_ms=1)))
+    env.from_source(source).key_by("k").apply(agent()).to_sink(sink)
+    job = env.job()
+    running = asyncio.ensure_future(job.run())
+    await source.done.wait()
+    job.request_stop()
+    status = await running
+    assert source.opened == [{}, {"count": 4}]
+    assert (status.restarts, sink.values) == (1, [1, 1, 1, 1])
 
 
 async def test_what_was_kept_is_what_the_next_life_opens_with(state_dir):

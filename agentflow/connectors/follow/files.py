@@ -149,11 +149,19 @@ class FollowedFiles:
             self._look_after(file, now_s)
         for key in [key for key in self._undecided if key not in found]:
             self._close(self._undecided.pop(key))
+        self._forget_gone_places(found)
         if new or self._lost:
             self._take_in(new, now_s)
         files = [file for file in self._files.values() if not file.is_read]
         files.sort(key=lambda file: (file.status.st_mtime_ns, not file.label, rotation_order(file.path)))
         self._turns = deque((file, file.size) for file in files)
+
+    def _forget_gone_places(self, found: dict[FileKey, Found]) -> None:
+        """Keep no note of what is not there any more."""
+        for key in [key for key in self._truncated if key not in found]:
+            del self._truncated[key]
+        if self._refused:
+            self._refused &= {file.path for file in found.values()}
 
     def _is_still_there(self, key: FileKey, found: Found, now_s: float) -> bool:
         """See a known file again; False: what is in that place is not known."""
@@ -204,7 +212,15 @@ class FollowedFiles:
             file = FollowedFile(found, 0, self._new_splitter, now_s)
             if known is not None:
                 self._close(known)
-        return None if self._tried(file, file.look_into) is None else file
+        return file if self._is_known(file) else None
+
+    def _is_known(self, file: FollowedFile) -> bool:
+        """Whether the beginning of a file can be looked at; it stays open if there are not too many."""
+        if self._tried(file, file.look_into) is None:
+            self._close(file)
+            return False
+        self._keep_open(file)
+        return True
 
     def _find_lost(self, candidates: list[FollowedFile], now_s: float) -> list[FollowedFile]:
         """Let lost files go on where they are found; return the candidates that are none of them."""
@@ -216,7 +232,7 @@ class FollowedFiles:
         candidates = without_found(candidates, Match.IN_PLACE)
         candidates = without_found(candidates, Match.MOVED)
         found_beside = self._beside(now_s) if search.is_going_on else ()
-        beside = [file for file in found_beside if self._tried(file, file.look_into) is not None]
+        beside = [file for file in found_beside if self._is_known(file)]
         beside = without_found(beside, Match.IN_PLACE)
         beside = without_found(beside, Match.MOVED)
         candidates = without_found(candidates, Match.SHORT_COPY)
@@ -239,10 +255,14 @@ class FollowedFiles:
                 one.is_found = True
                 found, head = Found(file.path, file.status), file.head
                 self._close(file)
-                self._files[found.key] = FollowedFile(
+                again = self._files[found.key] = FollowedFile(
                     found, one.position, self._new_splitter, now_s, one.label, head, is_matched=file.is_matched
                 )
+                if not again.is_matched:  # no path will lead to it another time
+                    self._tried(again, again.open)
+                    self._keep_open(again)
                 return True
+            self._keep_open(file)
         return False
 
     def _is_copy(self, file: FollowedFile, of: FollowedFile) -> bool:
@@ -306,10 +326,15 @@ class FollowedFiles:
         """Keep files open that were used last: what is deleted or moved can still be read then."""
         if not file.is_open:
             return
+        before = self._open.get(file.key)
+        if before is not None and before is not file:
+            before.close()
         self._open[file.key] = file
         self._open.move_to_end(file.key)
         while len(self._open) > _OPEN_MAX:
-            self._open.popitem(last=False)[1].close()
+            # Those to which a path leads first: they can be opened again.
+            oldest = next((key for key, one in self._open.items() if one.is_matched), next(iter(self._open)))
+            self._open.pop(oldest).close()
 
     def _close(self, file: FollowedFile) -> None:
         file.close()

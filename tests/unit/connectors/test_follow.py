@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -326,6 +327,44 @@ async def test_more_files_than_are_kept_open_are_read_on(tmp_path):
     for values in by_file.values():
         number = values[0].split(b".")[1]
         assert values == [b"0." + number, b"begun1." + number, b"begun2." + number, b"begun"]
+
+
+async def test_files_are_found_again_with_few_descriptors(tmp_path):
+    job = Job(tmp_path)
+    for number in range(400):
+        append(tmp_path / str(number), str(number))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 250), hard))
+    try:
+        async with job:
+            await job.read(400)
+            await job.checkpoint()
+        async with job:
+            assert await job.is_quiet()
+            await job.checkpoint()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(job.labels) == 400
+
+
+async def test_a_file_that_was_rotated_away_while_the_job_was_down_is_forgotten_when_it_stays_quiet(tmp_path):
+    log = tmp_path / "app.log"
+    append(log, "1")
+    job = Job(log, rotate_wait="200ms")
+    async with job:
+        await job.read(1)
+        await job.checkpoint()
+    log.rename(tmp_path / "app.log.1")
+    async with job:
+        assert await job.is_quiet()
+        await job.checkpoint()
+        assert len(job.labels) == 1
+        append(tmp_path / "app.log.1", "2")
+        assert await job.read(1) == [b"2"]
+        for _ in range(4):
+            assert await job.is_quiet()
+        await job.checkpoint()
+    assert job.labels == []
 
 
 async def test_positions_of_a_job_that_did_not_follow_are_taken_over(tmp_path):

@@ -274,12 +274,17 @@ async def test_function_that_returns_no_iterator_is_refused() -> None:
     await source.close()
 
 
+def plain(position: int | None) -> Any:
+    yield 1, 1
+
+
 @pytest.mark.parametrize(
     ("values", "options", "what"),
     [
         ([1, 2], {}, "not a list; a list is read with from_list"),
         (numbers, {"stride": 2}, "cannot be called with position, stride"),
         (lambda table: table, {}, "cannot be called with nothing"),
+        (plain, {}, "write it with 'async def'"),
     ],
 )
 def test_what_is_no_source_function_is_refused_at_once(values: Any, options: dict[str, Any], what: str) -> None:
