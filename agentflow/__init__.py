@@ -12,6 +12,7 @@ from agentflow.api.events import CancelEvent, Event, EventType, InputEvent, Outp
 from agentflow.api.failure import OnError, Retry
 from agentflow.api.memory import MemoryObject, MemoryRef, MemoryType
 from agentflow.api.options import ConfigOption, Configuration
+from agentflow.api.outputs import OutputRecord, idempotent
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import Done, StepIntent, Verdict, reconcile
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from agentflow.connectors.collections import CollectionSink, CollectionSource
     from agentflow.connectors.csv_sink import CsvSink
     from agentflow.connectors.csv_source import CsvSource
+    from agentflow.connectors.function_sink import FunctionSink
+    from agentflow.connectors.function_source import FunctionSource
     from agentflow.connectors.jsonl import JsonlSource
     from agentflow.connectors.jsonl_sink import JsonlSink
     from agentflow.environment.engine import Engine, EngineStats
@@ -67,6 +70,8 @@ __all__ = [
     "EngineStats",
     "Event",
     "EventType",
+    "FunctionSink",
+    "FunctionSource",
     "InputEvent",
     "JobFailed",
     "JobSettings",
@@ -79,6 +84,7 @@ __all__ = [
     "ObjectStoreSettings",
     "OnError",
     "OutputEvent",
+    "OutputRecord",
     "ParquetSink",
     "ParquetSource",
     "PlanError",
@@ -94,6 +100,7 @@ __all__ = [
     "UnknownRun",
     "Verdict",
     "action",
+    "idempotent",
     "reconcile",
 ]
 
@@ -109,6 +116,8 @@ _LAZY = {  # what runs a job is imported when it is asked for: an agent's module
     "EngineStats": "agentflow.environment.engine",
     "CsvSink": "agentflow.connectors.csv_sink",
     "CsvSource": "agentflow.connectors.csv_source",
+    "FunctionSink": "agentflow.connectors.function_sink",
+    "FunctionSource": "agentflow.connectors.function_source",
     "JobSettings": "agentflow.runtime.settings",
     "JsonlSink": "agentflow.connectors.jsonl_sink",
     "JsonlSource": "agentflow.connectors.jsonl",

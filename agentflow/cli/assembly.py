@@ -44,6 +44,7 @@ class Assembly:
         self._problems = problems
         self._values: dict[Path, Any] = {}
         self._config: dict[str, Any] = {}
+        self._options: dict[Path, dict[str, Any]] = {}  # of free sections beside `config`
 
     def build(self) -> JobFile:
         """Return the job file.
@@ -73,8 +74,11 @@ class Assembly:
             if len(self._problems.found) > count:
                 self._values[key_path] = NO_VALUE  # one problem per value is enough
                 return
-        if key_path[0] == FREE:
+        free = self._table.free_section(key_path)
+        if free == (FREE,):
             self._config[".".join(key_path[1:])] = free_value(value)
+        elif free is not None:
+            _put(self._options.setdefault(free, {}), key_path[len(free) :], free_value(value))
         else:
             self._values[key_path] = key_value(self._table.keys[key_path], value, self._problems)
 
@@ -141,6 +145,9 @@ class Assembly:
                 for path, value in self._values.items()
                 if path[:2] == section.path
             }
+            for path, options in self._options.items():
+                if path[:2] == section.path:
+                    arguments[self._table.sections[path].fields[-1]] = options
             composition[self._table.sections[section_path].fields[0]] = section.struct(**arguments)
         own = {field.name for field in msgspec.structs.fields(Composition)}
         for path, value in self._values.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+from pathlib import Path
 
 from agentflow.cli.job_file import (
     CsvSink,
@@ -10,9 +11,11 @@ from agentflow.cli.job_file import (
     FileSink,
     FileSource,
     JobFile,
+    JsonlSource,
     KafkaDeadLetters,
     KafkaSink,
     KafkaSource,
+    PythonSource,
     StdinSource,
     StdoutSink,
 )
@@ -27,10 +30,13 @@ def check_job(job_file: JobFile, problems: ProblemList) -> None:
     _check_directories(job_file, problems)
     _check_csv(job_file, problems)
     _check_urls(job_file, problems)
+    _check_follow(job_file, problems)
     settings, composition = job_file.settings, job_file.composition
     if isinstance(composition.source, KafkaSource):
         _check_kafka(job_file, problems)
-    elif composition.key_by == RECORD_KEY:
+    elif composition.key_by == RECORD_KEY and not (
+        isinstance(composition.source, PythonSource) and "key-by" in job_file.places
+    ):
         is_named = "key-by" in job_file.places
         problems.add(
             "key-by: records of files and of standard input have no key of their own"
@@ -136,6 +142,36 @@ def _check_guarantee(job_file: JobFile, problems: ProblemList) -> None:
             note="state.dir is not set",
             help=f"set  state.dir: ./state/{settings.job};  or  guarantee: none",
         )
+
+
+def _check_follow(job_file: JobFile, problems: ProblemList) -> None:
+    source = job_file.composition.source
+    if not isinstance(source, JsonlSource):
+        return
+    key = "source.jsonl.poll-interval"
+    if source.poll_interval_ms is not None and not source.follow:
+        problems.add(
+            f"{key} is for files that are followed", job_file.place(key), note="add  follow: true,  or remove it"
+        )
+    if not source.follow:
+        return
+    from agentflow.connectors.stores import is_url
+
+    if any(map(is_url, source.path)):
+        problems.add(
+            "objects of a store do not grow: source.jsonl.follow is for local files",
+            job_file.place("source.jsonl.follow"),
+            note="remove it, or name local files",
+        )
+    folders = {os.path.realpath(path if Path(path).is_dir() else Path(path).parent) for path in source.path}
+    for name, sink in (("sink", job_file.composition.sink), ("dead-letter", job_file.composition.dead_letter)):
+        if isinstance(sink, FileSink) and os.path.realpath(sink.path) in folders:
+            key = f"{name}.{sink.kind}.path"
+            problems.add(
+                f"{key} is a directory that the source follows: the job would read what it writes",
+                job_file.place(key),
+                note="choose another one",
+            )
 
 
 def _check_directories(job_file: JobFile, problems: ProblemList) -> None:

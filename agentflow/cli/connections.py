@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
 
 from agentflow.cli.job_file import (
     ArrowSink,
@@ -19,6 +21,8 @@ from agentflow.cli.job_file import (
     KafkaSource,
     ParquetSink,
     ParquetSource,
+    PythonSink,
+    PythonSource,
     StdinSource,
     StdoutSink,
 )
@@ -28,15 +32,29 @@ from agentflow.runtime.settings import JobSettings
 
 
 def source_opener(
-    source: FileSource | StdinSource | HttpSource | KafkaSource, settings: JobSettings
+    source: FileSource | StdinSource | HttpSource | KafkaSource | PythonSource,
+    settings: JobSettings,
+    connectors: Mapping[str, Any],
 ) -> Callable[[], Source]:
-    """Return what makes the source of an embedded job, at each start of the job."""
+    """Return what makes the source of an embedded job, at each start of the job; ``connectors`` are the user's own, by role."""
+    if isinstance(source, PythonSource):
+        from agentflow.cli.own_connectors import own_source_opener
+
+        return own_source_opener(connectors["source"], source)
     if isinstance(source, KafkaSource):
         raise ConfigError(["a job that reads Kafka is run by: agentflow worker"])
     if isinstance(source, JsonlSource):
         from agentflow.connectors.jsonl import JsonlSource as Files
 
-        return lambda: Files(source.path, record_max_bytes=settings.record_max_bytes, store=settings.object_store)
+        poll_ms, wait_ms = source.poll_interval_ms, source.rotate_wait_ms
+        return lambda: Files(
+            source.path,
+            record_max_bytes=settings.record_max_bytes,
+            store=settings.object_store,
+            follow=source.follow,
+            poll_interval=None if poll_ms is None else timedelta(milliseconds=poll_ms),
+            rotate_wait=timedelta(milliseconds=wait_ms),
+        )
     if isinstance(source, CsvSource):
         return _csv_opener(source, settings)
     if isinstance(source, ParquetSource | ArrowSource):
@@ -72,9 +90,18 @@ def _csv_opener(source: CsvSource, settings: JobSettings) -> Callable[[], Source
     )
 
 
-def open_sink(sink: FileSink | StdoutSink | KafkaSink | KafkaDeadLetters, settings: JobSettings) -> Sink:
-    """Make a sink of an embedded job."""
+def open_sink(
+    role: str,
+    sink: FileSink | StdoutSink | KafkaSink | KafkaDeadLetters | PythonSink,
+    settings: JobSettings,
+    connectors: Mapping[str, Any],
+) -> Sink:
+    """Make a sink of an embedded job; ``connectors`` are the user's own, by role."""
     store = settings.object_store
+    if isinstance(sink, PythonSink):
+        from agentflow.cli.own_connectors import open_own_sink
+
+        return open_own_sink(connectors[role], sink)
     if isinstance(sink, KafkaSink | KafkaDeadLetters):
         raise ConfigError(["an embedded job cannot write to Kafka exactly once: read from Kafka with agentflow worker"])
     if isinstance(sink, JsonlSink):

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from agentflow.cli.problems import Place
 from agentflow.runtime.codecs import RECORD_KEY
-from agentflow.runtime.settings import JobSettings, PositiveMs, SizeBytes
+from agentflow.runtime.settings import DurationMs, JobSettings, PositiveMs, SizeBytes
 
 ColumnTypes = Annotated[Mapping[str, str], Meta(extra={"unit": "names and types"})]
 _CODEC_NAMES = "json, msgpack, string, bytes, or module:name of your own codec"
@@ -35,6 +35,27 @@ class JsonlSource(_Section, frozen=True, kw_only=True, tag="jsonl"):
     """JSON Lines files, one value per line."""
 
     path: Annotated[tuple[str, ...], Meta(description="File, pattern (data/*.jsonl), or list of them.")]
+    follow: Annotated[
+        bool,
+        Meta(
+            description="Read files on as they grow, and new ones, until the job is stopped; a directory is a path then too."
+        ),
+    ] = False
+    poll_interval_ms: Annotated[
+        PositiveMs | None,
+        Meta(
+            description="With follow: look so often, where the file system tells of no changes (NFS); null: it tells."
+        ),
+    ] = None
+    rotate_wait_ms: Annotated[
+        DurationMs,
+        Meta(description="With follow: how long a file is read on that was renamed to what no path or pattern finds."),
+    ] = 5_000
+
+    @property
+    def described(self) -> str:
+        """For people: ``jsonl logs/*.jsonl, followed``."""
+        return f"jsonl {' '.join(self.path)}{', followed' if self.follow else ''}"
 
 
 class CsvSource(_Section, frozen=True, kw_only=True, tag="csv"):
@@ -101,6 +122,24 @@ class HttpSource(_Section, frozen=True, kw_only=True, tag="http"):
     def described(self) -> str:
         """For people: ``http 127.0.0.1:8080/records``."""
         return f"http {self.host}:{self.port}{self.path}"
+
+
+class PythonSource(_Section, frozen=True, kw_only=True, tag="python"):
+    """An async generator function of your own, or a class that is a Source."""
+
+    function: Annotated[
+        str,
+        Meta(
+            description="module:name of an async generator function; with a parameter 'position' it is exactly-once. Or of a "
+            "class with the methods of a Source."
+        ),
+    ]
+    options: Annotated[dict[str, Any], Meta(description="Further arguments, by name (- is _).")] = {}
+
+    @property
+    def described(self) -> str:
+        """For people: ``python shop.sources:orders``."""
+        return f"python {self.function}"
 
 
 class KafkaSource(_Section, frozen=True, kw_only=True, tag="kafka"):
@@ -198,6 +237,30 @@ class ArrowSink(_Section, frozen=True, kw_only=True, tag="arrow"):
     ] = "none"
 
 
+class PythonSink(_Section, frozen=True, kw_only=True, tag="python"):
+    """A function of your own, called with the outputs of each checkpoint, or a class that is a Sink."""
+
+    function: Annotated[
+        str,
+        Meta(
+            description="module:name of a function of a list of OutputRecord; at-least-once, or idempotent where it is decorated so. "
+            "Or of a class with the methods of a Sink."
+        ),
+    ]
+    options: Annotated[dict[str, Any], Meta(description="Further arguments, by name (- is _).")] = {}
+    idempotent: Annotated[
+        bool, Meta(description="The function may be given the same outputs again: they have the same ids.")
+    ] = False
+    buffer_bytes: Annotated[
+        SizeBytes, Meta(description="Size of the outputs that wait for a function, at which nothing more is read.")
+    ] = 64 * 2**20
+
+    @property
+    def described(self) -> str:
+        """For people: ``python shop.sinks:store``."""
+        return f"python {self.function}"
+
+
 class StdoutSink(_Section, frozen=True, kw_only=True, tag="stdout"):
     """Standard output, one JSON value per line; at-least-once."""
 
@@ -219,10 +282,12 @@ class Composition(_Section, frozen=True, kw_only=True):
     """The keys beside those of `JobSettings`."""
 
     agent: Annotated[str, Meta(description="The agent: module:name of an Agent class or instance.")]
-    source: Annotated[FileSource | StdinSource | HttpSource | KafkaSource, Meta(description="Where records come from.")]
-    sink: Annotated[FileSink | StdoutSink | KafkaSink, Meta(description="Where outputs go.")]
+    source: Annotated[
+        FileSource | StdinSource | HttpSource | KafkaSource | PythonSource, Meta(description="Where records come from.")
+    ]
+    sink: Annotated[FileSink | StdoutSink | KafkaSink | PythonSink, Meta(description="Where outputs go.")]
     dead_letter: Annotated[
-        FileSink | StdoutSink | KafkaDeadLetters | None,
+        FileSink | StdoutSink | KafkaDeadLetters | PythonSink | None,
         Meta(description="Where records go whose run failed; without it the job stops."),
     ] = None
     key_by: Annotated[

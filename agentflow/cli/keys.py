@@ -131,14 +131,19 @@ class Section(msgspec.Struct):
 
 
 class KeyTable(msgspec.Struct):
-    """All keys and sections, by path."""
+    """All keys and sections, by path.
+
+    Attributes:
+        free: Sections of which agents or functions decide the keys.
+    """
 
     keys: dict[Path, Key] = {}
     sections: dict[Path, Section] = {}
+    free: list[Path] = []
 
-    def is_free(self, path: Path) -> bool:
-        """Whether a path is below ``config``."""
-        return path[0] == FREE
+    def free_section(self, path: Path) -> Path | None:
+        """Return the free section that a path is, or is below; None: neither."""
+        return next((section for section in self.free if path[: len(section)] == section), None)
 
 
 def variable_of(name: str) -> str:
@@ -175,6 +180,7 @@ def key_table() -> KeyTable:
     _add_fields(table, (), (), JobSettings, rest)
     table.sections[()].children.append(FREE)
     table.sections[FREE,] = Section((FREE,), description="Options for the agents, any keys: ctx.config.")
+    table.free.append((FREE,))
     return table
 
 
@@ -187,6 +193,10 @@ def _add_fields(
         shape = _Shape(hints[field.name])
         table.sections[path].children.append(below[-1])
         default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+        if shape.is_free:
+            table.sections[below] = Section(below, [], shape.description, below_fields)
+            table.free.append(below)
+            continue
         if not shape.structs:
             table.keys[below] = shape.key(below, below_fields, default)
             continue
@@ -225,6 +235,10 @@ class _Shape:
                 yield from self._open(one)
         else:
             yield hint
+
+    @property
+    def is_free(self) -> bool:
+        return any(typing.get_origin(one) is dict for one in self.alternatives)
 
     @property
     def description(self) -> str:

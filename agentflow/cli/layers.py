@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from agentflow.cli.keys import FREE, PROFILES, KeyTable, Path, Section, variable_of
+from agentflow.cli.keys import PROFILES, KeyTable, Path, Section, variable_of
 from agentflow.cli.problems import Place, ProblemList
 from agentflow.cli.values import describe_command
 from agentflow.cli.yaml_source import Mapping, Scalar, Value, loose_scalar, read_yaml
@@ -82,7 +82,7 @@ class Flattener:
         """Return the path of a key; None, and a problem, when there is none of that name."""
         for index, part in enumerate(parts):
             section = self._table.sections.get(path)
-            if path[:1] == (FREE,):
+            if self._table.free_section(path):
                 if not part:
                     self._problems.add(f"key '{'.'.join(parts)}' has an empty part", place)
                     return None
@@ -112,7 +112,7 @@ class Flattener:
 
     def _add(self, layer: Layer, path: Path, place: Place, value: Value) -> None:
         section = self._table.sections.get(path)
-        if path[0] == FREE:
+        if self._table.free_section(path):
             self._add_free(layer, path, place, value)
         elif section is None:
             self._put(layer, path, Entry(place, value, is_literal=self._is_literal))
@@ -136,17 +136,21 @@ class Flattener:
             )
 
     def _add_free(self, layer: Layer, path: Path, place: Place, value: Value) -> None:
+        section = self._table.sections[self._table.free_section(path) or path]
+        name = ".".join(section.path)
         if len(path) > _DEPTH_MAX:
-            self._problems.add(f"'{FREE}' is nested more than {_DEPTH_MAX} deep", place)
+            self._problems.add(f"'{name}' is nested more than {_DEPTH_MAX} deep", place)
         elif isinstance(value, Mapping):
             self._add_mapping(layer, path, value)
-        elif path != (FREE,):
+        elif path != section.path:
             self._put(layer, path, Entry(place, value, is_literal=self._is_literal))
         elif isinstance(value, Scalar) and value.value is None:
             self._put(layer, path, Entry(place, None, is_reset=True))
         else:
             self._problems.add(
-                f"'{FREE}' is a section, not a value", value.place, note="options for the agents, any keys"
+                f"'{name}' is a section, not a value",
+                value.place,
+                note=section.description.partition(":")[0].lower().rstrip("."),
             )
 
     def _put(self, layer: Layer, path: Path, entry: Entry) -> None:
@@ -154,9 +158,13 @@ class Flattener:
         if earlier is not None and (entry.value is not None or entry.is_reset):
             self._set_twice(path, entry.key, earlier.key)
             return
-        if path[0] == FREE:
+        if self._table.free_section(path):
             for other, set_there in layer.items():
-                if other[0] == FREE and other != path and (_is_below(path, other) or _is_below(other, path)):
+                if (
+                    other != path
+                    and self._table.free_section(other)
+                    and (_is_below(path, other) or _is_below(other, path))
+                ):
                     self._problems.add(
                         f"key '{'.'.join(path)}' collides with '{'.'.join(other)}'",
                         entry.key,
@@ -207,7 +215,7 @@ def overlay(lower: Layer, upper: Layer, table: KeyTable) -> Layer:
             if (
                 (entry.is_reset and other[: len(path)] == path)
                 or is_other_kind
-                or (path[0] == FREE and (_is_below(other, path) or _is_below(path, other)))
+                or (table.free_section(path) and (_is_below(other, path) or _is_below(path, other)))
                 or (result[other].is_reset and _is_below(path, other))
             ):
                 del result[other]
@@ -217,10 +225,10 @@ def overlay(lower: Layer, upper: Layer, table: KeyTable) -> Layer:
 
 
 def environment_layer(variables: Variables[str, str], lower: Layer, table: KeyTable, problems: ProblemList) -> Layer:
-    """Return what ``AGENTFLOW_…`` variables set. A key of ``config`` can be set when a file or profile has it."""
+    """Return what ``AGENTFLOW_…`` variables set. A key of a free section can be set when a file or profile has it."""
     keys: dict[str, Path] = {key.variable: path for path, key in table.keys.items()}
     keys |= {variable_of(".".join(path)): path for path, section in table.sections.items() if section.is_choice}
-    keys |= {variable_of(".".join(path)): path for path in lower if path[0] == FREE and len(path) > 1}
+    keys |= {variable_of(".".join(path)): path for path in lower if table.free_section(path) not in (None, path)}
     flattener = Flattener(table, problems, is_literal=True)
     layer: Layer = {}
     for name in sorted(variables):

@@ -31,14 +31,16 @@ class Program(msgspec.Struct, frozen=True):
     Attributes:
         agent: The agent.
         key_by: A field (dotted path), or a function of the value.
-        input_codec: Codec of a Kafka source.
+        input_codec: Codec of the source.
         output_codec: Codec of a Kafka sink.
+        connectors: What is the user's own, by role: ``source``, ``sink``, ``dead-letter``.
     """
 
     agent: Agent
     key_by: str | Callable[[Any], Any]
     input_codec: Codec
     output_codec: Codec
+    connectors: dict[str, Any]
 
 
 def load_program(job_file: JobFile) -> Program:
@@ -47,6 +49,8 @@ def load_program(job_file: JobFile) -> Program:
     Raises:
         JobFileError: With all problems; what the user's code raised is shown with the user's part of its traceback.
     """
+    from agentflow.cli.own_connectors import load_connectors, source_codec
+
     _extend_path(job_file.path)
     problems = ProblemList()
     agent = _load_agent(job_file.composition.agent, job_file.place("agent"), problems)
@@ -57,10 +61,26 @@ def load_program(job_file: JobFile) -> Program:
         _load_codec(getattr(job_file.composition, role), f"{role}.kafka.value", job_file, problems)
         for role in ("source", "sink")
     ]
+    connectors = load_connectors(job_file, problems)
+    if "source" in connectors:
+        codecs[0] = source_codec(connectors["source"])
     problems.raise_all()
     assert agent is not None, "no problem, but no agent"
     assert key_by is not None, "no problem, but no key"
-    return Program(agent, key_by, *codecs)
+    return Program(agent, key_by, codecs[0], codecs[1], connectors)
+
+
+def find_named(reference: str, role: str, place: Place, problems: ProblemList) -> Any:  # noqa: ANN401 (anything)
+    """Return what ``module:name`` names; None, and a problem, when there is nothing."""
+    module_name, _, name = reference.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
+        problems.add(f"{role} is not module:name", place, note="such as shop.sources:orders")
+        return None
+    module = _import(reference, role, place, problems)
+    if module is None:
+        return None
+    wanted = [found for found, value in vars(module).items() if callable(value) and found[0] != "_"]
+    return _attribute(module, reference, role, wanted, place, problems)
 
 
 def _extend_path(job_file: str) -> None:

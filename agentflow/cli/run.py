@@ -59,14 +59,14 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
     composition, settings = job_file.composition, job_file.settings
 
     def open_sinks() -> Mapping[str, Sink]:
-        sinks = {"sink": open_sink(composition.sink, settings)}
+        sinks = {"sink": open_sink("sink", composition.sink, settings, program.connectors)}
         if composition.dead_letter is not None:
-            dead = open_sink(composition.dead_letter, settings)
+            dead = open_sink("dead-letter", composition.dead_letter, settings, program.connectors)
             sinks["dead-letter"] = DeadLetterLog(dead, composition.dead_letter.described)
         return sinks
 
     stage = AgentStage(AgentPlan.from_agent(program.agent, job_file.config), program.key_by)
-    source = source_opener(composition.source, settings)
+    source = source_opener(composition.source, settings, program.connectors)
     return JobSpec(
         settings,
         (stage,),

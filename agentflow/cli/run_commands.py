@@ -184,8 +184,6 @@ def check_runs(chosen: argparse.Namespace) -> int:
 
 
 async def _diverging(job_file: JobFile) -> list[DivergingRun]:
-    from agentflow.api.codecs import JSON
-    from agentflow.cli.job_file import KafkaSource
     from agentflow.cli.loading import load_program
     from agentflow.core.delta import RESTORED_TABLES
     from agentflow.plan.plan import AgentPlan
@@ -194,14 +192,15 @@ async def _diverging(job_file: JobFile) -> list[DivergingRun]:
 
     program = load_program(job_file)
     plan = AgentPlan.from_agent(program.agent, job_file.config)
-    codec = program.input_codec if isinstance(job_file.composition.source, KafkaSource) else JSON
     found: list[DivergingRun] = []
     for subtask in _subtasks(job_file):
         view = StateView(subtask)
         try:
             rows = {table: list(view.rows(table)) for table in RESTORED_TABLES}
             journal = [record for _, record in view.journal]
-            found += await diverging_runs(plan, job_file.settings, codec, view, rows, journal, view.checkpoint)
+            found += await diverging_runs(
+                plan, job_file.settings, program.input_codec, view, rows, journal, view.checkpoint
+            )
         finally:
             view.close()
     return found

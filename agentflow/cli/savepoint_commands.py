@@ -69,14 +69,16 @@ def _target(named: str | None, job_file: JobFile | None, job: str) -> str:
 
 def _sinks_opener(job_file: JobFile) -> Callable[[], Mapping[str, Sink]]:
     from agentflow.cli.connections import open_sink
+    from agentflow.cli.job_file import PythonSink
+    from agentflow.cli.loading import load_program
 
-    composition = job_file.composition
+    composition, settings = job_file.composition, job_file.settings
+    named = {"sink": composition.sink, "dead-letter": composition.dead_letter}
 
     def open_sinks() -> Mapping[str, Sink]:
-        sinks = {"sink": open_sink(composition.sink, job_file.settings)}
-        if composition.dead_letter is not None:
-            sinks["dead-letter"] = open_sink(composition.dead_letter, job_file.settings)
-        return sinks
+        is_own = any(isinstance(sink, PythonSink) for sink in named.values())
+        connectors = load_program(job_file).connectors if is_own else {}
+        return {role: open_sink(role, sink, settings, connectors) for role, sink in named.items() if sink is not None}
 
     return open_sinks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ def json_schema() -> dict[str, Any]:
                 "additionalProperties": {"$ref": "#/$defs/keys"},
             },
         },
-        "patternProperties": {rf"^{FREE}\.": {}, rf"^{PROFILES}\.": {}},
+        "patternProperties": {**_free_patterns(table), rf"^{PROFILES}\.": {}},
         "additionalProperties": False,
         "required": [name for name in table.sections[()].children if _is_required(table, (name,))],
         "$defs": {
@@ -40,11 +41,15 @@ def json_schema() -> dict[str, Any]:
             "keys": {
                 "type": "object",
                 "properties": keys,
-                "patternProperties": {rf"^{FREE}\.": {}},
+                "patternProperties": _free_patterns(table),
                 "additionalProperties": False,
             },
         },
     }
+
+
+def _free_patterns(table: KeyTable) -> dict[str, Any]:
+    return {rf"^{re.escape('.'.join(path))}\.": {} for path in table.free}
 
 
 def _is_required(table: KeyTable, path: Path) -> bool:
@@ -61,7 +66,7 @@ def _properties(table: KeyTable, path: Path) -> dict[str, Any]:
 
 
 def _section_schema(table: KeyTable, section: Section) -> dict[str, Any]:
-    if section.path == (FREE,):
+    if section.path in table.free:
         return {"description": section.description, "type": ["object", "null"]}
     schema: dict[str, Any] = {
         "type": ["object", "null"],
@@ -152,6 +157,9 @@ def describe_text(name: str) -> str:
             f"  {described.description}",
             f"  {described.variable}",
         ]
+    for free_path in table.free:
+        if path and free_path[: len(path)] == path and free_path != path:
+            lines += ["", ".".join(free_path), f"  {table.sections[free_path].description}"]
     if not name:
         free = table.sections[FREE,]
         lines += ["", FREE, f"  {free.description}", "", PROFILES]

@@ -1,4 +1,4 @@
-"""Lines of JSON as a `FileFormat`: for objects. Local files of lines are read by `JsonlSource` itself."""
+"""Lines of JSON as a `FileFormat`."""
 
 from __future__ import annotations
 

@@ -24,14 +24,23 @@ class LineSplitter:
         label: The source label of the records.
         position: Byte offset of the first block.
         record_max_bytes: Longest value, in bytes.
+
+    Attributes:
+        label: As given; it may change between two blocks.
+        position: Offset behind the last byte that was fed.
     """
 
     def __init__(self, label: str, position: int, record_max_bytes: int) -> None:
-        self._label = label
+        self.label = label
         self._kept_max = record_max_bytes + 1
         self._start = position  # offset of the line that is not complete yet
         self._begun = bytearray()  # its first bytes, at most _kept_max
-        self.position = position  # offset behind the last byte that was fed
+        self.position = position
+
+    @property
+    def resume(self) -> int:
+        """Offset of the line that is not complete yet: another splitter can go on there."""
+        return self._start
 
     def feed(self, block: bytes) -> list[Record]:
         """Return the records that ``block`` completes."""
@@ -73,7 +82,7 @@ class LineSplitter:
             value = value.removesuffix(b"\r")
         if self._start == 0:
             value = value.removeprefix(_BOM)
-        return [Record(self._label, self._start, next_offset, value)] if value and not value.isspace() else []
+        return [Record(self.label, self._start, next_offset, value)] if value and not value.isspace() else []
 
     def _split(self, body: bytes, base: int) -> list[Record]:
         lines = body.split(b"\n")
@@ -84,7 +93,7 @@ class LineSplitter:
             lines[0] = lines[0].removeprefix(_BOM)
         if len(body) > self._kept_max:
             lines = [line[: self._kept_max] for line in lines]
-        label = self._label
+        label = self.label
         return [
             Record(label, start, end, line)
             for line, start, end in zip(lines, ends, ends[1:], strict=False)

@@ -27,6 +27,7 @@ DEAD_LETTER_COLUMNS = {
             "error-type",
             "error-message",
             "source-position",
+            "file",
             "original-timestamp",
             "traceback",
         ),

@@ -9,7 +9,7 @@ import msgspec
 
 from agentflow.api.failure import OnError
 from agentflow.core.effects import DeadLetter, FailJob
-from agentflow.core.records import ErrorReport, Record
+from agentflow.core.records import FILE_HEADER, ErrorReport, Record
 from agentflow.core.runs import ActionTask, Run
 from agentflow.errors import JobFailed
 
@@ -44,6 +44,9 @@ class FailurePolicy(msgspec.Struct, frozen=True):
             reason["completed-tasks"] = ",".join(run.completed or ())
             reason["key"] = str(msgspec.msgpack.decode(run.key))
         reason |= {"error-type": error.type, "error-message": error.message, "source-position": record.run_id}
+        file = next((value for name, value in record.headers if name == FILE_HEADER), None)
+        if file is not None:
+            reason["file"] = file.decode("utf-8", "replace")
         if record.timestamp_ms is not None:
             reason["original-timestamp"] = str(record.timestamp_ms)
         return reason

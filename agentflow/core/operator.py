@@ -332,7 +332,7 @@ class Operator:
     # -- checkpoints
     def _on_barrier(self, received: BarrierReceived, now_ms: int) -> None:
         meta = {META_NAME: operator_meta(self.plan, self._segments)}
-        if received.positions:
+        if received.positions or POSITIONS_NAME in self._changes.last_meta:
             meta[POSITIONS_NAME] = encode_meta(received.positions)
         steps = self._steps.barrier(self.index, received.checkpoint, now_ms) + self._requests.take_results()
         delta, is_empty = self._changes.freeze(self._runs, self._timers.take_changes(), steps, meta)

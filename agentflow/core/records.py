@@ -18,6 +18,9 @@ ORIGINAL_KEY_HEADER = "agentflow-original-key"
 FIRST_POSITION_HEADER = "agentflow-first-position"
 """Of a record that was sent back as a dead letter: where it lay first, ``topic/partition@offset``. It stays when it fails again."""
 
+FILE_HEADER = "agentflow-file"
+"""Of a record of a file that is followed: the file's path when it was read. Its label is none, since files are renamed."""
+
 
 class Record(msgspec.Struct, gc=False):
     """One record of a source, undecoded.

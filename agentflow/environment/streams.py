@@ -10,12 +10,16 @@ env.execute()
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agentflow.api.agent import Agent
 from agentflow.api.options import Configuration
+from agentflow.api.outputs import OutputRecord
 from agentflow.connectors.collections import CollectionSink, CollectionSource
+from agentflow.connectors.function_sink import FunctionSink
+from agentflow.connectors.function_source import FunctionSource
 from agentflow.environment.openers import new_event_loop, signals_opener, state_opener
 from agentflow.environment.savepoints import savepoint_writer
 from agentflow.environment.telemetry import Telemetry
@@ -76,6 +80,24 @@ class AgentsExecutionEnvironment:
         from agentflow.connectors.tables import TableSource  # 0.1 s that jobs without tables do not pay
 
         source = TableSource(table, is_streamed=self.settings.guarantee == "none")
+        return self.from_source(lambda: source)
+
+    def from_async_iterable(
+        self, values: AsyncIterable[Any] | Callable[..., Any], *, name: str = "python"
+    ) -> RecordStream:
+        """Read what an async iterable yields, or a function that returns one, such as an async generator function.
+
+        A function with a parameter ``position`` yields values with positions, ``yield value, position``, and is called with the last one
+        of the last checkpoint, None at first: such a job can be exactly-once. Anything else cannot be read twice: ``guarantee="none"``.
+
+        Args:
+            values: The iterable or function.
+            name: Name of the source in positions and run ids.
+
+        Raises:
+            TypeError: It is neither.
+        """
+        source = FunctionSource(values, name=name)
         return self.from_source(lambda: source)
 
     def from_source(self, source: Source | Callable[[], Source]) -> RecordStream:
@@ -191,6 +213,28 @@ class RecordStream:
     def to_sink(self, sink: Sink | Callable[[], Sink]) -> RecordStream:
         """Give outputs to a sink, or to what a function makes at each start."""
         self.open_sink = sink if callable(sink) else lambda: sink
+        return self
+
+    def to_function(
+        self,
+        function: Callable[[list[OutputRecord]], Any],
+        *,
+        idempotent: bool = False,
+        buffer_max: str = "64MiB",
+    ) -> RecordStream:
+        """Give the outputs of each checkpoint to a function, again and again until it returns: at least once.
+
+        Args:
+            function: Synchronous ones run in a thread; those with ``async def`` are awaited.
+            idempotent: The same outputs again change nothing (`OutputRecord.id` is the same): such a job can be exactly-once. Or decorate
+                the function with `agentflow.idempotent`.
+            buffer_max: Size of the outputs that wait for it, at which nothing more is read.
+
+        Raises:
+            TypeError: It takes no list of outputs.
+        """
+        self.open_sink = partial(FunctionSink, function, idempotent=idempotent, buffer_max=buffer_max)
+        self.open_sink()  # what is wrong with it is told here
         return self
 
     def dead_letters_to(self, sink: Sink | Callable[[], Sink]) -> RecordStream:

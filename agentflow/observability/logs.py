@@ -5,6 +5,7 @@ Only the command line configures this. Importing it changes nothing, and an embe
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, MutableMapping
@@ -183,6 +184,13 @@ class DeadLetterLog:
         self.name: str = sink.name
         self.guarantee: Guarantee = sink.guarantee
         self.record_max_bytes: int | None = None
+        self._any_room = asyncio.Event()
+        self._any_room.set()
+
+    @property
+    def room(self) -> asyncio.Event:
+        """That of the sink, if what it holds is limited."""
+        return getattr(self._sink, "room", self._any_room)
 
     async def open(self, prepared: tuple[int, Staged] | None) -> None:
         """Open the sink."""

@@ -18,7 +18,7 @@ from functools import partial
 
 import msgspec
 
-from agentflow.api.codecs import MSGPACK
+from agentflow.api.codecs import MSGPACK, Codec
 from agentflow.api.encoding import encode_json, encode_msgpack
 from agentflow.core.delta import (
     StateWrite,
@@ -41,13 +41,14 @@ from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
-from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
+from agentflow.runtime.codecs import KeyBy, KeyReader, TimestampReader, input_decoder
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.epoch_writer import EpochWriter
 from agentflow.runtime.inspection import RunView, unfinished_runs
 from agentflow.runtime.intake import Intake
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Guarantee, Ingress, KeyedState, Observer, Signals, Sink, Source
+from agentflow.runtime.record_reader import RecordReader
 from agentflow.runtime.replay_check import diverging_runs, is_changed
 from agentflow.runtime.requests import RequestTable, closed
 from agentflow.runtime.savepoints import WriteSavepoint
@@ -549,8 +550,14 @@ class Job:
             observation = Observation(observers, runner.start) if observers else None
             if services.steps is not None and observation is not None:
                 services.steps.seen = observation.turn.steps.append
-            subtask.add_stage(Stage(operator, runner, keys, services.steps, observation, is_last))
+            reader = self._record_reader(keys, codec) if index == 0 else None
+            subtask.add_stage(Stage(operator, runner, keys, services.steps, observation, is_last, reader))
         return subtask
+
+    def _record_reader(self, keys: KeyReader, codec: Codec) -> RecordReader:
+        settings = self._spec.settings
+        field = settings.event_time.field
+        return RecordReader(keys, TimestampReader(field, codec) if field else None, settings.record_max_bytes)
 
 
 def _stored(write: StateWrite) -> StoredRow:

@@ -1,17 +1,17 @@
 """The bounded inbox of a subtask: what was read and is not applied yet.
 
 Of records at most one batch waits; the next one is fetched when the subtask has taken it. While the source is paused nothing is
-fetched; signals always are, because runs in flight may wait for them.
+fetched; signals always are, because runs in flight may wait for them. Nothing is fetched either while a sink holds as much as it may.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from agentflow.core.records import Record
-from agentflow.runtime.ports import Signals, Source
+from agentflow.runtime.ports import BufferingSink, Signals, Sink, Source
 
 _TURN_RECORDS_FIRST, _TURN_RECORDS_MAX = 16, 256
 _TURN_MS = 10
@@ -31,9 +31,18 @@ class Mailbox:
         source: Open.
         schedule: Called when something has come.
         fail: Takes the error of a reader.
+        sinks: What they hold is limited.
+        on_full: Called when one of them is full; it gets room when a checkpoint completes.
     """
 
-    def __init__(self, source: Source, schedule: Callable[[], object], fail: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        schedule: Callable[[], object],
+        fail: Callable[[BaseException], None],
+        sinks: Iterable[Sink] = (),
+        on_full: Callable[[], object] = bool,
+    ) -> None:
         self.batches: deque[Sequence[Record]] = deque()
         self.signals: deque[Record] = deque()
         self.stopping = asyncio.Event()
@@ -41,6 +50,8 @@ class Mailbox:
         self._schedule = schedule
         self._fail = fail
         self._has_room = asyncio.Event()
+        self._rooms = [sink.room for sink in sinks if isinstance(sink, BufferingSink)]
+        self._on_full = on_full
         self._resumed = asyncio.Event()
         self._resumed.set()
         self.turn_records = _TURN_RECORDS_FIRST
@@ -71,6 +82,10 @@ class Mailbox:
         try:
             while not self.stopping.is_set():
                 await self._resumed.wait()
+                for room in self._rooms:
+                    if not room.is_set():
+                        self._on_full()
+                        await room.wait()
                 records = await self._source.fetch(self.turn_records)
                 if self.stopping.is_set():
                     return  # not admitted: the position stays before them

@@ -8,6 +8,7 @@ Reading order: `Source` and `Sink` are the data path, `KeyedState` is what survi
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -110,6 +111,26 @@ class Ingress(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class CheckpointedSource(Source, Protocol):
+    """A source that takes part in checkpoints: its labels come and go, or it has to say elsewhere what is done with.
+
+    Order per checkpoint N: `barrier` → (N is decided, or nothing changed) → `release`. Records may be fetched in between.
+    """
+
+    def barrier(self, positions: Mapping[str, int]) -> Mapping[str, int]:
+        """Return what the checkpoint keeps of ``positions``, and `open` gets back: without labels that will never be read again.
+
+        ``positions`` holds what was kept last, with the positions behind all records that were applied since. Entries of the
+        source's own are kept as well. Called in one turn of the loop with the barrier of the operators, so it must be quick.
+        """
+        ...
+
+    async def release(self, positions: Mapping[str, int]) -> None:
+        """Take note that a checkpoint with these positions is complete: nothing before them is asked for again."""
+        ...
+
+
 class Signals(Source, Protocol):
     """A source of signals, one JSON document each (`runtime.signals`). It never ends and is never paused."""
 
@@ -179,6 +200,14 @@ class Sink(Protocol):
     async def close(self) -> None:
         """Release everything; unpublished staging may stay behind. Idempotent."""
         ...
+
+
+@runtime_checkable
+class BufferingSink(Sink, Protocol):
+    """A sink that holds outputs in memory until they are published, and so many at most."""
+
+    room: asyncio.Event
+    """Set while it can take more; nothing is read of the source while it is not. What runs already may still write."""
 
 
 class Repartition(Sink, Protocol):

@@ -44,7 +44,6 @@ from agentflow.core.inputs import (
     DrainRequested,
     JournalAppended,
     RecordReceived,
-    RecordRejected,
     RequestReceived,
     StepEnded,
     StepRequested,
@@ -53,19 +52,18 @@ from agentflow.core.inputs import (
     WatermarkReceived,
 )
 from agentflow.core.operator import Operator
-from agentflow.core.records import ErrorReport, Record
+from agentflow.core.records import Record
 from agentflow.core.results import REQUESTS
 from agentflow.core.segments import END_OF_TIME_MS
-from agentflow.errors import DecodeError, MissingKey, RecordTooLarge
 from agentflow.runtime.alarm import Alarm
 from agentflow.runtime.checkpoint_schedule import CheckpointSchedule
-from agentflow.runtime.codecs import TimestampReader, too_large
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.epoch_writer import EpochWriter
 from agentflow.runtime.failing import look_at, unless_failed
 from agentflow.runtime.journal_writer import JournalWriter
 from agentflow.runtime.mailbox import Mailbox
-from agentflow.runtime.ports import Clock, Journal, Repartition, Signals, Sink, Source
+from agentflow.runtime.ports import CheckpointedSource, Clock, Journal, Repartition, Signals, Sink, Source
+from agentflow.runtime.record_reader import RecordReader, without_key
 from agentflow.runtime.requests import RequestTable, closed
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import ExportRequested, SignalReader
@@ -110,13 +108,15 @@ class Subtask:
         self._clock = clock
         self._settings = settings
         self._positions = dict(positions)
+        self._own_positions: dict[
+            str, int
+        ] = {}  # of signals and requests: the source, which may drop labels, does not see them
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self._failure.add_done_callback(look_at)
         self._drained = asyncio.Event()
-        self._mailbox = Mailbox(source, self._schedule, self.fail)
-        self._stopping = self._mailbox.stopping
+        self._checkpointed = source if isinstance(source, CheckpointedSource) else None
         self._hurry = asyncio.Event()
         self._answers: deque[tuple[int, _Answer]] = deque()
         self._journal: JournalWriter | None = None
@@ -130,9 +130,10 @@ class Subtask:
         self._drain_requested = False
         self._is_restored = False
         self.checkpoint_schedule = CheckpointSchedule(self._take_checkpoint, self.fail, settings.checkpoint.interval_ms)
+        self._mailbox = Mailbox(source, self._schedule, self.fail, sinks.values(), self.checkpoint_schedule.take_extra)
+        self._stopping = self._mailbox.stopping
         self._alarm = Alarm(self._schedule)
         event_time = settings.event_time
-        self._timestamps = TimestampReader(event_time.field, source.codec) if event_time.field else None
         self._watermarks = WatermarkGenerator(event_time, source.partitions, source.idle_timeout_ms, clock.now_ms())
         self._has_output = False
         self._last = -1
@@ -162,13 +163,15 @@ class Subtask:
         """Take signals, which are open at the positions."""
         self._signals = self._epochs.signals = signals
         self._signal_reader = reader
+        if signals.name in self._positions:
+            self._own_positions[signals.name] = self._positions.pop(signals.name)
 
     def use_requests(self, requests: RequestTable, find_result: Callable[[int, str], bytes | None]) -> None:
         """Take requests; behind `add_stage`, which has restored the unfinished ones. ``find_result`` returns a kept one."""
         self._requests = requests
         self._carry_out[AcknowledgeRequest] = lambda _, effect, __: requests.acknowledge(effect)
         self._carry_out[AnswerRequest] = lambda _, effect, __: requests.answer(effect)
-        life = self._positions[REQUESTS] = self._positions.get(REQUESTS, 0) + 1
+        life = self._own_positions[REQUESTS] = self._positions.pop(REQUESTS, 0) + 1
         open_runs = {index: stage.operator.unfinished.open_requests for index, stage in enumerate(self._stages)}
         requests.attach(life, open_runs, self._counters.checkpoint, find_result)
 
@@ -256,7 +259,7 @@ class Subtask:
 
     def _take_signal(self, record: Record, now_ms: int) -> None:
         index, received = self._signal_reader.read(record)
-        self._positions[record.source] = record.next_offset
+        self._own_positions[record.source] = record.next_offset
         if isinstance(received, ExportRequested):
             self.export(received.request)
             return
@@ -377,33 +380,19 @@ class Subtask:
 
     def _admit(self, batch: Sequence[Record], now_ms: int) -> None:
         stage = self._stages[0]
-        apply, read_key = stage.operator.apply, stage.keys.read
-        record_max, timestamps = self._settings.record_max_bytes, self._timestamps
+        apply, read = stage.operator.apply, cast("RecordReader", stage.reader).read
         rekeyed_source = stage.keys.rekeyed_source
         seen = None if stage.observation is None else stage.observation.turn.records
         for record in batch:
-            try:
-                if record.value is not None and len(record.value) > record_max:
-                    raise too_large(record, record_max)
-                if record.fault is not None:
-                    raise DecodeError(record.fault)
-                if timestamps is not None:
-                    record.timestamp_ms = timestamps.read(record)
-                key = read_key(record)
-            except (DecodeError, MissingKey, RecordTooLarge) as error:
-                apply(RecordRejected(record, ErrorReport(type(error).__name__, error.what, is_retryable=False)), now_ms)
-            except Exception as error:  # noqa: BLE001 (key-by is user code)
-                report = ErrorReport(type(error).__name__, f"key-by failed: {error}", is_retryable=False)
-                apply(RecordRejected(record, report), now_ms)
-            else:
-                if rekeyed_source is None or record.source == rekeyed_source:
-                    received = RecordReceived(record, key)
-                    if seen is not None:
-                        seen.append(received)
-                    apply(received, now_ms)
-                else:
-                    self._repartition.forward(record, key)
+            received = read(record)
+            if type(received) is RecordReceived:
+                if rekeyed_source not in (None, record.source):
+                    self._repartition.forward(record, received.key)
                     self._has_output = True
+                    continue
+                if seen is not None:
+                    seen.append(received)
+            apply(received, now_ms)
         self._positions.update({record.source: record.next_offset for record in batch})
         self._counters.records_in += len(batch)
         self._run_effects(0, now_ms)
@@ -478,8 +467,7 @@ class Subtask:
         try:
             received = RecordReceived(record, stage.keys.read(record))
         except Exception as error:  # noqa: BLE001 (key-by is user code)
-            report = ErrorReport(type(error).__name__, f"key-by failed: {error}", is_retryable=False)
-            stage.operator.apply(RecordRejected(record, report), now_ms)
+            stage.operator.apply(without_key(record, error), now_ms)
         else:
             if stage.observation is not None:
                 stage.observation.turn.records.append(received)
@@ -551,14 +539,15 @@ class Subtask:
         if self._failure.done():
             return
         checkpoint, now_ms = self._counters.checkpoint + 1, self._clock.now_ms()
+        if self._checkpointed is not None:
+            self._positions = dict(self._checkpointed.barrier(self._positions))
+        positions = self._positions | self._own_positions
         for index, stage in enumerate(self._stages):
-            positions = self._positions if index == 0 else {}
-            stage.operator.apply(BarrierReceived(checkpoint, dict(positions)), now_ms)
+            stage.operator.apply(BarrierReceived(checkpoint, positions if index == 0 else {}), now_ms)
             self._run_effects(index, now_ms)
         snapshots, self._snapshots = self._snapshots, []
         has_output, self._has_output = self._has_output, False
         journal_position = None if self._journal is None else self._journal.position
-        positions = dict(self._positions)
         is_skipped = not has_output and all(snapshot.is_empty for snapshot in snapshots)
         if is_skipped:  # told at once: the open epoch has its number from now on
             for stage in self._stages:
@@ -568,6 +557,8 @@ class Subtask:
             if self._requests is not None:
                 self._requests.barrier()
             await self._epochs.write(checkpoint, snapshots, positions, journal_position)
+        if self._checkpointed is not None:
+            await self._checkpointed.release(positions)
         if self._failure.done():
             return
         told: asyncio.Future[None] = self._loop.create_future()

@@ -6,6 +6,7 @@ Conformance suites of the ports are in `agentflow.testing.conformance`.
 from __future__ import annotations
 
 from agentflow.testing.faults import Fault, FaultySink, FaultySource, FaultyState, Machine, SimulatedCrash
+from agentflow.testing.lives import Lives
 from agentflow.testing.operator_harness import OperatorHarness
 from agentflow.testing.simulation import SimulationReport, simulate, simulate_every_point
 from agentflow.testing.virtual_time import VirtualClock, VirtualTimeLoop, VirtualTimeStopped
@@ -15,6 +16,7 @@ __all__ = [
     "FaultySink",
     "FaultySource",
     "FaultyState",
+    "Lives",
     "Machine",
     "OperatorHarness",
     "SimulatedCrash",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import random
 
 import msgspec
 import pytest
 
+from agentflow import idempotent
 from agentflow.connectors.collections import CollectionSink
+from agentflow.connectors.function_sink import FunctionSink
 from agentflow.connectors.standard_streams import StdoutSink
 from agentflow.connectors.tables import TableSink
+from agentflow.observability.logs import DeadLetterLog
 from agentflow.testing.conformance.sink import SinkConformance
 from agentflow.testing.faults import FaultySink, Fuse, SinkDirectory
 from tests.unit.connectors.part_kinds import KINDS
@@ -96,6 +100,52 @@ class TestStdoutSink(SinkConformance):
     @pytest.fixture
     def read_visible(self, stream):
         return lambda: stream.getvalue().splitlines()
+
+
+class TestSinkFunction(SinkConformance):
+    """A function that promises nothing: what it was given is visible as often as it was given."""
+
+    @pytest.fixture
+    def given(self):
+        return []
+
+    @pytest.fixture
+    def new_sink(self, given):
+        return lambda: FunctionSink(given.extend, buffer_max="1MiB")
+
+    @pytest.fixture
+    def read_visible(self, given):
+        return lambda: [output.json for output in given]
+
+
+class TestIdempotentSinkFunction(SinkConformance):
+    """An asynchronous function that writes by the ids of outputs."""
+
+    @pytest.fixture
+    def table(self):
+        return {}
+
+    @pytest.fixture
+    def new_sink(self, table):
+        @idempotent
+        async def upsert(outputs):
+            for output in outputs:
+                await asyncio.sleep(0)
+                table[output.id] = output.json
+
+        return lambda: FunctionSink(upsert, buffer_max="1MiB")
+
+    @pytest.fixture
+    def read_visible(self, table):
+        return lambda: list(table.values())
+
+
+class TestDeadLetterLog(TestSinkFunction):
+    """What is put around a dead-letter sink changes none of its laws."""
+
+    @pytest.fixture
+    def new_sink(self, given):
+        return lambda: DeadLetterLog(FunctionSink(given.extend, buffer_max="1MiB"), "dead", lines_max=0)
 
 
 class TestFaultySink(SinkConformance):

@@ -25,6 +25,14 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+PYTEST_INI = """\
+[pytest]
+asyncio_mode = auto
+asyncio_default_fixture_loop_scope = function
+filterwarnings = error
+"""  # of a project that tests its connectors
+
+
 def snippets(language: str) -> list[tuple[str, str]]:
     """Return (place, text) of every fenced block of a language."""
     found = []
@@ -45,8 +53,12 @@ def run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]
 def test_python_snippet_runs(place: str, text: str, tmp_path: Path) -> None:
     script = tmp_path / "snippet.py"
     script.write_text(text)
-    done = run([sys.executable, "-W", "error", str(script)], tmp_path)
-    assert done.returncode == 0, f"{place}\n{done.stderr}"
+    command = [sys.executable, "-W", "error", str(script)]
+    if re.search(r"^(class Test|(async )?def test_)", text, re.MULTILINE):
+        (tmp_path / "pytest.ini").write_text(PYTEST_INI)
+        command = [sys.executable, "-m", "pytest", "-q", str(script)]
+    done = run(command, tmp_path)
+    assert done.returncode == 0, f"{place}\n{done.stdout}{done.stderr}"
 
 
 def job_files(source: str) -> list[tuple[str, str]]:
@@ -57,6 +69,23 @@ def job_files(source: str) -> list[tuple[str, str]]:
 KAFKA_JOB_FILES, HTTP_JOB_FILES = job_files("kafka"), job_files("http")
 S3_JOB_FILES = [(place, text) for place, text in snippets("yaml") if "s3://" in text]
 JOB_FILES = [one for one in snippets("yaml") if one not in KAFKA_JOB_FILES + HTTP_JOB_FILES + S3_JOB_FILES]
+
+
+def test_snippet_that_names_a_file_is_that_file() -> None:
+    named = {
+        text.partition("\n")[0]: text.partition("\n")[2]
+        for _, text in snippets("python")
+        if text.startswith("# examples/")
+    }
+    assert named, "the guide for connectors shows two"
+    assert {name: (ROOT / name.removeprefix("# ")).read_text() for name in named} == named
+
+
+FOLLOWED = [(place, text) for place, text in snippets("yaml") if "follow: true" in text]
+JOB_FILES = [
+    (place, text) for place, text in snippets("yaml") if "source: {kafka" not in text and "follow: true" not in text
+]
+KAFKA_JOB_FILES = [(place, text) for place, text in snippets("yaml") if "source: {kafka" in text]
 
 
 @pytest.mark.parametrize(("place", "text"), JOB_FILES, ids=[place for place, _ in JOB_FILES])
@@ -117,6 +146,30 @@ def test_job_file_runs_from_and_to_an_object_store(place: str, text: str, tmp_pa
     done = run([sys.executable, "-m", "agentflow", "run", "job.yaml"], tmp_path)
     assert done.returncode == 0, f"{place}\n{done.stderr}"
     assert s3.store(url).find("scores/part-")
+
+
+@pytest.mark.parametrize(("place", "text"), FOLLOWED, ids=[place for place, _ in FOLLOWED])
+def test_job_file_of_followed_files_runs_until_it_is_stopped(place: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    (tmp_path / "logs").mkdir()
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copy(ROOT / "examples/data/product_reviews.jsonl", tmp_path / "logs/app.jsonl")
+    with subprocess.Popen(
+        [sys.executable, "-m", "agentflow", "run", "job.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as job:
+        try:
+            deadline = time.monotonic() + 60
+            while not list((tmp_path / "out").glob("part-*")):
+                assert job.poll() is None, f"{place}\n{job.communicate()[1]}"
+                assert time.monotonic() < deadline, place
+            job.terminate()
+            assert job.wait(30) == 143
+        finally:
+            job.kill()
 
 
 @pytest.mark.kafka

@@ -12,7 +12,8 @@ from tests.meta.source_tree import ROOT
 # Loaded by the feature that needs them, never by `import agentflow`.
 HEAVY = {
     "aiokafka", "anthropic", "cel", "google", "httpx", "matplotlib", "mcp", "numpy", "obstore", "openai",
-    "opentelemetry", "prompt_toolkit", "pyarrow", "pydantic", "pydantic_core", "rich", "rocksdict", "structlog", "typer", "uvloop", "yaml",
+    "opentelemetry", "prompt_toolkit", "pyarrow", "pydantic", "pydantic_core", "rich", "rocksdict", "structlog", "typer", "uvloop", "watchfiles",
+    "yaml",
 }  # fmt: skip
 OWN_HEAVY = ("agentflow.testing", "agentflow.cli", "agentflow.state.rocks", "agentflow.integrations")
 

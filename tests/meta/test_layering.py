@@ -57,6 +57,7 @@ VENDORS = {
     "starlette": (r"agentflow\.integrations\.asgi\b",),
     "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.services\b"),
     "uvloop": (r"agentflow\.(runtime|environment|cli)\b",),
+    "watchfiles": (r"agentflow\.connectors\.follow\b",),
     "yaml": (r"agentflow\.(plan|runtime|environment|cli)\b",),
 }
 PURE = ("errors", "api", "plan", "core")

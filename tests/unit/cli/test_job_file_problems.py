@@ -229,7 +229,7 @@ CASES = {
         """
         job.yaml:4: unknown key 'source.mqtt'
           4 | source: {mqtt: {topics: [reviews]}}
-                       ^^^^ known here: jsonl, csv, parquet, arrow, stdin, http, kafka
+                       ^^^^ known here: jsonl, csv, parquet, arrow, stdin, http, kafka, python
         help: agentflow schema --describe source
         """,
     ),
@@ -246,7 +246,7 @@ CASES = {
         """
         job.yaml:4: 'source' is empty
           4 | source: {}
-              ^^^^^^ one of: jsonl, csv, parquet, arrow, stdin, http, kafka
+              ^^^^^^ one of: jsonl, csv, parquet, arrow, stdin, http, kafka, python
         help: agentflow schema --describe source
         """,
     ),

@@ -152,7 +152,7 @@ def test_section_is_described_key_by_key():
 def test_choice_is_described_with_its_kinds():
     assert describe_text("source").splitlines()[:4] == [
         "source: Where records come from.",
-        "one of: jsonl, csv, parquet, arrow, stdin, http, kafka",
+        "one of: jsonl, csv, parquet, arrow, stdin, http, kafka, python",
         "  jsonl    JSON Lines files, one value per line.",
         "  csv      CSV files, one value per row.",
     ]
