@@ -56,7 +56,14 @@ def _create(chosen: argparse.Namespace, progress: ProgressBar) -> Savepoint:
         place, open_sinks = EmbeddedState.at(Path(chosen.config)), None
     else:
         place, open_sinks = embedded_state(job_file), _sinks_opener(job_file)
-    creating = create_savepoint(place, target, open_sinks=open_sinks, answer_s=chosen.timeout / 1000, progress=progress)
+    creating = create_savepoint(
+        place,
+        target,
+        store=None if job_file is None else job_file.settings.object_store,
+        open_sinks=open_sinks,
+        answer_s=chosen.timeout / 1000,
+        progress=progress,
+    )
     return asyncio.run(creating)
 
 
@@ -134,7 +141,10 @@ def _storage(chosen: argparse.Namespace) -> SavepointStorage:
     from agentflow.environment.savepoints import storage_of
 
     named: str = chosen.config
-    return storage_of(_target(None, load(chosen), named) if Path(named).is_file() else named)
+    if not Path(named).is_file():
+        return storage_of(named)
+    job_file = load(chosen)
+    return storage_of(_target(None, job_file, named), job_file.settings.object_store)
 
 
 def inspect(chosen: argparse.Namespace) -> int:
@@ -211,14 +221,15 @@ def restore(chosen: argparse.Namespace) -> int:
     from agentflow.cli.job_file import KafkaSource
     from agentflow.environment.savepoints import EmbeddedState, restore_savepoint, savepoint_at
 
-    savepoint = savepoint_at(chosen.savepoint)
     if _is_directory(chosen.config):
         note = ""
+        savepoint = savepoint_at(chosen.savepoint)
         place = EmbeddedState(Path(chosen.config), chosen.name or savepoint.manifest.job)
     elif chosen.name is not None:
         raise ConfigError(["--name goes with a state directory; a job file has the name of its job in it"])
     else:
         job_file = load(chosen)
+        savepoint = savepoint_at(chosen.savepoint, job_file.settings.object_store)
         note = _plan_note(savepoint.manifest, job_file)
         if isinstance(job_file.composition.source, KafkaSource):
             return _restore_kafka(savepoint, job_file, note, is_json=chosen.json)

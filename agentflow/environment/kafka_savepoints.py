@@ -79,7 +79,7 @@ async def create_kafka_savepoint(
             )
         return await asyncio.to_thread(
             write_savepoint,
-            storage_of(target),
+            storage_of(target, settings.object_store),
             reading.files,
             job=job,
             kind="kafka",

@@ -21,7 +21,7 @@ from agentflow.runtime.savepoints import Export, WriteSavepoint, facts_of
 
 if TYPE_CHECKING:
     from agentflow.runtime.ports import Sink
-    from agentflow.runtime.settings import JobSettings
+    from agentflow.runtime.settings import JobSettings, ObjectStoreSettings
     from agentflow.state.exports import WantedExport
     from agentflow.state.rocksdb import RocksDBKeyedState
     from agentflow.state.savepoint_storage import SavepointStorage
@@ -74,22 +74,35 @@ class EmbeddedState(msgspec.Struct, frozen=True):
         return cls(directory, stored_job(directory / SUBTASK))
 
 
-def storage_of(target: str) -> SavepointStorage:
-    """Return the storage that a target names.
+def storage_of(target: str, store: ObjectStoreSettings | None = None) -> SavepointStorage:
+    """Return the storage that a target names: a directory, or the URL of a prefix of an object store.
+
+    Args:
+        target: The path or URL.
+        store: How object stores are reached; None: as the variables of their vendors say.
 
     Raises:
         ConfigError: It cannot be one.
+        NotConfigured: The package obstore is missing.
     """
+    if "://" in target:
+        from agentflow.environment.savepoint_objects import ObjectStorage
+
+        try:
+            return ObjectStorage(target, store)
+        except ValueError as error:
+            raise ConfigError([f"savepoints are kept in directories and object stores: {error}"]) from error
     from agentflow.state.savepoint_storage import DirectoryStorage
 
-    scheme, separator, _ = target.partition("://")
-    if separator:
-        raise ConfigError([f"savepoints are kept in directories: '{target}' is none ({scheme}:// is not known)"])
     return DirectoryStorage(Path(target))
 
 
-def savepoint_at(place: str) -> Savepoint:
-    """Return the savepoint that a path names.
+def savepoint_at(place: str, store: ObjectStoreSettings | None = None) -> Savepoint:
+    """Return the savepoint that a path or URL names.
+
+    Args:
+        place: Path or URL.
+        store: As in `storage_of`.
 
     Raises:
         ConfigError: There is none.
@@ -99,7 +112,7 @@ def savepoint_at(place: str) -> Savepoint:
 
     path = place.rstrip("/")
     parent, name = os.path.split(path if "://" in path else os.path.normpath(path))
-    return load_savepoint(storage_of(parent or "."), name)
+    return load_savepoint(storage_of(parent or ".", store), name)
 
 
 # -- taking one
@@ -110,7 +123,7 @@ def savepoint_writer(settings: JobSettings) -> WriteSavepoint | None:
         return None
 
     async def write(export: Export, target: str) -> str:
-        return (await _take(place, target, export)).place
+        return (await _take(place, storage_of(target, settings.object_store), export)).place
 
     return write
 
@@ -119,6 +132,7 @@ async def create_savepoint(
     place: EmbeddedState,
     target: str,
     *,
+    store: ObjectStoreSettings | None = None,
     open_sinks: Callable[[], Mapping[str, Sink]] | None = None,
     answer_s: float = ANSWER_S,
     progress: Progress | None = None,
@@ -127,7 +141,8 @@ async def create_savepoint(
 
     Args:
         place: Its state.
-        target: Directory that holds savepoints, or will.
+        target: Directory that holds savepoints, or will; or a URL.
+        store: As in `storage_of`.
         open_sinks: Makes the job's sinks: a checkpoint that is decided and not completed publishes its outputs first.
         answer_s: How long a running job may take to answer.
         progress: Told of bytes copied.
@@ -159,13 +174,14 @@ async def create_savepoint(
             if await _is_answered(place, request, deadline_s):
                 return
 
-    return await _take(place, target, export, progress)
+    return await _take(place, storage_of(target, store), export, progress)
 
 
-async def _take(place: EmbeddedState, target: str, export: Export, progress: Progress | None = None) -> Savepoint:
+async def _take(
+    place: EmbeddedState, storage: SavepointStorage, export: Export, progress: Progress | None = None
+) -> Savepoint:
     from agentflow.state.exports import WantedExport
 
-    storage = storage_of(target)
     wanted = await asyncio.to_thread(WantedExport, place.subtask)
     try:
         await export(wanted.request)

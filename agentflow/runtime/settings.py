@@ -129,7 +129,9 @@ class SavepointSettings(_Section, frozen=True):
 
     dir: Annotated[
         str | None,
-        Meta(description="Directory where savepoints of the job are kept, unless a command names another one."),
+        Meta(
+            description="Directory, or URL of a prefix of an object store, where savepoints are kept, unless a command names another one."
+        ),
     ] = None
 
 
