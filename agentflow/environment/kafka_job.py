@@ -11,7 +11,7 @@ import msgspec
 from agentflow.api.codecs import JSON, Codec
 from agentflow.environment.telemetry import Observers
 from agentflow.errors import StateLocked, StateUnavailable
-from agentflow.runtime.codecs import RECORD_KEY, output_encoder
+from agentflow.runtime.codecs import RECORD_KEY
 from agentflow.runtime.job import AgentStage, Job, JobSpec
 from agentflow.runtime.ports import KeyedState, Sink, Source
 from agentflow.runtime.settings import JobSettings
@@ -115,7 +115,7 @@ class _KafkaSubtask:
             self._open_source,
             self._open_sinks,
             self._open_state,
-            output_encoder(kafka.output_codec),
+            kafka.output_codec,
             has_tombstones=True,
             first_interval_share=1 - number * _GOLDEN_RATIO % 1,  # spread evenly, however many subtasks there are
             open_signals=lambda: None if self._source is None else self._source.signals,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from agentflow.environment.event_log import event_log_part
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.ports import Observer
 from agentflow.runtime.settings import JobSettings
@@ -51,5 +52,8 @@ class Telemetry:
             await part.close()
 
 
-def _parts(settings: JobSettings) -> list[Part]:  # noqa: ARG001 (each part reads its section)
-    return []
+def _parts(settings: JobSettings) -> list[Part]:
+    parts: list[Part] = []
+    if (event_log := event_log_part(settings)) is not None:
+        parts.append(event_log)
+    return parts

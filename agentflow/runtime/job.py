@@ -18,8 +18,7 @@ from functools import partial
 
 import msgspec
 
-from agentflow.api.codecs import MSGPACK
-from agentflow.api.encoding import encode_json, encode_msgpack
+from agentflow.api.codecs import JSON, MSGPACK, Codec
 from agentflow.core.delta import POSITIONS_NAME, RESTORED_TABLES, StoredRow, Table, decode_positions
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.limits import OperatorLimits
@@ -37,7 +36,7 @@ from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
-from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
+from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder, output_encoder
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Observer, Signals, Sink, Source
@@ -45,7 +44,7 @@ from agentflow.runtime.replay_check import diverging_runs, is_changed
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader, encode_control, encode_signal
-from agentflow.runtime.step_runner import StepRunner
+from agentflow.runtime.step_runner import StepRunner, current_step
 from agentflow.runtime.subtask import INCARNATION_NAME, JOURNAL_NAME, Stage, Subtask
 
 
@@ -79,7 +78,7 @@ class JobSpec(msgspec.Struct, frozen=True):
         open_source: Makes the source; called at each (re)start.
         open_sinks: Makes the sinks by role: ``sink`` and perhaps ``dead-letter``; called at each (re)start.
         open_state: Opens keyed state, at once or as a coroutine; called at each (re)start.
-        encode_output: Encoder of outputs for the sink.
+        output_codec: How outputs are encoded for the sink.
         has_tombstones: Whether the sink's records may have no value: that is what an output of None becomes.
         first_interval_share: Share of the checkpoint interval before the first checkpoint; subtasks of one worker have different
             ones, so that they do not all commit at once.
@@ -94,7 +93,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     open_source: Callable[[], Source]
     open_sinks: Callable[[], Mapping[str, Sink]]
     open_state: Callable[[], KeyedState | Awaitable[KeyedState]]
-    encode_output: Callable[[object], bytes] = encode_json
+    output_codec: Codec = JSON
     has_tombstones: bool = False
     first_interval_share: float = 1.0
     rekeyed_source: str | None = None
@@ -424,9 +423,8 @@ class Job:
             policy = FailurePolicy(settings.job, stage.plan.name, "dead-letter" in sinks, codec.name)
             operator = Operator(stage.plan, policy, _limits(settings), index=index, decode_input=input_decoder(codec))
             operator.restore(rows[index], now_ms, journal[index], self._counters.checkpoint)
-            services = OperatorServices(
-                operator, settings, incarnation, state, spec.encode_output if is_last else encode_msgpack
-            )
+            output_codec = spec.output_codec if is_last else MSGPACK
+            services = OperatorServices(operator, settings, incarnation, state, output_encoder(output_codec))
             services.has_tombstones = is_last and spec.has_tombstones
             if is_last and (output_max := sinks["sink"].record_max_bytes) is not None:
                 services.output_max = min(services.record_max, output_max)
@@ -443,9 +441,12 @@ class Job:
             )
             keys = KeyReader(stage.key_by, codec, rekeyed_source)
             observers = spec.observers(stage.plan, index, incarnation)
-            observation = Observation(observers, runner.start) if observers else None
-            if services.steps is not None and observation is not None:
-                services.steps.seen = observation.turn.steps.append
+            observation = Observation(observers, runner.start, codec, output_codec) if observers else None
+            if observation is not None:
+                services.report, observation.step_path = observation.report, current_step
+                if services.steps is not None:
+                    services.steps.seen = observation.see_step
+                    services.steps.began = observation.begin_step if observation.wants_progress else None
             subtask.add_stage(Stage(operator, runner, keys, services.steps, observation))
         return subtask
 

@@ -1,0 +1,104 @@
+"""The event log: a record for each event of a run, and for what becomes of its tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from agentflow.core.effects import TakeSnapshot
+from agentflow.observability.event_log_buffer import BufferedTarget, Chunk, Tell
+from agentflow.observability.event_log_executions import ExecutionLines
+from agentflow.observability.event_log_levels import EventLogLevel, Selection
+from agentflow.observability.event_log_lines import EventLines, Rules
+from agentflow.observability.event_log_values import Truncation
+from agentflow.observability.logs import log_event
+from agentflow.runtime.ports import RecordTarget
+from agentflow.runtime.redaction import Redaction
+from agentflow.runtime.settings import EventLogSettings
+
+if TYPE_CHECKING:
+    from agentflow.runtime.observation import Turn
+
+
+def is_event_log_on(settings: EventLogSettings) -> bool:
+    """Whether anything is written: the level is not off, or that of a type is not."""
+    return any(level not in (None, "off") for level in (settings.level, *(one.level for one in settings.type.values())))
+
+
+class EventLogObserver:
+    """Writes what happens to one operator.
+
+    Attributes:
+        wants_progress: Whether it wants to know soon what has begun.
+    """
+
+    def __init__(self, agent: str, subtask: int, rules: Rules, targets: Sequence[BufferedTarget], tell: Tell) -> None:
+        self.wants_progress = rules.has_trace
+        self._subtask = subtask
+        self._targets = targets
+        self._has_trace = rules.has_trace
+        self._lines = EventLines(agent, rules)
+        self._executions = ExecutionLines(agent, rules, self._lines)
+        self._tell = tell
+
+    def observe(self, turn: Turn, now_ms: int) -> None:
+        """Write the records of a turn."""
+        lines = self._lines
+        try:
+            lines.begin(turn, now_ms)
+            if turn.records:
+                lines.add_inputs(turn.records)
+            others = turn.answers if self._has_trace else lines.add_answers(turn.answers)
+            if others or turn.notes or turn.left or turn.started or turn.steps:
+                self._executions.add(turn, others)
+        except Exception as error:  # noqa: BLE001 (an edge: the job goes on, whatever telemetry does)
+            lines.take()
+            self._tell("event log failed", {"error": f"{type(error).__name__}: {error}"})
+            return
+        if lines.records:
+            chunk = Chunk(self._subtask, *lines.take())
+            for target in self._targets:
+                target.add(chunk)
+        for note in turn.notes:
+            if type(note) is TakeSnapshot:
+                for target in self._targets:
+                    target.flush()
+
+
+class EventLog:
+    """The event log of a process; operators come and go under it.
+
+    Args:
+        settings: What is written.
+        redaction: What must not be seen.
+        targets: Where to.
+        tell: Told of records that are lost.
+    """
+
+    def __init__(
+        self,
+        settings: EventLogSettings,
+        redaction: Redaction,
+        targets: Sequence[RecordTarget],
+        tell: Tell | None = None,
+    ) -> None:
+        interval_s = settings.flush_interval_ms / 1000
+        self._tell = tell or _tell_in_log
+        self._targets = [BufferedTarget(target, settings.buffer_bytes, interval_s, self._tell) for target in targets]
+        default = EventLogLevel(settings.level)
+        self._rules = Rules(
+            Selection(settings, default), redaction, Truncation(settings.standard), settings.trace.enabled
+        )
+
+    def observer(self, agent: str, subtask: int) -> EventLogObserver:
+        """Return what observes an operator."""
+        return EventLogObserver(agent, subtask, self._rules, self._targets, self._tell)
+
+    async def close(self) -> None:
+        """Give the targets what is left."""
+        await asyncio.gather(*(asyncio.to_thread(target.close) for target in self._targets))
+
+
+def _tell_in_log(what: str, fields: dict[str, Any]) -> None:
+    log_event(what, "warning", **fields)

@@ -1,0 +1,428 @@
+"""From turns to records of the event log, fast: a line is put together from pieces that are made once.
+
+A turn's lines become one list of pieces. What repeats (field names, names of actions and events, keys) is encoded once; values that
+are proved to be free of secrets and short (`ValueForm`) are taken as they are, all others are marked, and rendered by the thread
+that writes. What is rare (executions, failures) is in `event_log_executions`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentflow.api.codecs import JSON, MSGPACK
+from agentflow.api.events import EventType
+from agentflow.core.inputs import ActionCompleted, RecordReceived, SentEvent
+from agentflow.observability.event_log_levels import EventLogLevel, Selection
+from agentflow.observability.event_log_values import NOT_PROVED, PROVED_BYTES_MAX, Truncation, ValueForm
+from agentflow.runtime.observation import monotonic_ns
+from agentflow.runtime.redaction import Redaction
+
+if TYPE_CHECKING:
+    from agentflow.runtime.observation import Answer, Turn
+
+_INPUT, _OUTPUT = EventType.InputEvent, EventType.OutputEvent
+_KEYS_MAX = 100_000
+_TEXTS_MAX = 10_000
+_END = b"}\n"
+_EVENT_ID = b'"eventId":"'
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """What all operators of a job have in common.
+
+    Attributes:
+        selection: What is written.
+        redaction: What must not be seen.
+        truncation: What level standard leaves out.
+        has_trace: Whether executions are told.
+    """
+
+    selection: Selection
+    redaction: Redaction
+    truncation: Truncation
+    has_trace: bool
+
+
+def quoted(text: str) -> bytes:
+    """Return a text as it stands between JSON's quotes."""
+    return msgspec.json.encode(text)[1:-1]
+
+
+class EventForm(msgspec.Struct, frozen=True):
+    """How events of one type are written.
+
+    Attributes:
+        level: 0: standard, 1: verbose.
+        value: How their values are shown.
+        type: The type, as JSON has it.
+    """
+
+    level: int
+    value: ValueForm
+    type: bytes
+
+
+class SentText(msgspec.Struct, frozen=True):
+    """What is between the ids and the value of an event that an action has sent."""
+
+    form: EventForm
+    behind_event_id: bytes
+    behind_upstream_id: bytes
+    end: bytes
+
+
+class TaskText:
+    """What the lines of a task's events say of the task. Tasks with one path in their runs share it.
+
+    Attributes:
+        path: Path of the task in its run, as JSON has it, with a slash before it.
+        event: Path of the event that triggered it.
+        action: Name of the action.
+        is_written: Whether records of the action are.
+        sent: What stands around events, by type and place; None: they are not written.
+        output: What stands around an output that is the first event; None: not known yet, or it is not written.
+        below: Texts of tasks that its events trigger, by (place, action).
+    """
+
+    __slots__ = ("action", "below", "event", "is_written", "output", "path", "sent")
+
+    def __init__(self, above: bytes, index: int, action: str, *, is_written: bool) -> None:
+        self.event = b"%b/%d" % (above, index)
+        self.action = quoted(action)
+        self.path = b"%b:%b" % (self.event, self.action)
+        self.is_written = is_written
+        self.sent: dict[tuple[str | None, int], SentText | None] = {}
+        self.output: SentText | None = None
+        self.below: dict[tuple[int, str], TaskText] = {}
+
+
+class EventLines:
+    """Turns what happens to one operator into lines.
+
+    Attributes:
+        records: How many lines there are.
+        pieces: The lines, in pieces.
+        deferred: Places in ``pieces`` that hold values as they came, and how they are shown.
+        now: Time of the turn.
+
+    Args:
+        agent: Name of the agent.
+        rules: What is written, and how.
+    """
+
+    def __init__(self, agent: str, rules: Rules) -> None:
+        self.records = 0
+        self.pieces: list[bytes] = []
+        self.deferred: list[tuple[int, ValueForm]] = []
+        self._rules = rules
+        self._is_selective = rules.selection.share < 1
+        self._behind_key = b',"agentName":"%b",%b' % (quoted(agent), _EVENT_ID)
+        self._labels: dict[str, bytes] = {}
+        self._keys: dict[bytes, bytes | None] = {}
+        self._forms: dict[str, EventForm | None] = {}
+        self._texts: dict[tuple[int, str], TaskText] = {}
+        self._texts_known = 0
+        self._codecs = (JSON, JSON)
+        self._admitted: list[tuple[object, bytes, bytes]] = []
+        self._heads = (b"", b"")
+        self._second = -1
+        self._second_text = ""
+        self._clock_ns = 0
+        self.now = ""
+
+    def begin(self, turn: Turn, now_ms: int) -> None:
+        """Begin with the lines of a turn."""
+        if turn.input_codec is not self._codecs[0] or turn.output_codec is not self._codecs[1]:
+            self._codecs = (turn.input_codec, turn.output_codec)
+            self._forms.clear()
+        self.now = self.time(now_ms * 1_000_000)
+        at = self.now.encode()
+        self._heads = (
+            b'{"timestamp":"%b","logLevel":"STANDARD","inputRunId":"' % at,
+            b'{"timestamp":"%b","logLevel":"VERBOSE","inputRunId":"' % at,
+        )
+        self._clock_ns = 0
+        self._admitted.clear()
+
+    def take(self) -> tuple[list[bytes], list[tuple[int, ValueForm]], int]:
+        """Return and clear the lines."""
+        taken = self.pieces, self.deferred, self.records
+        self.pieces, self.deferred, self.records = [], [], 0
+        return taken
+
+    def time(self, epoch_ns: int) -> str:
+        """Return a time as records have it: UTC, to the microsecond."""
+        seconds, rest_ns = divmod(epoch_ns, 1_000_000_000)
+        if seconds != self._second:
+            self._second = seconds
+            self._second_text = f"{datetime.fromtimestamp(seconds, tz=UTC):%Y-%m-%dT%H:%M:%S}"
+        return f"{self._second_text}.{rest_ns // 1000:06d}Z"
+
+    def time_of(self, at_ns: int) -> str:
+        """Return the time of a reading of `monotonic_ns`."""
+        if not self._clock_ns:
+            self._clock_ns = time.time_ns() - monotonic_ns()
+        return self.time(at_ns + self._clock_ns)
+
+    # -- inputs
+    def add_inputs(self, records: Sequence[RecordReceived]) -> None:
+        """Add the inputs of runs."""
+        form = self.form(_INPUT)
+        if form is None:
+            return
+        value_form, pieces = form.value, self.pieces
+        proof, is_json = value_form.proof, value_form.is_json
+        head, keys, admitted = self._heads[form.level], self._keys, self._admitted
+        middle = b'/0","eventType":"%b","eventAttributes":%b' % (form.type, value_form.opening)
+        end = value_form.closing + _END
+        source, label = "", b""
+        has_run = self._rules.selection.has_run if self._is_selective else None
+        for received in records:
+            record = received.record
+            key = keys.get(received.key)
+            if (key is None and (key := self._key(received.key)) is None) or (has_run and not has_run(record.run_id)):
+                continue
+            if record.source != source:
+                source = record.source
+                label = self._label(source)
+            run = b"%b/%d" % (label, record.offset)
+            value = record.value
+            if is_json and value is not None and 10 not in value and 92 not in value and len(value) < PROVED_BYTES_MAX:
+                try:
+                    proof(value)
+                except NOT_PROVED:
+                    self.deferred.append((len(pieces) + 5, value_form))
+            elif (shown := value_form.shown(value)) is not None:
+                value = shown
+            elif value is None:
+                value = b"null"
+            else:
+                self.deferred.append((len(pieces) + 5, value_form))
+            pieces += (head, run, key, run, middle, value, end)
+            admitted.append((record, run, key))
+        self.records += len(admitted)
+
+    def add_root(self, task: Any) -> None:  # noqa: ANN401 (the operator's task, which this layer does not know)
+        """Add the event that began a run, or its compensation, by a task that it triggered."""
+        run = task.run
+        found, form = self.found(run), self.form(task.event_type)
+        if found is None or form is None:
+            return
+        index = task.event_id.rpartition("/")[2]
+        upstream = b'","eventAttributes":'
+        if (above := _registered_by(run.record.source)) is not None and task.event_type != _INPUT:
+            upstream = b'","upstreamEventId":"%b","upstreamActionName":"%b%b' % (
+                quoted(above[0]),
+                quoted(above[1]),
+                upstream,
+            )
+        shown = form.value.render(task.payload)
+        self.pieces += (
+            self._heads[form.level], found[0], found[1], found[0], b'/%b","eventType":"%b' % (index.encode(), form.type), upstream,
+            form.value.opening, shown, form.value.closing, _END,
+        )  # fmt: skip
+        self.records += 1
+
+    # -- events that actions send
+    def add_answers(self, answers: Sequence[tuple[Answer, int, int, int]]) -> Sequence[tuple[Answer, int, int, int]]:
+        """Add what tasks of inputs have sent; return the answers of all other tasks.
+
+        The usual case, one output in JSON, goes without a call.
+        """
+        form = self.form(_OUTPUT)
+        head, proof = self._heads[0 if form is None else form.level], None if form is None else form.value.proof
+        is_plain = form is not None and form.value.is_json
+        texts, pieces, behind = self._texts, self.pieces, self._admitted
+        place, last = 0, len(behind)  # nearly always the answers are those to the records, in their order
+        written = 0
+        others: list[tuple[Answer, int, int, int]] = []
+        for entry in answers:
+            answer = entry[0]
+            task = answer.task
+            if task.event_type is not _INPUT or task.stored_path is not None or task.parent is not None or task.emitted:
+                others.append(entry)
+                continue
+            sent = answer.sent if type(answer) is ActionCompleted else None
+            if sent is None:
+                continue
+            run, record = task.run, task.run.record
+            if place < last and behind[place][0] is record:
+                _, run_id, key = behind[place]
+                place += 1
+            elif (found := self.found(run)) is not None:
+                run_id, key = found
+            else:
+                continue
+            text = texts.get((task.index, task.action.name)) or self.text(task)
+            event_type, payload = sent[0]
+            around = text.output
+            if around is not None and len(sent) == 1 and event_type is None and payload is not None and is_plain:
+                try:
+                    if 92 in payload or 10 in payload or len(payload) > PROVED_BYTES_MAX:
+                        raise TypeError
+                    proof(payload)  # type: ignore[misc]  # not None where it is plain
+                except NOT_PROVED:
+                    pass
+                else:
+                    pieces += (
+                        head, run_id, key, run_id, around.behind_event_id, run_id, around.behind_upstream_id, payload, around.end,
+                    )  # fmt: skip
+                    written += 1
+                    continue
+            self.add_sent(run_id, key, text, sent)
+        self.records += written
+        return others
+
+    def add_sent(
+        self, run_id: bytes, key: bytes, text: TaskText, sent: Sequence[SentEvent], first: int = 0, *, left: int = 0
+    ) -> None:
+        """Add the events that a task has sent.
+
+        Args:
+            run_id: The run, as JSON has it.
+            key: The piece behind it.
+            text: Of the task.
+            sent: The events.
+            first: Place of the first one.
+            left: Outputs before this place are not added: they have left before.
+        """
+        if not text.is_written:
+            return
+        pieces, heads = self.pieces, self._heads
+        for index in range(first, len(sent)):
+            event_type, payload = sent[index]
+            try:
+                around = text.sent[event_type, index]
+            except KeyError:
+                around = self._sent_text(text, event_type, index)
+            if around is None or (index < left and event_type is None):
+                continue
+            value_form = around.form.value
+            shown = value_form.shown(payload)
+            if shown is None:
+                shown = b"null" if payload is None else payload
+                if payload is not None:
+                    self.deferred.append((len(pieces) + 7, value_form))
+            pieces += (
+                heads[around.form.level], run_id, key, run_id, around.behind_event_id, run_id, around.behind_upstream_id, shown, around.end,
+            )  # fmt: skip
+            self.records += 1
+
+    def add_outputs_before_wait(self, task: Any, sent: Sequence[SentEvent], first: int) -> None:  # noqa: ANN401 (as above)
+        """Add the outputs that leave before a wait."""
+        found = self.found(task.run)
+        if found is not None:
+            outputs = [(index, event) for index, event in enumerate(sent) if index >= first and event[0] is None]
+            for index, _ in outputs:
+                self.add_sent(*found, self.text(task), sent[: index + 1], index)
+
+    def in_execution(self, key: bytes, run_id: bytes, text: TaskText, attempt: int) -> bytes:
+        """Return the piece of a key for events that an execution has sent."""
+        return b'%b"executionId":"%b%b#%d","entityType":"action","entityName":"%b",%b' % (
+            key[: -len(_EVENT_ID)], run_id, text.path, attempt, text.action, _EVENT_ID,
+        )  # fmt: skip
+
+    # -- what is made once
+    def found(self, run: Any) -> tuple[bytes, bytes] | None:  # noqa: ANN401 (the operator's run)
+        """Return the id of a run as JSON has it, and the piece behind it; None: it is not written."""
+        key = self._key(run.state.key)
+        if key is None or (self._is_selective and not self._rules.selection.has_run(run.id)):
+            return None
+        record = run.record
+        return b"%b/%d" % (self._labels.get(record.source) or self._label(record.source), record.offset), key
+
+    def form(self, event_type: str) -> EventForm | None:
+        """Return how events of a type are written; None: they are not."""
+        try:
+            return self._forms[event_type]
+        except KeyError:
+            pass
+        rules = self._rules
+        level = rules.selection.level(event_type)
+        form = None
+        if level is not EventLogLevel.OFF:
+            codec, name = {_INPUT: (self._codecs[0], "input"), _OUTPUT: (self._codecs[1], "output")}.get(
+                event_type, (MSGPACK, "")
+            )
+            truncation = rules.truncation if level is EventLogLevel.STANDARD else None
+            value = ValueForm(codec, rules.redaction, truncation, name)
+            form = EventForm(int(level is EventLogLevel.VERBOSE), value, quoted(event_type))
+        if len(self._forms) >= _TEXTS_MAX:
+            self._forms.clear()
+        self._forms[event_type] = form
+        return form
+
+    def _sent_text(self, text: TaskText, event_type: str | None, index: int) -> SentText | None:
+        form = self.form(_OUTPUT if event_type is None else event_type)
+        around = None
+        if form is not None:
+            around = SentText(
+                form,
+                b'%b/%d","eventType":"%b","upstreamEventId":"' % (text.path, index, form.type),
+                b'%b","upstreamActionName":"%b","eventAttributes":%b' % (text.event, text.action, form.value.opening),
+                form.value.closing + _END,
+            )
+        if len(text.sent) >= _TEXTS_MAX:
+            text.sent.clear()
+        text.sent[event_type, index] = around
+        if event_type is None and index == 0:
+            text.output = around
+        return around
+
+    def key_json(self, key: bytes) -> bytes:
+        """Return a key as it may be seen."""
+        return msgspec.json.encode(self._rules.redaction.key(msgspec.msgpack.decode(key)))
+
+    def _key(self, key: bytes) -> bytes | None:
+        """Return the piece of a key, and remember it; None: its runs are not written."""
+        try:
+            return self._keys[key]
+        except KeyError:
+            pass
+        if len(self._keys) >= _KEYS_MAX:
+            self._keys.clear()
+        piece = None
+        if self._rules.selection.has_key(msgspec.msgpack.decode(key)):
+            piece = b'","businessKey":%b%b' % (self.key_json(key), self._behind_key)
+        self._keys[key] = piece
+        return piece
+
+    def _label(self, source: str) -> bytes:
+        if len(self._labels) >= _TEXTS_MAX:  # of a chained agent each upstream task is a source
+            self._labels.clear()
+        label = self._labels[source] = quoted(source)
+        return label
+
+    def text(self, task: Any) -> TaskText:  # noqa: ANN401 (the operator's task)
+        """Return what lines say of a task."""
+        stored = task.stored_path
+        if stored is None and task.parent is not None:
+            above = self.text(task.parent)
+            below, slot, before = above.below, (task.index, task.action.name), above.path
+        elif stored is None:
+            below, slot, before = self._texts, (task.index, task.action.name), b""
+        else:
+            parent, _, own = stored.rpartition("/")
+            below, before = self._texts, b"/" + quoted(parent) if parent else b""
+            slot = (int(own.partition(":")[0]), f"{parent}/{task.action.name}" if parent else task.action.name)
+        text = below.get(slot)
+        if text is None:
+            if self._texts_known >= _TEXTS_MAX:
+                self._texts, self._texts_known = {}, 0
+                return self.text(task)
+            self._texts_known += 1
+            is_written = self._rules.selection.has_action(task.action.name)
+            text = below[slot] = TaskText(before, slot[0], task.action.name, is_written=is_written)
+        return text
+
+
+def _registered_by(source: str) -> tuple[str, str] | None:
+    """Return event and action that have set the timer which began a run, by the label of its record; None: none has."""
+    task_id, at, _ = source.partition("@")
+    event_id, colon, action = task_id.rpartition(":")
+    return (event_id, action) if at and colon else None
