@@ -9,13 +9,14 @@ Ids derive from run, path and attempt, so that what is written again after a rec
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from agentflow.api.codecs import MSGPACK
+from agentflow.api.events import EventType
 from agentflow.api.executions import (
     ExecutionEntityTypes,
     ExecutionLifecycleEvents,
@@ -89,12 +90,13 @@ class ExecutionLines:
         self._has_trace = rules.has_trace
         self._levels: dict[str, str] = {}
         self._metadata = ValueForm(MSGPACK, rules.redaction, rules.truncation)
-        self._begun: dict[object, None] = {}  # attempts whose beginning is told, and whose end is not
+        self._begun: dict[object, int] = {}  # attempts whose beginning is told, and whose end is not
         self._reports: dict[object, _Reports] = {}
         self._waits: dict[Any, dict[str, str]] = {}  # task → path → what it waits for
         self._roots: dict[str, None] = {}  # events of timers and cancellations that are told
         self._turn: Turn | None = None
-        self._add_note: dict[type, Callable[[Any], None]] = {
+        self._add_progress: dict[type, Callable[[Any], None]] = {}
+        self._add_outcome_of: dict[type, Callable[[Any], None]] = {
             CancelAction: lambda note: self._add_cancelled(note.task),
             CancelRequested: self._add_cancelled_waits,
             DeadLetter: self._add_dead_letter,
@@ -104,7 +106,7 @@ class ExecutionLines:
             SkipTask: self._add_skipped,
         }
         if self._has_trace:
-            self._add_note |= {
+            self._add_progress = {
                 ExecutionReported: self._add_report,
                 ResolveStep: self._add_wait_end,
                 StepBegan: lambda note: self._add_step_begin(note.task, note.call, note.began_ns, note.calls),
@@ -123,29 +125,40 @@ class ExecutionLines:
             self._lines.add_outputs_before_wait(task, wait.sent, first)
             if self._has_trace:
                 self._add_wait_begin(task, wait.request.call)
-        if turn.notes:
-            add_note = self._add_note
-            for note in turn.notes:
-                if (add := add_note.get(type(note))) is not None:
-                    add(note)
-        if self._has_trace:
-            for step in turn.steps:
-                self._add_step(step)
-        for entry in answers:
-            self._add_answer(*entry)
+        progress = self._progress(turn) if self._has_trace and (turn.notes or turn.steps) else {}
+        if progress:
+            answered = {entry[0].task for entry in answers}
+            for task in [one for one in progress if one not in answered]:
+                self._add_all(progress.pop(task))
+        for answer, attempt, began_ns, ended_ns in answers:
+            self._add_root(answer.task)
+            if self._has_trace and self._begun.get(answer.task) != attempt:
+                self._add_begin(answer.task, attempt, began_ns)
+            self._add_all(progress.pop(answer.task, ()))
+            self._add_answer(answer, attempt, began_ns, ended_ns)
+        self._add_all((add, note) for note in turn.notes if (add := self._add_outcome_of.get(type(note))) is not None)
         self._turn = None
+
+    def _progress(self, turn: Turn) -> dict[Any, list[tuple[Callable[[Any], None], Any]]]:
+        """Return what has been done inside of tasks, by task."""
+        found: dict[Any, list[tuple[Callable[[Any], None], Any]]] = {}
+        for note in turn.notes:
+            if (add := self._add_progress.get(type(note))) is not None:
+                found.setdefault(cast("StepBegan", note).task, []).append((add, note))
+        for step in turn.steps:
+            found.setdefault(step.task, []).append((self._add_step, step))
+        return found
+
+    def _add_all(self, facts: Iterable[tuple[Callable[[Any], None], Any]]) -> None:
+        for add, fact in facts:
+            add(fact)
 
     # -- actions
     def _add_answer(self, answer: Answer, attempt: int, began_ns: int, ended_ns: int) -> None:
-        task: Any = answer.task
-        self._add_root(task)
-        if self._has_trace:
-            if task not in self._begun:
-                self._add_begin(task, attempt, began_ns)
-            self._forget(task)
         if type(answer) is ActionCompleted:
-            self._add_sent(task, answer, attempt)
+            self._add_sent(answer.task, answer, attempt)
         if self._has_trace:
+            self._forget(answer.task)
             self._add_end(answer, attempt, began_ns, ended_ns)
 
     def _add_sent(self, task: Any, answer: ActionCompleted, attempt: int) -> None:  # noqa: ANN401 (the operator's task)
@@ -159,11 +172,10 @@ class ExecutionLines:
 
     def _add_root(self, task: Any) -> None:  # noqa: ANN401 (the operator's task)
         """Add the event of a timer, of a cancellation, or of a run that was restored, with the first task that it triggers."""
-        if task.parent is not None or (task.stored_path is None and task in self._begun):
+        if task.parent is not None or (task.stored_path is not None and "/" in task.stored_path):
             return
-        is_restored = task.stored_path is not None
-        if (is_restored and "/" in task.stored_path) or (task.event_type == "_input_event" and not is_restored):
-            return
+        if task.event_type == EventType.InputEvent and task.run.admitted_ms >= (self._lines.first_ms or 0):
+            return  # it was told as a record of this life
         event_id = task.event_id
         if event_id not in self._roots:
             if len(self._roots) >= _ROOTS_KNOWN_MAX:
@@ -172,7 +184,7 @@ class ExecutionLines:
             self._lines.add_root(task)
 
     def _add_begin(self, task: Any, attempt: int, began_ns: int) -> None:  # noqa: ANN401 (the operator's task)
-        self._begun[task] = None
+        self._begun[task] = attempt
         self._add(task, _Lifecycle.STARTED, "started", began_ns, _action(task, attempt), {"attempt": attempt})
 
     def _add_end(self, answer: Answer, attempt: int, began_ns: int, ended_ns: int) -> None:
@@ -308,10 +320,14 @@ class ExecutionLines:
         record, reason = note.record, note.reason
         assert self._turn is not None, "notes are told of a turn"
         is_known = "key" in reason or any(received.record is record for received in self._turn.records)
-        if not is_known and self._rules.selection.has_run(record.run_id) and (form := self._lines.form("_input_event")):
+        if (
+            not is_known
+            and self._rules.selection.has_run(record.run_id)
+            and (form := self._lines.form(EventType.InputEvent))
+        ):
             shown = msgspec.Raw(form.value.opening + form.value.render(record.value) + form.value.closing)
             event_id = f"{record.run_id}/0"
-            self._write("_input_event", record.run_id, None, event_id=event_id, event_attributes=shown)
+            self._write(EventType.InputEvent, record.run_id, None, event_id=event_id, event_attributes=shown)
         self._add_last_word(record.run_id, TaskOutcomeEvents.DEAD_LETTER, "dead-letter", note.error, reason)
 
     def _add_job_failed(self, note: FailJob) -> None:

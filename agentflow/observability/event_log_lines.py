@@ -109,6 +109,7 @@ class EventLines:
         pieces: The lines, in pieces.
         deferred: Places in ``pieces`` that hold values as they came, and how they are shown.
         now: Time of the turn.
+        first_ms: Time of the first turn: runs that were admitted before have been restored. None: none came yet.
 
     Args:
         agent: Name of the agent.
@@ -134,6 +135,7 @@ class EventLines:
         self._second_text = ""
         self._clock_ns = 0
         self.now = ""
+        self.first_ms: int | None = None
 
     def begin(self, turn: Turn, now_ms: int) -> None:
         """Begin with the lines of a turn."""
@@ -141,6 +143,8 @@ class EventLines:
             self._codecs = (turn.input_codec, turn.output_codec)
             self._forms.clear()
         self.now = self.time(now_ms * 1_000_000)
+        if self.first_ms is None:
+            self.first_ms = now_ms
         at = self.now.encode()
         self._heads = (
             b'{"timestamp":"%b","logLevel":"STANDARD","inputRunId":"' % at,
