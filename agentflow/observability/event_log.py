@@ -10,7 +10,7 @@ from agentflow.core.effects import TakeSnapshot
 from agentflow.observability.event_log_buffer import BufferedTarget, Chunk, Tell
 from agentflow.observability.event_log_executions import ExecutionLines
 from agentflow.observability.event_log_levels import EventLogLevel, Selection
-from agentflow.observability.event_log_lines import EventLines, Rules
+from agentflow.observability.event_log_lines import Entry, EventLines, Rules
 from agentflow.observability.event_log_values import Truncation
 from agentflow.observability.logs import log_event
 from agentflow.runtime.ports import RecordTarget
@@ -31,10 +31,11 @@ class EventLogObserver:
 
     Attributes:
         wants_progress: Whether it wants to know soon what has begun.
+        wants_times: Whether it wants to know when attempts have begun and ended.
     """
 
     def __init__(self, agent: str, subtask: int, rules: Rules, targets: Sequence[BufferedTarget], tell: Tell) -> None:
-        self.wants_progress = rules.has_trace
+        self.wants_progress = self.wants_times = rules.has_trace
         self._subtask = subtask
         self._targets = targets
         self._has_trace = rules.has_trace
@@ -47,9 +48,11 @@ class EventLogObserver:
         lines = self._lines
         try:
             lines.begin(turn, now_ms)
-            if turn.records:
-                lines.add_inputs(turn.records)
-            others = turn.answers if self._has_trace else lines.add_answers(turn.answers)
+            if self._has_trace:
+                others: Sequence[Entry] = turn.answers
+                lines.add_records(turn.records, ())
+            else:
+                others = lines.add_answers(lines.add_records(turn.records, turn.answers))
             if others or turn.notes or turn.left or turn.started or turn.steps:
                 self._executions.add(turn, others)
         except Exception as error:  # noqa: BLE001 (an edge: the job goes on, whatever telemetry does)

@@ -16,7 +16,7 @@ import msgspec
 from agentflow.observability.event_log_values import ValueForm
 from agentflow.runtime.ports import RecordTarget
 
-FLUSH_BYTES = 2**20
+FLUSH_BYTES = 4 * 2**20
 _TOLD_EVERY_S = 10.0
 _CLOSED_WITHIN_S = 10.0
 
@@ -146,7 +146,7 @@ class BufferedTarget:
         for subtask, chunks in self._by_subtask():
             records = sum(chunk.records for chunk in chunks)
             try:
-                self._target.write(subtask, b"".join([chunk.lines() for chunk in chunks]))
+                self._target.write(subtask, [chunk.lines() for chunk in chunks])
             except Exception as error:  # noqa: BLE001 (the edge to the world of telemetry: whatever it is, the job goes on)
                 self.counts.failed += records
                 self._last_error = error

@@ -13,11 +13,13 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from agentflow.runtime.settings import EventLogSettings
 
+_PIECES_MAX = 512  # below what systems take in one call
 _STAMP = re.compile(r"\d{8}T\d{9}")
 
 
@@ -54,10 +56,10 @@ class LogFiles:
         self._retention = settings.retention
         self._open: dict[int, _OpenFile] = {}
 
-    def write(self, subtask: int, lines: bytes) -> None:
-        """Append lines to the file of a subtask, whole or not at all."""
+    def write(self, subtask: int, lines: Sequence[bytes]) -> None:
+        """Append lines to the file of a subtask, all or none."""
         file = self._open.get(subtask)
-        if file is not None and self._is_full(file, len(lines)):
+        if file is not None and self._is_full(file, sum(map(len, lines))):
             self._open.pop(subtask).close()
             file = None
         if file is None:
@@ -142,23 +144,31 @@ class _OpenFile:
         """Whether somebody has deleted it: what is written then is seen by nobody."""
         return os.fstat(self._fd).st_nlink == 0
 
-    def append(self, lines: bytes) -> None:
+    def append(self, lines: Sequence[bytes]) -> None:
         """Append lines; of a write that failed nothing is left."""
-        rest = memoryview(lines)
+        size = sum(map(len, lines))
         try:
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+            for start in range(0, len(lines), _PIECES_MAX):
+                _write_all(self._fd, lines[start : start + _PIECES_MAX])
         except OSError:
             try:
                 os.ftruncate(self._fd, self.size)
             except OSError:
                 self.is_usable = False
             raise
-        self.size += len(lines)
+        self.size += size
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             os.close(self._fd)
+
+
+def _write_all(fd: int, pieces: Sequence[bytes]) -> None:
+    written = os.writev(fd, pieces)
+    if written < sum(map(len, pieces)):  # a signal, or a disk that is nearly full
+        rest = memoryview(b"".join(pieces))[written:]
+        while rest:
+            rest = rest[os.write(fd, rest) :]
 
 
 def _stamp(ms: int) -> str:

@@ -8,7 +8,7 @@ that writes. What is rare (executions, failures) is in `event_log_executions`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from agentflow.api.codecs import JSON, MSGPACK
 from agentflow.api.events import EventType
 from agentflow.core.inputs import ActionCompleted, RecordReceived, SentEvent
 from agentflow.observability.event_log_levels import EventLogLevel, Selection
-from agentflow.observability.event_log_values import NOT_PROVED, PROVED_BYTES_MAX, Truncation, ValueForm
+from agentflow.observability.event_log_values import NOT_PROVED, PROVED_BYTES_MAX, Truncation, ValueForm, refuse
 from agentflow.runtime.observation import monotonic_ns
 from agentflow.runtime.redaction import Redaction
 
@@ -30,6 +30,10 @@ _KEYS_MAX = 100_000
 _TEXTS_MAX = 10_000
 _END = b"}\n"
 _EVENT_ID = b'"eventId":"'
+_NO_ACTION = object()
+
+Entry = tuple["Answer", int, int, int]
+"""(answer, attempt, when the attempt began, when it answered)"""
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -129,7 +133,7 @@ class EventLines:
         self._texts: dict[tuple[int, str], TaskText] = {}
         self._texts_known = 0
         self._codecs = (JSON, JSON)
-        self._admitted: list[tuple[object, bytes, bytes]] = []
+        self._usual_task: Any = None
         self._heads = (b"", b"")
         self._second = -1
         self._second_text = ""
@@ -151,7 +155,6 @@ class EventLines:
             b'{"timestamp":"%b","logLevel":"VERBOSE","inputRunId":"' % at,
         )
         self._clock_ns = 0
-        self._admitted.clear()
 
     def take(self) -> tuple[list[bytes], list[tuple[int, ValueForm]], int]:
         """Return and clear the lines."""
@@ -173,19 +176,32 @@ class EventLines:
             self._clock_ns = time.time_ns() - monotonic_ns()
         return self.time(at_ns + self._clock_ns)
 
-    # -- inputs
-    def add_inputs(self, records: Sequence[RecordReceived]) -> None:
-        """Add the inputs of runs."""
+    # -- inputs, and events that actions send
+    def add_records(self, records: Sequence[RecordReceived], answers: Sequence[Entry]) -> Sequence[Entry]:
+        """Add the inputs of runs, each with what was sent by the task that answered it at once.
+
+        It is long because it is the one loop that every record comes through: no call for what is usual, a value in JSON that is
+        proved to be fit, and one output of that kind.
+
+        Args:
+            records: The inputs, in order.
+            answers: The turn's answers; nearly always those to the records, in their order.
+
+        Returns:
+            The answers that are not those.
+        """
         form = self.form(_INPUT)
-        if form is None:
-            return
-        value_form, pieces = form.value, self.pieces
+        if form is None or not records:
+            return answers
+        value_form, pieces, deferred = form.value, self.pieces, self.deferred
         proof, is_json = value_form.proof, value_form.is_json
-        head, keys, admitted = self._heads[form.level], self._keys, self._admitted
+        head, keys = self._heads[form.level], self._keys
         middle = b'/0","eventType":"%b","eventAttributes":%b' % (form.type, value_form.opening)
         end = value_form.closing + _END
-        source, label = "", b""
         has_run = self._rules.selection.has_run if self._is_selective else None
+        place = first = next((at for at, one in enumerate(answers) if one[0].task.run.record is records[0].record), 0)
+        last, written, source, label = len(answers), 0, "", b""
+        action, around, sent_head, sent_proof = self._usual()
         for received in records:
             record = received.record
             key = keys.get(received.key)
@@ -194,22 +210,67 @@ class EventLines:
             if record.source != source:
                 source = record.source
                 label = self._label(source)
-            run = b"%b/%d" % (label, record.offset)
+            run_id = b"%b/%d" % (label, record.offset)
             value = record.value
             if is_json and value is not None and 10 not in value and 92 not in value and len(value) < PROVED_BYTES_MAX:
                 try:
                     proof(value)
                 except NOT_PROVED:
-                    self.deferred.append((len(pieces) + 5, value_form))
+                    deferred.append((len(pieces) + 5, value_form))
             elif (shown := value_form.shown(value)) is not None:
                 value = shown
             elif value is None:
                 value = b"null"
             else:
-                self.deferred.append((len(pieces) + 5, value_form))
-            pieces += (head, run, key, run, middle, value, end)
-            admitted.append((record, run, key))
-        self.records += len(admitted)
+                deferred.append((len(pieces) + 5, value_form))
+            pieces += (head, run_id, key, run_id, middle, value, end)
+            written += 1
+            if place == last or answers[place][0].task.run.record is not record:
+                continue
+            answer = answers[place][0]
+            place += 1
+            if type(answer) is not ActionCompleted or (sent := answer.sent) is None:
+                continue
+            task, (kind, output) = answer.task, sent[0]
+            if task.action is action and kind is None and output is not None and len(sent) == 1 and not task.emitted:
+                try:
+                    if 92 in output or 10 in output or len(output) > PROVED_BYTES_MAX:
+                        raise TypeError
+                    sent_proof(output)
+                except NOT_PROVED:
+                    pass
+                else:
+                    pieces += (
+                        sent_head, run_id, key, run_id, around.behind_event_id, run_id, around.behind_upstream_id, output, around.end,
+                    )  # fmt: skip
+                    written += 1
+                    continue
+            self.add_sent(run_id, key, self.text(task), sent, left=task.emitted)
+            action, around, sent_head, sent_proof = self._usual(task)
+        self.records += written
+        return [*answers[:first], *answers[place:]] if place > first else answers
+
+    def _usual(self, task: Any = None) -> tuple[Any, Any, bytes, Callable[[bytes], object]]:  # noqa: ANN401 (the operator's task)
+        """Return what is usual from now on: the action, what stands around its output, and how that is proved."""
+        if task is not None:
+            self._usual_task = task
+        task = self._usual_task
+        around = None if task is None else self.text(task).output
+        if around is None or not around.form.value.is_json or task.parent is not None:
+            return _NO_ACTION, None, b"", refuse
+        return task.action, around, self._heads[around.form.level], around.form.value.proof
+
+    def add_answers(self, answers: Sequence[Entry]) -> Sequence[Entry]:
+        """Add what tasks have sent that run with others of this life; return the answers that more is to be said of."""
+        others: list[Entry] = []
+        for entry in answers:
+            answer = entry[0]
+            task = answer.task
+            if task.stored_path is not None or (task.parent is None and task.event_type is not _INPUT):
+                others.append(entry)
+            elif type(answer) is ActionCompleted and answer.sent and (found := self.found(task.run)) is not None:
+                self.add_sent(*found, self.text(task), answer.sent, left=task.emitted)
+        return others
 
     def add_root(self, task: Any) -> None:  # noqa: ANN401 (the operator's task, which this layer does not know)
         """Add the event that began a run, or its compensation, by a task that it triggered."""
@@ -231,56 +292,6 @@ class EventLines:
             form.value.opening, shown, form.value.closing, _END,
         )  # fmt: skip
         self.records += 1
-
-    # -- events that actions send
-    def add_answers(self, answers: Sequence[tuple[Answer, int, int, int]]) -> Sequence[tuple[Answer, int, int, int]]:
-        """Add what tasks of inputs have sent; return the answers of all other tasks.
-
-        The usual case, one output in JSON, goes without a call.
-        """
-        form = self.form(_OUTPUT)
-        head, proof = self._heads[0 if form is None else form.level], None if form is None else form.value.proof
-        is_plain = form is not None and form.value.is_json
-        texts, pieces, behind = self._texts, self.pieces, self._admitted
-        place, last = 0, len(behind)  # nearly always the answers are those to the records, in their order
-        written = 0
-        others: list[tuple[Answer, int, int, int]] = []
-        for entry in answers:
-            answer = entry[0]
-            task = answer.task
-            if task.event_type is not _INPUT or task.stored_path is not None or task.parent is not None or task.emitted:
-                others.append(entry)
-                continue
-            sent = answer.sent if type(answer) is ActionCompleted else None
-            if sent is None:
-                continue
-            run, record = task.run, task.run.record
-            if place < last and behind[place][0] is record:
-                _, run_id, key = behind[place]
-                place += 1
-            elif (found := self.found(run)) is not None:
-                run_id, key = found
-            else:
-                continue
-            text = texts.get((task.index, task.action.name)) or self.text(task)
-            event_type, payload = sent[0]
-            around = text.output
-            if around is not None and len(sent) == 1 and event_type is None and payload is not None and is_plain:
-                try:
-                    if 92 in payload or 10 in payload or len(payload) > PROVED_BYTES_MAX:
-                        raise TypeError
-                    proof(payload)  # type: ignore[misc]  # not None where it is plain
-                except NOT_PROVED:
-                    pass
-                else:
-                    pieces += (
-                        head, run_id, key, run_id, around.behind_event_id, run_id, around.behind_upstream_id, payload, around.end,
-                    )  # fmt: skip
-                    written += 1
-                    continue
-            self.add_sent(run_id, key, text, sent)
-        self.records += written
-        return others
 
     def add_sent(
         self, run_id: bytes, key: bytes, text: TaskText, sent: Sequence[SentEvent], first: int = 0, *, left: int = 0

@@ -108,7 +108,7 @@ class ValueForm:
         self, codec: Codec | None, redaction: Redaction, truncation: Truncation | None, name: str = ""
     ) -> None:
         self.is_json = codec is JSON
-        self.proof: Callable[[bytes], object] = _unproved
+        self.proof: Callable[[bytes], object] = refuse
         self._is_whole = bool(name) and truncation is not None and truncation.depth_max == 1  # the attributes are cut
         self.opening, self.closing = (b'{"%b":' % name.encode(), b"}") if name and not self._is_whole else (b"", b"")
         self.omissions = 0
@@ -252,5 +252,6 @@ def _encoded(value: Any) -> bytes:  # noqa: ANN401 (any value)
         return _encode(repr(value))
 
 
-def _unproved(value: bytes) -> object:  # noqa: ARG001 (the signature of a proof)
+def refuse(value: bytes) -> object:  # noqa: ARG001 (the signature of a proof)
+    """Prove nothing."""
     raise TypeError

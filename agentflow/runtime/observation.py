@@ -104,7 +104,8 @@ class Turn(msgspec.Struct):
     Attributes:
         records: Records that were admitted, in order.
         started: Attempts that began and go on behind this turn.
-        answers: (answer, attempt, when the attempt began, when it answered), in order.
+        answers: (answer, attempt, when the attempt began, when it answered), in order. Times are 0 where no observer wants them: each
+            says so by an attribute `wants_times` that is false.
         left: Waits that let outputs leave: (the wait, place of the first event that had not been looked at).
         steps: Steps that were called, or answered from the journal.
         notes: All other facts, in order: what follows from failures, cancellations and limits, signals, watermarks, checkpoints, and
@@ -161,6 +162,8 @@ class Observation:
         self.wants_progress = any(getattr(one, "wants_progress", False) for one in observers)
         self.step_path: Callable[[], str] = str
         self.wake: Callable[[], object] = bool
+        if not any(getattr(one, "wants_times", True) for one in observers) and self.context_of is None:
+            self.start = self._untimed_start()  # type: ignore[method-assign,assignment]  # half the cost, where nobody wants the other half
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
 
@@ -174,6 +177,19 @@ class Observation:
         else:
             self.turn.answers.append((answer, task.attempt, began_ns, monotonic_ns()))
         return answer
+
+    def _untimed_start(self) -> Callable[[ActionTask], Answer | None]:
+        start_attempt, started, answered = self._start, self.turn.started.append, self.turn.answers.append
+
+        def start(task: ActionTask) -> Answer | None:
+            answer = start_attempt(task)
+            if answer is None:
+                started(task)
+            else:
+                answered((answer, task.attempt, 0, 0))
+            return answer
+
+        return start
 
     def see(self, received: object) -> None:
         """Take an input that comes late, before it is applied."""

@@ -59,8 +59,9 @@ class RecordTarget(Protocol):
     name: str
     """Short name for messages (``file``)."""
 
-    def write(self, subtask: int, lines: bytes) -> None:
-        """Take whole records of a subtask, in order; they are safe from the end of the process when this returns.
+    def write(self, subtask: int, lines: Sequence[bytes]) -> None:
+        """Take records of a subtask, in order, some whole ones in each element; they are safe from the end of the process when this
+        returns.
 
         Raises:
             Exception: Whatever it is: none of these records, or some of them whole, are written.

@@ -92,8 +92,9 @@ def test_lines_of_values_with_line_ends_between_their_tokens_are_whole(tmp_path)
 
     world = World(tmp_path, Agent("A").add_action("act", [EventType.InputEvent], act))
     records = world.run([b'{"k": "a",\r\n "n": 1}'] * 3, codec=CODECS["json"])
-    assert [record["eventAttributes"] for record in records] == [{"input": {"k": "a", "n": 1}}] * 3 + [
-        {"output": {"a": 1}}
+    assert [record["eventAttributes"] for record in records] == [
+        {"input": {"k": "a", "n": 1}},
+        {"output": {"a": 1}},
     ] * 3
 
 
