@@ -144,7 +144,7 @@ def send_signal(chosen: argparse.Namespace) -> int:
         raise ConfigError(
             [f"the value of the signal is no JSON ({error}): {chosen.value}\nhelp: texts have quotes: '\"yes\"'"]
         ) from None
-    key = _key(chosen.key)
+    key = key_of(chosen.key)
     document = encode_signal(
         key, chosen.name, value, correlation=chosen.correlation, run=chosen.run, agent=chosen.agent
     )
@@ -201,7 +201,7 @@ def control_run(chosen: argparse.Namespace) -> int:
 
     from agentflow.runtime.signals import encode_control
 
-    job_file, key = load(chosen), _key(chosen.key)
+    job_file, key = load(chosen), key_of(chosen.key)
     run, reason = getattr(chosen, "run", ""), getattr(chosen, "reason", "")
     document = encode_control(key, chosen.verb, run=run, reason=reason, agent=chosen.agent)
     _deliver(job_file, key, document)
@@ -244,7 +244,7 @@ async def _send(job_file: JobFile, inputs: Sequence[str], topic: str, key: objec
     await send_signal(settings, topic, partitioner, kafka_key(encode_key(key)), document)
 
 
-def _key(text: str) -> object:
+def key_of(text: str) -> object:
     """Return a key as it is written: JSON where that is a number, or a text in quotes; else the text itself."""
     import msgspec
 

@@ -25,7 +25,7 @@ from agentflow.runtime.redaction import Redaction
 if TYPE_CHECKING:
     from agentflow.runtime.observation import Answer, Turn
 
-_INPUT, _OUTPUT = EventType.InputEvent, EventType.OutputEvent
+_INPUT, _OUTPUT, _TIMER = EventType.InputEvent, EventType.OutputEvent, EventType.TimerEvent
 _KEYS_MAX = 100_000
 _TEXTS_MAX = 10_000
 _END = b"}\n"
@@ -280,7 +280,7 @@ class EventLines:
             return
         index = task.event_id.rpartition("/")[2]
         upstream = b'","eventAttributes":'
-        if (above := _registered_by(run.record.source)) is not None and task.event_type != _INPUT:
+        if task.event_type == _TIMER and (above := _registered_by(run.record.source)) is not None:
             upstream = b'","upstreamEventId":"%b","upstreamActionName":"%b%b' % (
                 quoted(above[0]),
                 quoted(above[1]),
