@@ -87,7 +87,7 @@ def _bar(trace: RunTrace, node: TraceNode, mark: str) -> str:
     if first is None or began is None:
         return '<div class="bars"></div>'
     whole = max(trace.duration_ms, 0.001)
-    left = min(100.0, max(0.0, 100 * (began - first) / whole))
+    left = min(100.0 - _LEAST_PERCENT, max(0.0, 100 * (began - first) / whole))
     if node.kind == "event":
         return f'<div class="bars"><div class="bar event" style="left:{left:.3f}%"></div></div>'
     until = first + trace.duration_ms if ended is None else ended
