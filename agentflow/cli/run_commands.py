@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 def _runs(job_file: JobFile) -> list[RunView]:
     from agentflow.core.delta import Table
     from agentflow.runtime.inspection import unfinished_runs
+    from agentflow.runtime.redaction import Redaction
     from agentflow.state.rocksdb_rows import StateView
 
     views: list[RunView] = []
+    redaction = Redaction(job_file.settings.redaction)
     for subtask in _subtasks(job_file):
         view = StateView(subtask)
         try:
-            views += unfinished_runs(view.rows(Table.RUNS), view.rows(Table.STEPS), view.journal, view.checkpoint)
+            rows = view.rows(Table.RUNS), view.rows(Table.STEPS)
+            views += unfinished_runs(*rows, view.journal, view.checkpoint, redaction)
         finally:
             view.close()
     return views
