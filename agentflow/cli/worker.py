@@ -76,7 +76,7 @@ def kafka_job(job_file: JobFile) -> KafkaJob:
     program = load_program(job_file)
     stage = AgentStage(AgentPlan.from_agent(program.agent, job_file.config), program.key_by)
     reading = Reading(source.topics, program.input_codec, source.on_offset_reset, source.idle_timeout_ms)
-    return KafkaJob(
+    job = KafkaJob(
         job_file.settings,
         (stage,),
         reading,
@@ -85,6 +85,8 @@ def kafka_job(job_file: JobFile) -> KafkaJob:
         program.output_codec,
         lambda dead_letters: DeadLetterLog(dead_letters, dead.described if dead is not None else ""),
     )
+    job.event_listeners = program.event_listeners
+    return job
 
 
 class _WorkerLog:
@@ -173,7 +175,7 @@ async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process:
     log = _WorkerLog(job_file)
     if process is not None:
         bind_log_fields(process=process)
-    telemetry = Telemetry(job.settings)
+    telemetry = Telemetry(job.settings, job.event_listeners)
     job.observers = telemetry.observers
     member = await job.worker(log.tell)
     log.started(job.facts.subtasks)

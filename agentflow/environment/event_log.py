@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.ports import Observer, RecordTarget
@@ -10,6 +11,9 @@ from agentflow.runtime.settings import JobSettings
 
 if TYPE_CHECKING:
     from agentflow.observability.event_log import EventLog
+
+EventListener = Callable[[dict[str, Any]], object]
+"""Called with each record of the event log, redacted, in a thread of its own, in order."""
 
 
 class EventLogPart:
@@ -27,24 +31,34 @@ class EventLogPart:
         await self.event_log.close()
 
 
-def event_log_part(settings: JobSettings) -> EventLogPart | None:
-    """Return the event log that a job's settings ask for; None: none.
+def event_log_part(settings: JobSettings, listeners: Sequence[EventListener] = ()) -> EventLogPart | None:
+    """Return the event log that a job's settings ask for, or its listeners need; None: none.
 
     Raises:
         ConfigError: The rules of redaction cannot be read.
+        NotConfigured: A target needs an extra that is not installed.
     """
-    if all(
-        level in (None, "off")
-        for level in (settings.event_log.level, *(one.level for one in settings.event_log.type.values()))
-    ):
+    log = settings.event_log
+    is_on = any(level not in (None, "off") for level in (log.level, *(one.level for one in log.type.values())))
+    if not is_on and not listeners:
         return None
     from agentflow.observability.event_log import EventLog
     from agentflow.runtime.redaction import Redaction
 
-    return EventLogPart(EventLog(settings.event_log, Redaction(settings.redaction), _targets(settings)))
+    targets = [_target(name, settings) for name in dict.fromkeys(log.target)] if is_on else []
+    return EventLogPart(EventLog(log, Redaction(settings.redaction), targets, listeners))
 
 
-def _targets(settings: JobSettings) -> list[RecordTarget]:
-    from agentflow.observability.event_log_files import LogFiles
+def _target(name: str, settings: JobSettings) -> RecordTarget:
+    log = settings.event_log
+    if name == "kafka":
+        from agentflow.connectors.kafka.event_log import KafkaEventLog
 
-    return [LogFiles(settings.job, settings.event_log)]
+        return KafkaEventLog(settings.kafka, settings.topics, log.kafka.topic or f"{settings.job}-event-log")
+    if name == "file":
+        from agentflow.observability.event_log_files import LogFiles
+
+        return LogFiles(settings.job, log)
+    from agentflow.observability.event_log_targets import OtelLogs, StdoutLines
+
+    return StdoutLines() if name == "stdout" else OtelLogs(settings.job, log.otel.endpoint)

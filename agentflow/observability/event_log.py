@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentflow.core.effects import TakeSnapshot
-from agentflow.observability.event_log_buffer import BufferedTarget, Chunk, Tell
+from agentflow.observability.event_log_buffer import BufferedTarget, Chunk, TargetCounts, Tell
 from agentflow.observability.event_log_executions import ExecutionLines
 from agentflow.observability.event_log_levels import EventLogLevel, Selection
 from agentflow.observability.event_log_lines import Entry, EventLines, Rules
+from agentflow.observability.event_log_targets import EventListener, Listeners
 from agentflow.observability.event_log_values import Truncation
 from agentflow.observability.logs import log_event
 from agentflow.runtime.ports import RecordTarget
@@ -72,11 +73,15 @@ class EventLogObserver:
 class EventLog:
     """The event log of a process; operators come and go under it.
 
+    Attributes:
+        listeners: Functions of the user; None: there are none.
+
     Args:
-        settings: What is written.
+        settings: What is written. Where everything is off, listeners are told at level standard.
         redaction: What must not be seen.
         targets: Where to.
-        tell: Told of records that are lost.
+        listeners: Called with each record.
+        tell: Told of records that are lost, and of listeners that fail.
     """
 
     def __init__(
@@ -84,15 +89,27 @@ class EventLog:
         settings: EventLogSettings,
         redaction: Redaction,
         targets: Sequence[RecordTarget],
+        listeners: Sequence[EventListener] = (),
         tell: Tell | None = None,
     ) -> None:
-        interval_s = settings.flush_interval_ms / 1000
         self._tell = tell or _tell_in_log
-        self._targets = [BufferedTarget(target, settings.buffer_bytes, interval_s, self._tell) for target in targets]
-        default = EventLogLevel(settings.level)
-        self._rules = Rules(
-            Selection(settings, default), redaction, Truncation(settings.standard), settings.trace.enabled
-        )
+        self.listeners = Listeners(listeners, self._tell) if listeners else None
+        interval_s = settings.flush_interval_ms / 1000
+        every: list[RecordTarget] = [*targets, *([self.listeners] if self.listeners is not None else [])]
+        self._targets = [BufferedTarget(one, settings.buffer_bytes, interval_s, self._tell) for one in every]
+        default = EventLogLevel(settings.level if is_event_log_on(settings) else "standard")
+        self._truncation = Truncation(settings.standard)
+        self._rules = Rules(Selection(settings, default), redaction, self._truncation, settings.trace.enabled)
+
+    @property
+    def counts(self) -> Mapping[str, TargetCounts]:
+        """What became of the records, by target."""
+        return {target.name: target.counts for target in self._targets}
+
+    @property
+    def truncated(self) -> int:
+        """Values of which something was left out."""
+        return self._truncation.omissions
 
     def observer(self, agent: str, subtask: int) -> EventLogObserver:
         """Return what observes an operator."""

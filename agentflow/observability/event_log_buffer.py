@@ -19,6 +19,8 @@ from agentflow.runtime.ports import RecordTarget
 FLUSH_BYTES = 4 * 2**20
 _TOLD_EVERY_S = 10.0
 _CLOSED_WITHIN_S = 10.0
+_FAILURES_MAX = 5  # in a row; from then on what is refused is lost at once
+_AGAIN_S = 1.0
 
 Tell = Callable[[str, dict[str, Any]], object]
 
@@ -61,7 +63,7 @@ class TargetCounts(msgspec.Struct):
     Attributes:
         written: It has taken them.
         dropped: There was no room in the buffer: it was too slow, or did not answer.
-        failed: It has refused them.
+        failed: It has refused them, several times.
     """
 
     written: int = 0
@@ -74,6 +76,7 @@ class BufferedTarget:
 
     Attributes:
         counts: What became of the records.
+        name: Name of the target.
 
     Args:
         target: Where records go; used by the thread only.
@@ -84,6 +87,7 @@ class BufferedTarget:
 
     def __init__(self, target: RecordTarget, buffer_bytes: int, flush_interval_s: float, tell: Tell) -> None:
         self.counts = TargetCounts()
+        self.name = target.name
         self._target = target
         self._buffer_bytes = buffer_bytes
         self._flush_interval_s = flush_interval_s
@@ -92,10 +96,12 @@ class BufferedTarget:
         self._taken_bytes = 0  # of all that the thread is done with
         self._added_bytes = 0
         self._wake = threading.Event()
-        self._is_closing = False
+        self._closing = threading.Event()
+        self._failures = 0
         self._thread: threading.Thread | None = None
         self._told_at = -_TOLD_EVERY_S
         self._told_lost = 0
+        self._troubled_at = -_TOLD_EVERY_S
         self._last_error: BaseException | None = None
 
     def add(self, chunk: Chunk) -> None:
@@ -121,7 +127,7 @@ class BufferedTarget:
 
     def close(self) -> None:
         """Give the target what is left, as long as it takes it in time, and close it."""
-        self._is_closing = True
+        self._closing.set()
         self._wake.set()
         if self._thread is None:
             return
@@ -133,7 +139,7 @@ class BufferedTarget:
     # -- the thread
     def _run(self) -> None:
         try:
-            while not self._is_closing:
+            while not self._closing.is_set():
                 self._wake.wait(self._flush_interval_s)
                 self._wake.clear()
                 self._write_all()
@@ -145,15 +151,29 @@ class BufferedTarget:
     def _write_all(self) -> None:
         for subtask, chunks in self._by_subtask():
             records = sum(chunk.records for chunk in chunks)
-            try:
-                self._target.write(subtask, [chunk.lines() for chunk in chunks])
-            except Exception as error:  # noqa: BLE001 (the edge to the world of telemetry: whatever it is, the job goes on)
-                self.counts.failed += records
-                self._last_error = error
-                self._tell_losses()
-            else:
+            if self._is_written(subtask, [chunk.lines() for chunk in chunks]):
                 self.counts.written += records
+            else:
+                self.counts.failed += records
+                self._tell_losses()
             self._taken_bytes += sum(chunk.size for chunk in chunks)
+
+    def _is_written(self, subtask: int, lines: list[bytes]) -> bool:
+        """Write; where the target refuses, try again for a while, unless it has refused for longer. The buffer fills meanwhile."""
+        while True:
+            try:
+                self._target.write(subtask, lines)
+            except Exception as error:  # noqa: BLE001 (the edge to the world of telemetry: whatever it is, the job goes on)
+                self._failures += 1
+                self._last_error = error
+                if self._failures == 1:
+                    self._tell_trouble(error)
+                if self._failures >= _FAILURES_MAX or self._closing.is_set():
+                    return False
+                self._closing.wait(_AGAIN_S)
+            else:
+                self._failures = 0
+                return True
 
     def _by_subtask(self) -> Iterator[tuple[int, list[Chunk]]]:
         """Take what is buffered, in portions for the target; in order for each subtask."""
@@ -168,6 +188,13 @@ class BufferedTarget:
                 found, size = {}, 0
         yield from found.items()
 
+    def _tell_trouble(self, error: Exception) -> None:
+        """Say that the target refuses, before anything is lost."""
+        now = time.monotonic()
+        if now - self._troubled_at >= _TOLD_EVERY_S:
+            self._troubled_at = now
+            self._tell("event log cannot be written", {"target": self._target.name, "error": _text(error)})
+
     def _tell_losses(self, *, is_last: bool = False) -> None:
         """Say how many records are lost: at once, then once in a while, and at the end."""
         now, counts = time.monotonic(), self.counts
@@ -178,5 +205,9 @@ class BufferedTarget:
         self._told_at, self._told_lost = now, lost
         error, self._last_error = self._last_error, None
         if error is not None:
-            fields["error"] = f"{type(error).__name__}: {error}".split("\n")[0]
+            fields["error"] = _text(error)
         self._tell("event log lost records", fields)
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]

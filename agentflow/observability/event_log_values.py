@@ -42,6 +42,8 @@ class Truncation:
         self.chars_max = settings.max_string_length
         self.elements_max = settings.max_array_elements
         self.depth_max = settings.max_depth
+        self.omissions = 0
+        """Values of which something was left out."""
 
     def value(self, value: Any, depth: int) -> Any:  # noqa: ANN401 (any value)
         """Return a value whose objects are at ``depth``, cut; the same object where nothing is left out."""
@@ -95,7 +97,6 @@ class ValueForm:
         is_json: Whether values are JSON.
         opening: What stands before a value in the record…
         closing: …and behind it.
-        omissions: Values that were cut.
 
     Args:
         codec: How values are encoded; None: they are texts in UTF-8.
@@ -111,7 +112,6 @@ class ValueForm:
         self.proof: Callable[[bytes], object] = refuse
         self._is_whole = bool(name) and truncation is not None and truncation.depth_max == 1  # the attributes are cut
         self.opening, self.closing = (b'{"%b":' % name.encode(), b"}") if name and not self._is_whole else (b"", b"")
-        self.omissions = 0
         self._codec = codec
         self._decoder: Any = msgspec.json.Decoder if self.is_json else msgspec.msgpack.Decoder
         self._redaction = redaction
@@ -143,7 +143,8 @@ class ValueForm:
             encoded = _encoded(cut)
         except RecursionError:
             return _UNREADABLE
-        self.omissions += cut is not shown
+        if cut is not shown and self._truncation is not None:
+            self._truncation.omissions += 1
         if cut is value and self._lessons < _LESSONS_MAX:
             self._learn(value)
         return encoded

@@ -240,4 +240,3 @@ def _short(payload: bytes, redaction: Redaction) -> str:
     except (msgspec.DecodeError, TypeError, ValueError):
         text = repr(payload)
     return text if len(text) <= _PREVIEW_CHARS else f"{text[:_PREVIEW_CHARS]}…"
-
