@@ -80,9 +80,11 @@ class World:
                 observers=telemetry.observers(0),
                 on_end=telemetry.close,
             )
-            job = Job(spec)
+            started = asyncio.Event()
+            job = Job(spec, on_event=lambda name, fields: started.set())
             running = asyncio.ensure_future(job.run())
             if act is not None:
+                await started.wait()
                 await act(job)
             try:
                 await running

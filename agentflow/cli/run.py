@@ -54,6 +54,7 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
     from agentflow.observability.logs import DeadLetterLog
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.job import AgentStage, JobSpec
+    from agentflow.runtime.redaction import Redaction
 
     composition, settings = job_file.composition, job_file.settings
 
@@ -61,7 +62,7 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
         sinks = {"sink": open_sink(composition.sink)}
         if composition.dead_letter is not None:
             dead = open_sink(composition.dead_letter)
-            sinks["dead-letter"] = DeadLetterLog(dead, composition.dead_letter.described)
+            sinks["dead-letter"] = DeadLetterLog(dead, composition.dead_letter.described, Redaction(settings.redaction))
         return sinks
 
     stage = AgentStage(AgentPlan.from_agent(program.agent, job_file.config), program.key_by)

@@ -127,14 +127,15 @@ def _runs_of_key(
     from agentflow.observability.event_log_search import runs_of
 
     key = key_of(chosen.key)
-    if job_file is not None and job_file.settings.redaction.key:
+    if job_file is not None:
         from agentflow.runtime.redaction import Redaction
 
-        if job_file.settings.redaction.replacement == "mask":
+        hidden = Redaction(job_file.settings.redaction).key(key)
+        if hidden != key and job_file.settings.redaction.replacement == "mask":
             raise ConfigError(
-                [f"{job_file.path}: the event log hides keys (redaction.key): name the run, or take  replacement: hash"]
+                [f"{job_file.path}: the event log hides this key (redaction): name the run, or take  replacement: hash"]
             )
-        key = Redaction(job_file.settings.redaction).key(key)
+        key = hidden
     runs = runs_of(search.key(key))
     shown = runs if chosen.all else runs[-1:]
     return runs, [_trace(run.run, search.run(run.run)) for run in shown]

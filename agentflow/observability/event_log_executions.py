@@ -26,7 +26,7 @@ from agentflow.api.executions import (
     ToolExecutionMetadataKeys,
 )
 from agentflow.core.effects import CancelAction, DeadLetter, FailJob, ReplayAction, ResolveStep, ScheduleRetry, SkipTask
-from agentflow.core.inputs import ActionCompleted, CancelRequested, StepCall
+from agentflow.core.inputs import ActionCompleted, CancelRequested, StepCall, WaitRequested
 from agentflow.core.records import ErrorReport
 from agentflow.observability.event_log_levels import EventLogLevel
 from agentflow.observability.event_log_values import ValueForm
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _ROOTS_KNOWN_MAX = 4096
 _CANCELLED = 6  # status of a task
+Fact = tuple[Callable[[Any], None], Any]
+"""Something that is to be told, and what tells it."""
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 _Lifecycle, _Status, _Category = ExecutionLifecycleEvents, ExecutionStatus, ExecutionProblemCategories
 
@@ -115,43 +117,45 @@ class ExecutionLines:
     def add(self, turn: Turn, answers: Any) -> None:  # noqa: ANN401 (some of the turn's answers)
         """Add what is to be told of a turn: of ``answers`` everything, of others what follows from them."""
         self._turn = turn
-        for task in turn.started:
-            self._add_root(task)
-            if self._has_trace:
-                self._reports.pop(task, None)  # begun again behind a wait
-                self._add_begin(task, task.attempt, task.began_ns)
-        for wait, first in turn.left:
-            task = wait.request.task
-            self._lines.add_outputs_before_wait(task, wait.sent, first)
-            if self._has_trace:
-                self._add_wait_begin(task, wait.request.call)
-        progress = self._progress(turn) if self._has_trace and (turn.notes or turn.steps) else {}
-        if progress:
-            answered = {entry[0].task for entry in answers}
-            for task in [one for one in progress if one not in answered]:
-                self._add_all(progress.pop(task))
+        progress = self._progress(turn) if turn.left or turn.notes or turn.steps else {}
         for answer, attempt, began_ns, ended_ns in answers:
             self._add_root(answer.task)
             if self._has_trace and self._begun.get(answer.task) != attempt:
                 self._add_begin(answer.task, attempt, began_ns)
             self._add_all(progress.pop(answer.task, ()))
             self._add_answer(answer, attempt, began_ns, ended_ns)
+        for task in turn.started:
+            self._add_root(task)
+            if self._has_trace:
+                self._reports.pop(task, None)  # begun again behind a wait
+                self._add_begin(task, task.attempt, task.began_ns)
+        for facts in progress.values():
+            self._add_all(facts)
         self._add_all((add, note) for note in turn.notes if (add := self._add_outcome_of.get(type(note))) is not None)
         self._turn = None
 
-    def _progress(self, turn: Turn) -> dict[Any, list[tuple[Callable[[Any], None], Any]]]:
+    def _progress(self, turn: Turn) -> dict[Any, list[Fact]]:
         """Return what has been done inside of tasks, by task."""
-        found: dict[Any, list[tuple[Callable[[Any], None], Any]]] = {}
+        found: dict[Any, list[Fact]] = {}
+        for wait in turn.left:
+            found.setdefault(wait[0].request.task, []).append((self._add_left, wait))
         for note in turn.notes:
             if (add := self._add_progress.get(type(note))) is not None:
                 found.setdefault(cast("StepBegan", note).task, []).append((add, note))
-        for step in turn.steps:
+        for step in turn.steps if self._has_trace else ():
             found.setdefault(step.task, []).append((self._add_step, step))
         return found
 
-    def _add_all(self, facts: Iterable[tuple[Callable[[Any], None], Any]]) -> None:
+    def _add_all(self, facts: Iterable[Fact]) -> None:
         for add, fact in facts:
             add(fact)
+
+    def _add_left(self, left: tuple[WaitRequested, int]) -> None:
+        wait, first = left
+        task = wait.request.task
+        self._lines.add_outputs_before_wait(task, wait.sent, first)
+        if self._has_trace:
+            self._add_wait_begin(task, wait.request.call)
 
     # -- actions
     def _add_answer(self, answer: Answer, attempt: int, began_ns: int, ended_ns: int) -> None:

@@ -111,7 +111,9 @@ class LogFiles:
         retention = self._retention
         with contextlib.suppress(OSError):
             files = [(path, path.stat()) for path in log_files(self._directory, self._job, subtask)]
-            count, size = len(files), sum(stat.st_size for _, stat in files)
+            count, size = len(files), sum(stat.st_size for path, stat in files if path.name < current.name)
+            if retention.size_bytes is not None:
+                size += self._rotation.size_bytes  # what the current one may come to
             oldest_s = None if retention.age_ms is None else time.time() - retention.age_ms / 1000
             for path, stat in files:
                 if path.name >= current.name or not (

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from agentflow.core.effects import DeadLetter
+from agentflow.runtime.redaction import Redaction
 
 if TYPE_CHECKING:
     from agentflow.core.effects import EmitRecord
@@ -167,6 +168,7 @@ class DeadLetterLog:
         self,
         sink: Sink,
         place: str,
+        redaction: Redaction | None = None,
         *,
         lines_max: int = 10,
         window_s: float = 10.0,
@@ -174,6 +176,7 @@ class DeadLetterLog:
     ) -> None:
         self._sink = sink
         self._place = place
+        self._redaction = redaction or Redaction()
         self._lines_max = lines_max
         self._window_s = window_s
         self._now = now
@@ -209,7 +212,7 @@ class DeadLetterLog:
             "warning",
             record=letter.record.run_id,
             **reason,
-            error=str(letter.error),
+            error=self._redaction.text(str(letter.error)),
             to=self._place,
             not_shown=left_out or None,
         )

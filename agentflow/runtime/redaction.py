@@ -27,9 +27,10 @@ _PATH_STEP = re.compile(
     r"""\.(?P<name>[^.\[\]'"*\s]+)|\.(?P<any>\*)|\[\*\](?P<all>)|\[(?P<place>\d+)\]|\['(?P<quoted>[^']+)'\]"""
 )
 _PAIR = re.compile(
-    r"""(?ix) (?P<name> [\w-]* (?: passw | secret | token(?!s["']?\s*[=:]\s*\d) | api[-_]?key | authorization | credential | private[-_]?key ) [\w-]* )
-    (?P<between> ["']? \s* [=:] \s* (?:(?:bearer|basic)\s+)? ["']? ) (?P<value> [^\s"',;&}\])]+ )"""
+    r"""(?ix) (?P<name> [\w-]+ ) ["']? \s* [=:] \s* (?: (?:bearer|basic) \s+ )?
+    (?: "(?P<in_double>[^"]*)" | '(?P<in_single>[^']*)' | (?P<bare> [^\s"',;&}\])]+ ) )"""
 )
+_NUMBER = re.compile(r"[\d.]+").fullmatch
 _HASH_KEY_LEAST = 16
 _NAMES_KNOWN_MAX = 10_000
 
@@ -97,16 +98,21 @@ class Redaction:
 
     def key(self, key: Any) -> Any:  # noqa: ANN401 (any key)
         """Return a business key as it may be seen."""
-        return self._replaced(key) if self.hides_key else key
+        return self._replaced(key) if self.hides_key else self._walked(key, ())
 
     def text(self, text: str) -> str:
-        """Return a text for people, as of an error, without what the patterns match, and without ``api_key=…``."""
-        redacted = str(self._without_matches(text))
-        if self._hides_names:
-            redacted = _PAIR.sub(
-                lambda pair: f"{pair['name']}{pair['between']}{self._replaced(pair['value'])}", redacted
-            )
-        return redacted
+        """Return a text for people, as of an error, without what the patterns match, and without values behind secret names: ``api_key=…``."""
+        redacted = self._without_matches(text)
+        parts: list[str] = []
+        done = at = 0
+        while (pair := _PAIR.search(redacted, at)) is not None:
+            kind = pair.lastgroup or "bare"
+            if not self._is_secret(pair["name"], 0 if _NUMBER(pair[kind]) else ""):
+                at = pair.end("name")  # what follows may be a name too
+                continue
+            parts += (redacted[done : pair.start(kind)], self._replaced(pair[kind]))
+            done = at = pair.end(kind)
+        return "".join([*parts, redacted[done:]])
 
     # -- one value
     def _walked(self, value: Any, nodes: _Nodes) -> Any:  # noqa: ANN401 (any value)

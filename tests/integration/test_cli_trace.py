@@ -142,7 +142,7 @@ def test_what_the_log_has_not_is_status_3(place, capsys, arguments):
         ),
         (("job.yaml", "list/0", "--format", "xml"), "unknown --format 'xml'"),
         (("job.yaml", "list/0", "--formt", "json"), "did you mean '--format'?"),
-        (("job.yaml", "--key", "a", "--set", "redaction.key=true"), "the event log hides keys"),
+        (("job.yaml", "--key", "a", "--set", "redaction.key=true"), "the event log hides this key"),
     ],
 )
 def test_wrong_use_is_told_with_status_2(place, capsys, arguments, said):

@@ -499,7 +499,6 @@ def test_what_is_written_again_after_a_recovery_has_the_ids_it_had(tmp_path):
 
     async def stop(job):
         while job.status.checkpoint == 0:
-            await asyncio.sleep(0.001)
             await job.checkpoint_now()
         job.request_stop()
         job.request_stop()
