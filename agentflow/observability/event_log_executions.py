@@ -90,7 +90,7 @@ class ExecutionLines:
         self._rules = rules
         self._lines = lines
         self._has_trace = rules.has_trace
-        self._levels: dict[str, str] = {}
+        self._levels: dict[str, str | None] = {}
         self._metadata = ValueForm(MSGPACK, rules.redaction, rules.truncation)
         self._begun: dict[object, int] = {}  # attempts whose beginning is told, and whose end is not
         self._reports: dict[object, _Reports] = {}
@@ -189,18 +189,22 @@ class ExecutionLines:
 
     def _add_begin(self, task: Any, attempt: int, began_ns: int) -> None:  # noqa: ANN401 (the operator's task)
         self._begun[task] = attempt
-        self._add(task, _Lifecycle.STARTED, "started", began_ns, _action(task, attempt), {"attempt": attempt})
+        if (level := self._level(_Lifecycle.STARTED)) is not None:
+            attributes = b'{"attempt":%d}' % attempt
+            self._lines.add_attempt(task, attempt, "started", _Status.STARTED, level, began_ns, attributes)
 
     def _add_end(self, answer: Answer, attempt: int, began_ns: int, ended_ns: int) -> None:
-        attributes: dict[str, Any] = {"attempt": attempt, "durationMs": _ms(ended_ns - began_ns)}
-        task, category = answer.task, ""
+        task, duration_ms = answer.task, _ms(ended_ns - began_ns)
         if type(answer) is ActionCompleted:
-            event_type, suffix = _Lifecycle.FINISHED, "finished"
-            attributes["eventsSent"] = len(answer.sent or ())
-        else:
-            event_type, suffix, category = _Lifecycle.FAILED, "failed", _Category.ACTION_EXECUTION_FAILED
-            attributes["error"] = self._error(answer.error)  # type: ignore[union-attr]  # it is an ActionFailed
-        self._add(task, event_type, suffix, ended_ns, _action(task, attempt), attributes, category)
+            if (level := self._level(_Lifecycle.FINISHED)) is not None:
+                numbers = (attempt, duration_ms, len(answer.sent or ()))
+                attributes = b'{"attempt":%d,"durationMs":%.3f,"eventsSent":%d}' % numbers
+                self._lines.add_attempt(task, attempt, "finished", _Status.SUCCESS, level, ended_ns, attributes)
+            return
+        error = self._error(answer.error)  # type: ignore[union-attr]  # it is an ActionFailed
+        failed = {"attempt": attempt, "durationMs": duration_ms, "error": error}
+        execution = _action(task, attempt)
+        self._add(task, _Lifecycle.FAILED, "failed", ended_ns, execution, failed, _Category.ACTION_EXECUTION_FAILED)
 
     def _add_replayed(self, note: ReplayAction) -> None:
         """Add what the journal has answered."""
@@ -424,10 +428,8 @@ class ExecutionLines:
         at_ns: int = 0,
         **fields: Any,  # noqa: ANN401 (fields of a record)
     ) -> None:
-        level = self._levels.get(event_type)
+        level = self._level(event_type)
         if level is None:
-            level = self._levels[event_type] = self._rules.selection.level(event_type).name
-        if level == EventLogLevel.OFF.name:
             return
         lines = self._lines
         attributes = fields["event_attributes"]
@@ -444,6 +446,15 @@ class ExecutionLines:
         )
         lines.pieces.append(_encode(record) + b"\n")
         lines.records += 1
+
+    def _level(self, event_type: str) -> str | None:
+        """Return the level of a type as records have it; None: it is not written."""
+        try:
+            return self._levels[event_type]
+        except KeyError:
+            level = self._rules.selection.level(event_type)
+            self._levels[event_type] = None if level is EventLogLevel.OFF else level.name
+            return self._levels[event_type]
 
     def _error(self, error: ErrorReport) -> dict[str, str]:
         return {"type": error.type, "message": self._rules.redaction.text(error.message)}

@@ -336,6 +336,33 @@ class EventLines:
             for index, _ in outputs:
                 self.add_sent(*found, self.text(task), sent[: index + 1], index)
 
+    def add_attempt(
+        self,
+        task: Any,  # noqa: ANN401 (the operator's task)
+        attempt: int,
+        how: str,
+        status: str,
+        level: str,
+        at_ns: int,
+        attributes: bytes,
+    ) -> None:
+        """Add that an attempt of an action has begun (``how`` is ``started``) or come to a good end (``finished``)."""
+        found, text = self.found(task.run), self.text(task)
+        if found is None or not text.is_written:
+            return
+        run_id, key = found
+        path, action, kind = text.path, text.action, how.encode()
+        self.pieces.append(
+            b'{"timestamp":"%b","logLevel":"%b","inputRunId":"%b%b"executionId":"%b%b#%d","entityType":"action","entityName":"%b",'
+            b'"eventId":"%b%b#%d:%b","eventType":"_execution_%b_event","upstreamEventId":"%b%b","upstreamActionName":"%b",'
+            b'"status":"%b","eventAttributes":%b}\n'
+            % (
+                self.time_of(at_ns).encode(), level.encode(), run_id, key[: -len(_EVENT_ID)], run_id, path, attempt, action,
+                run_id, path, attempt, kind, kind, run_id, text.event, action, status.encode(), attributes,
+            )
+        )  # fmt: skip
+        self.records += 1
+
     def in_execution(self, key: bytes, run_id: bytes, text: TaskText, attempt: int) -> bytes:
         """Return the piece of a key for events that an execution has sent."""
         return b'%b"executionId":"%b%b#%d","entityType":"action","entityName":"%b",%b' % (
