@@ -16,7 +16,7 @@ import msgspec
 from agentflow.observability.event_log_values import ValueForm
 from agentflow.runtime.ports import RecordTarget
 
-FLUSH_BYTES = 4 * 2**20
+FLUSH_BYTES = 256 * 2**10  # what a processor has near: more is written and read from memory
 _TOLD_EVERY_S = 10.0
 _CLOSED_WITHIN_S = 10.0
 _FAILURES_MAX = 5  # in a row; from then on what is refused is lost at once

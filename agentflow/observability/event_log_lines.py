@@ -216,12 +216,14 @@ class EventLines:
                 try:
                     proof(value)
                 except NOT_PROVED:
-                    deferred.append((len(pieces) + 5, value_form))
+                    if (shown := value_form.eager(value)) is None:
+                        deferred.append((len(pieces) + 5, value_form))
+                    else:
+                        value, proof = shown, value_form.proof
             elif (shown := value_form.shown(value)) is not None:
                 value = shown
-            elif value is None:
-                value = b"null"
             else:
+                assert value is not None, "null is shown"
                 deferred.append((len(pieces) + 5, value_form))
             pieces += (head, run_id, key, run_id, middle, value, end)
             written += 1
@@ -320,9 +322,9 @@ class EventLines:
             value_form = around.form.value
             shown = value_form.shown(payload)
             if shown is None:
-                shown = b"null" if payload is None else payload
-                if payload is not None:
-                    self.deferred.append((len(pieces) + 7, value_form))
+                assert payload is not None, "null is shown"
+                shown = payload
+                self.deferred.append((len(pieces) + 7, value_form))
             pieces += (
                 heads[around.form.level], run_id, key, run_id, around.behind_event_id, run_id, around.behind_upstream_id, shown, around.end,
             )  # fmt: skip

@@ -24,6 +24,7 @@ from agentflow.runtime.settings import TruncationSettings
 PROVED_BYTES_MAX = 16 * 2**10  # larger ones keep the event loop for too long
 _FIELDS_MAX = 200
 _LESSONS_MAX = 50
+_EAGER = 16  # values that a form looks at on the event loop, at its beginning
 _UNREADABLE = b'"<nested too deep>"'
 NOT_PROVED = (msgspec.MsgspecError, UnicodeDecodeError, TypeError, RecursionError)
 """What a proof raises for a value that it does not hold for."""
@@ -120,17 +121,30 @@ class ValueForm:
         self._shape = _Shape()
         can_learn = codec in (JSON, MSGPACK) and redaction.is_by_shape and not self._is_whole
         self._lessons = 0 if can_learn else _LESSONS_MAX
+        self._eager = _EAGER if can_learn else 0
         self._lock = threading.Lock()
 
     def shown(self, payload: bytes | None) -> bytes | None:
-        """Return a value as it may be seen, if that can be proved; else None, and `render` is to be called."""
-        if payload is None or len(payload) > PROVED_BYTES_MAX or has_inner_document(payload, is_json=self.is_json):
+        """Return a value as it may be seen, if that can be told at once; else None, and `render` is to be called, elsewhere."""
+        if payload is None:
+            return b"null"
+        if len(payload) > PROVED_BYTES_MAX:
             return None
-        try:
-            proved = self.proof(payload)
-        except NOT_PROVED:
+        if not has_inner_document(payload, is_json=self.is_json):
+            try:
+                proved = self.proof(payload)
+            except NOT_PROVED:
+                pass
+            else:
+                return payload if self.is_json else _encode(proved)
+        return self.eager(payload)
+
+    def eager(self, payload: bytes) -> bytes | None:
+        """Render one of the first values that are not proved, so that the next ones are; None: it is not one of these."""
+        if not self._eager:
             return None
-        return payload if self.is_json else _encode(proved)
+        self._eager -= 1
+        return self.render(payload)
 
     def render(self, payload: bytes | None) -> bytes:
         """Return a value as JSON that may be seen; from any thread."""

@@ -18,7 +18,9 @@ def cut(value, *limits):
 
 
 def form(codec=JSON, name="input", truncation=DEFAULTS, **rules):
-    return ValueForm(codec, Redaction(RedactionSettings(**rules)), Truncation(truncation) if truncation else None, name)
+    one = ValueForm(codec, Redaction(RedactionSettings(**rules)), Truncation(truncation) if truncation else None, name)
+    one._eager = 0  # what is shown at once is proved
+    return one
 
 
 def test_long_texts_keep_their_beginning_and_say_what_is_left_out():
@@ -139,6 +141,15 @@ def test_texts_and_bytes_are_shown_as_json():
     assert form(CODECS["string"]).render(b'say "hi"') == b'"say \\"hi\\""'
     assert form(CODECS["bytes"]).render(b"\xff") == b'"/w=="'
     assert msgspec.json.decode(form(CODECS["bytes"]).render(b"\xff" * 3_000))["omittedChars"] == 2_000
+
+
+def test_the_first_values_are_shown_at_once_so_that_the_next_ones_are_proved():
+    one = ValueForm(JSON, Redaction(), None, "input")
+    assert one.shown(b'{"a":1,"token":"x"}') == b'{"a":1,"token":"***"}'
+    assert one.shown(b'{"a":1}') == b'{"a":1}'
+    one._eager = 0
+    assert one.shown(b'{"a":2}') == b'{"a":2}'
+    assert one.shown(b'{"a":2,"token":"x"}') is None
 
 
 def test_omissions_are_counted():
