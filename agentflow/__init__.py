@@ -9,6 +9,13 @@ from agentflow.api.agent import Agent
 from agentflow.api.codecs import Codec
 from agentflow.api.decorators import action
 from agentflow.api.events import CancelEvent, Event, EventType, InputEvent, OutputEvent, TimerEvent
+from agentflow.api.executions import (
+    ExecutionEntityTypes,
+    ExecutionProblemCategories,
+    ExecutionReporters,
+    LLMExecutionMetadataKeys,
+    ToolExecutionMetadataKeys,
+)
 from agentflow.api.failure import OnError, Retry
 from agentflow.api.memory import MemoryObject, MemoryRef, MemoryType
 from agentflow.api.options import ConfigOption, Configuration
@@ -23,7 +30,13 @@ if TYPE_CHECKING:
     from agentflow.connectors.jsonl_sink import JsonlSink
     from agentflow.environment.streams import AgentsExecutionEnvironment
     from agentflow.plan.plan import AgentPlan
-    from agentflow.runtime.settings import CheckpointSettings, JobSettings, StateSettings
+    from agentflow.runtime.settings import (
+        CheckpointSettings,
+        EventLogSettings,
+        JobSettings,
+        RedactionSettings,
+        StateSettings,
+    )
 
 __version__ = "0.1.0"
 
@@ -42,12 +55,17 @@ __all__ = [
     "Configuration",
     "Done",
     "Event",
+    "EventLogSettings",
     "EventType",
+    "ExecutionEntityTypes",
+    "ExecutionProblemCategories",
+    "ExecutionReporters",
     "InputEvent",
     "JobFailed",
     "JobSettings",
     "JsonlSink",
     "JsonlSource",
+    "LLMExecutionMetadataKeys",
     "MemoryObject",
     "MemoryRef",
     "MemoryType",
@@ -55,6 +73,7 @@ __all__ = [
     "OnError",
     "OutputEvent",
     "PlanError",
+    "RedactionSettings",
     "ResourceDescriptor",
     "ResourceType",
     "Retry",
@@ -62,6 +81,7 @@ __all__ = [
     "StateSettings",
     "StepIntent",
     "TimerEvent",
+    "ToolExecutionMetadataKeys",
     "Verdict",
     "action",
     "reconcile",
@@ -73,9 +93,11 @@ _LAZY = {  # what runs a job is imported when it is asked for: an agent's module
     "CheckpointSettings": "agentflow.runtime.settings",
     "CollectionSink": "agentflow.connectors.collections",
     "CollectionSource": "agentflow.connectors.collections",
+    "EventLogSettings": "agentflow.runtime.settings",
     "JobSettings": "agentflow.runtime.settings",
     "JsonlSink": "agentflow.connectors.jsonl_sink",
     "JsonlSource": "agentflow.connectors.jsonl",
+    "RedactionSettings": "agentflow.runtime.settings",
     "StateSettings": "agentflow.runtime.settings",
 }
 

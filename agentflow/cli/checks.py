@@ -103,7 +103,7 @@ def _check_telemetry(job_file: JobFile, problems: ProblemList) -> None:
         problems.add(f"{key}: {what}", job_file.place(key, "redaction"), help=describe_command(("redaction",)))
     log, composition = job_file.settings.event_log, job_file.composition
     sinks = {"sink": composition.sink, "dead-letter": composition.dead_letter}
-    for name, sink in sinks.items() if "stdout" in log.target and log.level != "off" else ():
+    for name, sink in sinks.items() if "stdout" in log.target and log.is_on else ():
         if isinstance(sink, StdoutSink):
             problems.add(
                 f"event-log.target and {name} are both standard output: nobody could tell their lines apart",
@@ -159,7 +159,7 @@ def _check_directories(job_file: JobFile, problems: ProblemList) -> None:
     if job_file.settings.state.dir is not None:
         places.append(("state.dir", job_file.settings.state.dir))
     log = job_file.settings.event_log
-    if "file" in log.target and log.level != "off":
+    if "file" in log.target and log.is_on:
         places.append(("event-log.dir", log.dir))
     sources = composition.source.path if isinstance(composition.source, JsonlSource) else ()
     for key, path in places:

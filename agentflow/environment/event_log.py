@@ -39,13 +39,12 @@ def event_log_part(settings: JobSettings, listeners: Sequence[EventListener] = (
         NotConfigured: A target needs an extra that is not installed.
     """
     log = settings.event_log
-    is_on = any(level not in (None, "off") for level in (log.level, *(one.level for one in log.type.values())))
-    if not is_on and not listeners:
+    if not log.is_on and not listeners:
         return None
     from agentflow.observability.event_log import EventLog
     from agentflow.runtime.redaction import Redaction
 
-    targets = [_target(name, settings) for name in dict.fromkeys(log.target)] if is_on else []
+    targets = [_target(name, settings) for name in dict.fromkeys(log.target)] if log.is_on else []
     return EventLogPart(EventLog(log, Redaction(settings.redaction), targets, listeners))
 
 

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from agentflow.runtime.observation import Turn
 
 
-def is_event_log_on(settings: EventLogSettings) -> bool:
-    """Whether anything is written: the level is not off, or that of a type is not."""
-    return any(level not in (None, "off") for level in (settings.level, *(one.level for one in settings.type.values())))
-
-
 class EventLogObserver:
     """Writes what happens to one operator.
 
@@ -97,7 +92,7 @@ class EventLog:
         interval_s = settings.flush_interval_ms / 1000
         every: list[RecordTarget] = [*targets, *([self.listeners] if self.listeners is not None else [])]
         self._targets = [BufferedTarget(one, settings.buffer_bytes, interval_s, self._tell) for one in every]
-        default = EventLogLevel(settings.level if is_event_log_on(settings) else "standard")
+        default = EventLogLevel(settings.level if settings.is_on else "standard")
         self._truncation = Truncation(settings.standard)
         self._rules = Rules(Selection(settings, default), redaction, self._truncation, settings.trace.enabled)
 

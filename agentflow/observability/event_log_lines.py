@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agentflow.runtime.observation import Answer, Turn
 
 _INPUT, _OUTPUT, _TIMER = EventType.InputEvent, EventType.OutputEvent, EventType.TimerEvent
-_KEYS_MAX = 100_000
+_KEYS_MAX = 50_000  # some 12 MB
 _TEXTS_MAX = 10_000
 _END = b"}\n"
 _EVENT_ID = b'"eventId":"'
@@ -133,7 +133,7 @@ class EventLines:
         self._texts: dict[tuple[int, str], TaskText] = {}
         self._texts_known = 0
         self._codecs = (JSON, JSON)
-        self._usual_task: Any = None
+        self._usual_action: tuple[Any, TaskText | None] = (None, None)
         self._heads = (b"", b"")
         self._second = -1
         self._second_text = ""
@@ -211,7 +211,7 @@ class EventLines:
                 source = record.source
                 label = self._label(source)
             run_id = b"%b/%d" % (label, record.offset)
-            value = record.value
+            value: Any = record.value  # bytes, from here to the line
             if is_json and value is not None and 10 not in value and 92 not in value and len(value) < PROVED_BYTES_MAX:
                 try:
                     proof(value)
@@ -223,7 +223,6 @@ class EventLines:
             elif (shown := value_form.shown(value)) is not None:
                 value = shown
             else:
-                assert value is not None, "null is shown"
                 deferred.append((len(pieces) + 5, value_form))
             pieces += (head, run_id, key, run_id, middle, value, end)
             written += 1
@@ -255,12 +254,12 @@ class EventLines:
     def _usual(self, task: Any = None) -> tuple[Any, Any, bytes, Callable[[bytes], object]]:  # noqa: ANN401 (the operator's task)
         """Return what is usual from now on: the action, what stands around its output, and how that is proved."""
         if task is not None:
-            self._usual_task = task
-        task = self._usual_task
-        around = None if task is None else self.text(task).output
-        if around is None or not around.form.value.is_json or task.parent is not None:
+            self._usual_action = task.action, self.text(task)
+        action, text = self._usual_action
+        around = None if text is None else text.output
+        if around is None or not around.form.value.is_json:
             return _NO_ACTION, None, b"", refuse
-        return task.action, around, self._heads[around.form.level], around.form.value.proof
+        return action, around, self._heads[around.form.level], around.form.value.proof
 
     def add_answers(self, answers: Sequence[Entry]) -> Sequence[Entry]:
         """Add what tasks have sent that run with others of this life; return the answers that more is to be said of."""

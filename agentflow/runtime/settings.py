@@ -352,6 +352,11 @@ class EventLogSettings(_Section, frozen=True):
     kafka: EventLogKafkaSettings = EventLogKafkaSettings()
     otel: EventLogOtelSettings = EventLogOtelSettings()
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is written: the level is not off, or that of a type is not."""
+        return any(level not in (None, "off") for level in (self.level, *(one.level for one in self.type.values())))
+
 
 class RedactionSettings(_Section, frozen=True):
     """`redaction.*`: what telemetry and previews leave out of values, before they are written anywhere."""
