@@ -54,12 +54,10 @@ def value_words(value: Any, limit: int = _VALUE_CHARS) -> str:  # noqa: ANN401 (
 
 def title(trace: RunTrace) -> list[Part]:
     """Return the line above the tree."""
+    facts = f"key {value_words(trace.key)}  agent {trace.agent}  {trace.began}  {duration_words(trace.duration_ms)}"
     return [
-        (f"run {trace.run}", "bold"),
-        (
-            f"  key {value_words(trace.key)}  agent {trace.agent}  {trace.began}  {duration_words(trace.duration_ms)}  ",
-            "",
-        ),
+        (printable(f"run {trace.run}"), "bold"),
+        (printable(f"  {facts}  "), ""),
         (status_word(trace.status), _STYLES.get(trace.status, "")),
     ]
 
@@ -67,7 +65,8 @@ def title(trace: RunTrace) -> list[Part]:
 def node_parts(node: TraceNode) -> list[Part]:
     """Return the line of a node."""
     is_event = node.kind == "event"
-    parts: list[Part] = [(node.name, "bold")] if is_event else [(f"{node.kind} ", ""), (node.name, "bold")]
+    name = (printable(node.name), "bold")
+    parts: list[Part] = [name] if is_event else [(f"{printable(node.kind)} ", ""), name]
     if node.status:
         parts += [("  ", ""), (status_word(node.status), _STYLES.get(node.status, ""))]
     if len(node.attempts) > 1:
@@ -102,7 +101,12 @@ def attempt_parts(node: TraceNode, attempt: Attempt) -> list[Part]:
 
 def _line(text: str) -> str:
     first, *more = text.split("\n")
-    return f"{first} …" if more else first
+    return printable(f"{first} …" if more else first)
+
+
+def printable(text: str) -> str:
+    """Return a text that does nothing to a terminal but to be shown."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else f"\\x{ord(one):02x}" for one in text)
 
 
 def _below(node: TraceNode) -> list[tuple[list[Part], TraceNode | None]]:

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from agentflow.runtime.observation import Turn
 
 
+_TOLD_EVERY_MS = 10_000
+
+
 class EventLogObserver:
     """Writes what happens to one operator.
 
     Attributes:
         wants_progress: Whether it wants to know soon what has begun.
         wants_times: Whether it wants to know when attempts have begun and ended.
+        failures: Turns of which nothing could be written; a bug of ours, and no reason to stop a job.
     """
 
     def __init__(self, agent: str, subtask: int, rules: Rules, targets: Sequence[BufferedTarget], tell: Tell) -> None:
@@ -38,6 +42,8 @@ class EventLogObserver:
         self._lines = EventLines(agent, rules)
         self._executions = ExecutionLines(agent, rules, self._lines)
         self._tell = tell
+        self.failures = 0
+        self._told_next_ms = 0
 
     def observe(self, turn: Turn, now_ms: int) -> None:
         """Write the records of a turn."""
@@ -53,7 +59,11 @@ class EventLogObserver:
                 self._executions.add(turn, others)
         except Exception as error:  # noqa: BLE001 (an edge: the job goes on, whatever telemetry does)
             lines.take()
-            self._tell("event log failed", {"error": f"{type(error).__name__}: {error}"})
+            self.failures += 1
+            if now_ms >= self._told_next_ms:
+                self._told_next_ms = now_ms + _TOLD_EVERY_MS
+                fields = {"error": f"{type(error).__name__}: {error}", "turns_lost": self.failures}
+                self._tell("event log failed", fields)
             return
         if lines.records:
             chunk = Chunk(self._subtask, *lines.take())

@@ -20,6 +20,7 @@ from pathlib import Path
 from agentflow.runtime.settings import EventLogSettings
 
 _PIECES_MAX = 512  # below what systems take in one call
+_TENDED_EVERY_S = 30.0
 _STAMP = re.compile(r"\d{8}T\d{9}")
 
 
@@ -55,6 +56,7 @@ class LogFiles:
         self._rotation = settings.rotation
         self._retention = settings.retention
         self._open: dict[int, _OpenFile] = {}
+        self._tended_next = 0.0
 
     def write(self, subtask: int, lines: Sequence[bytes]) -> None:
         """Append lines to the file of a subtask, all or none."""
@@ -74,7 +76,9 @@ class LogFiles:
 
     def tend(self) -> None:
         """Begin no file that has no records; delete files by age."""
-        if self._retention.age_ms is not None:
+        now = time.monotonic()
+        if self._retention.age_ms is not None and now >= self._tended_next:
+            self._tended_next = now + _TENDED_EVERY_S
             for subtask, file in self._open.items():
                 self._remove_old(subtask, file.path)
 

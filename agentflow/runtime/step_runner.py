@@ -196,7 +196,7 @@ class StepRunner:
                 self.seen(StepSeen(steps.task, call, 0, monotonic_ns(), calls=0))
             while type(answer) is RunStep:
                 assert work is not None, "a wait is not run"
-                began_ns = self._begin(steps, call, answer.calls + 1)
+                began_ns = 0 if self.seen is None else self._begin(steps, call, answer.calls + 1)
                 settled = await self._settle_doubt(steps, call, work) if answer.is_in_doubt else None
                 ended = settled or await self._run(steps, call, work, answer.calls)
                 if self.seen is not None:
@@ -212,8 +212,8 @@ class StepRunner:
         return self._recorded(steps.task, answer)
 
     def _begin(self, steps: TaskSteps, call: StepCall, calls: int) -> int:
-        """Return when a call begins, and tell; 0: nobody looks."""
-        began_ns = 0 if self.seen is None else monotonic_ns()
+        """Return when a call begins, and tell whoever wants to know."""
+        began_ns = monotonic_ns()
         if self.began is not None:
             self.began(steps.task, call, began_ns, calls)
         return began_ns
@@ -466,7 +466,7 @@ class StepRunner:
         if self.seen is not None and type(answer) is ResolveStep:
             self.seen(StepSeen(task, call, 0, monotonic_ns(), calls=0))
         while type(answer) is RunStep:
-            began_ns = self._begin(steps, call, answer.calls + 1)
+            began_ns = 0 if self.seen is None else self._begin(steps, call, answer.calls + 1)
             settled = self._settle_doubt_in_thread(steps, call, work) if answer.is_in_doubt else None
             ended = settled or self._run_in_thread(steps, call, work, answer.calls)
             if self.seen is not None:

@@ -151,6 +151,16 @@ def test_events_that_come_from_each_other_end():
     assert {node.id for node in run_trace(RUN, records).walk()} <= {"a", "b", "a:x", "b:x"}
 
 
+def test_no_record_does_anything_to_a_terminal():
+    evil = "\x1b]0;title\x07\x1b[31m"
+    error = {"error": {"type": evil, "message": evil}}
+    records = [
+        record(1, "a", evil, ("", ""), businessKey=evil, eventAttributes={evil: evil}),
+        record(2, "b", "_dead_letter_event", ("a", evil), status="dead-lettered", eventAttributes=error),
+    ]
+    assert all(line.isprintable() for line in text_tree(run_trace(RUN, records)).splitlines())
+
+
 def test_json_is_the_tree():
     trace = msgspec.json.decode(msgspec.json.encode(run_trace(RUN, FULL)))
     assert (trace["run"], trace["key"], trace["status"], trace["durationMs"], trace["records"]) == (
