@@ -44,16 +44,17 @@ def show(chosen: argparse.Namespace) -> int:
 
 def tree(chosen: argparse.Namespace) -> int:
     """Show the lineage of all events in files, and what does not fit in it."""
+    from agentflow.cli.trace_views import printable
     from agentflow.observability.trace_tree import forest_text, read_forest
 
     files = [path for name in chosen.files for path in _log_files(name)]
     forest = read_forest(files)
     for warning in forest.warnings:
-        print(f"[{warning.code}] {warning.message}", file=sys.stderr)
+        print(printable(f"[{warning.code}] {warning.message}"), file=sys.stderr)
     if chosen.format == "json":
         print_json(forest)
     elif forest.roots:
-        print(forest_text(forest))
+        print("\n".join(printable(line) for line in forest_text(forest).split("\n")))
     return EXIT_DONE
 
 

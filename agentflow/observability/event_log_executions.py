@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from agentflow.observability.event_log_lines import EventLines, Rules
     from agentflow.runtime.observation import Answer, StepSeen, Turn
 
-_ROOTS_KNOWN_MAX = 4096
+_KEPT_MAX = 4096
 _CANCELLED = 6  # status of a task
+Value = TypeVar("Value")
 Fact = tuple[Callable[[Any], None], Any]
 """Something that is to be told, and what tells it."""
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
@@ -92,11 +93,14 @@ class ExecutionLines:
         self._has_trace = rules.has_trace
         self._levels: dict[str, str | None] = {}
         self._metadata = ValueForm(MSGPACK, rules.redaction, rules.truncation)
-        self._begun: dict[object, int] = {}  # attempts whose beginning is told, and whose end is not
-        self._reports: dict[object, _Reports] = {}
-        self._waits: dict[Any, dict[str, str]] = {}  # task → path → what it waits for
-        self._roots: dict[str, None] = {}  # events of timers and cancellations that are told
+        # What is known of tasks, by task: of so many at most, because a task may sleep for a month, and its object with it.
+        self._begun: dict[Any, int] = {}  # attempts whose beginning is told, and whose end is not
+        self._reports: dict[Any, _Reports] = {}
+        self._waits: dict[Any, dict[str, str]] = {}  # path → what it waits for
+        self._roots: dict[Any, None] = {}  # events of timers and cancellations that are told
         self._turn: Turn | None = None
+        self._keys: dict[str, bytes] | None = None  # of the turn's runs; None: nobody has asked
+        self._retries: dict[Any, int] = {}  # task → retries of this turn that are not told yet
         self._add_progress: dict[type, Callable[[Any], None]] = {}
         self._add_outcome_of: dict[type, Callable[[Any], None]] = {
             CancelAction: lambda note: self._add_cancelled(note.task),
@@ -116,7 +120,7 @@ class ExecutionLines:
 
     def add(self, turn: Turn, answers: Any) -> None:  # noqa: ANN401 (some of the turn's answers)
         """Add what is to be told of a turn: of ``answers`` everything, of others what follows from them."""
-        self._turn = turn
+        self._turn, self._keys = turn, None
         progress = self._progress(turn) if turn.left or turn.notes or turn.steps else {}
         for answer, attempt, began_ns, ended_ns in answers:
             self._add_root(answer.task)
@@ -131,6 +135,10 @@ class ExecutionLines:
                 self._add_begin(task, task.attempt, task.began_ns)
         for facts in progress.values():
             self._add_all(facts)
+        self._retries.clear()
+        for note in turn.notes:
+            if type(note) is ScheduleRetry:
+                self._retries[note.task] = self._retries.get(note.task, 0) + 1
         self._add_all((add, note) for note in turn.notes if (add := self._add_outcome_of.get(type(note))) is not None)
         self._turn = None
 
@@ -182,13 +190,11 @@ class ExecutionLines:
             return  # it was told as a record of this life
         event_id = task.event_id
         if event_id not in self._roots:
-            if len(self._roots) >= _ROOTS_KNOWN_MAX:
-                del self._roots[next(iter(self._roots))]
-            self._roots[event_id] = None
+            _keep(self._roots, event_id, None)
             self._lines.add_root(task)
 
     def _add_begin(self, task: Any, attempt: int, began_ns: int) -> None:  # noqa: ANN401 (the operator's task)
-        self._begun[task] = attempt
+        _keep(self._begun, task, attempt)
         if (level := self._level(_Lifecycle.STARTED)) is not None:
             attributes = b'{"attempt":%d}' % attempt
             self._lines.add_attempt(task, attempt, "started", _Status.STARTED, level, began_ns, attributes)
@@ -246,7 +252,10 @@ class ExecutionLines:
         self._add(task, event_type, f"{suffix}{mark}", step.ended_ns, execution, attributes, category)
 
     def _add_wait_begin(self, task: Any, call: StepCall) -> None:  # noqa: ANN401 (the operator's task)
-        self._waits.setdefault(task, {})[call.path] = call.function
+        self._begun.pop(task, None)  # it may be closed; its beginning is told again behind the wait
+        if (waits := self._waits.get(task)) is None:
+            waits = _keep(self._waits, task, {})
+        waits[call.path] = call.function
         execution = _step(task, call)
         self._add(task, _Lifecycle.STARTED, f"started#{task.attempt}", 0, execution, {"calledAt": call.where})
 
@@ -261,7 +270,7 @@ class ExecutionLines:
         task = note.task
         reports = self._reports.get(task)
         if reports is None or reports.attempt != note.attempt:
-            reports = self._reports[task] = _Reports(note.attempt)
+            reports = _keep(self._reports, task, _Reports(note.attempt))
         is_start = note.status == _Status.STARTED
         count, metadata, began_ns = reports.begin(note) if is_start else reports.end(note)
         parent = _attempt_id(task, note.attempt)
@@ -285,9 +294,10 @@ class ExecutionLines:
     # -- what follows from failures
     def _add_retry(self, note: ScheduleRetry) -> None:
         task = note.task
-        assert self._turn is not None, "notes are told of a turn"
-        later = [other for other in self._turn.notes if type(other) is ScheduleRetry and other.task is task]
-        attempt = task.attempt - len(later) + next(place for place, other in enumerate(later) if other is note)
+        later = self._retries.pop(task)  # each has counted the attempt up by one
+        if later > 1:
+            self._retries[task] = later - 1
+        attempt = task.attempt - later
         attributes = {
             "attempt": attempt,
             "error": self._error(note.error),
@@ -346,12 +356,11 @@ class ExecutionLines:
         self, run_id: str, event_type: str, suffix: str, error: ErrorReport, reason: Mapping[str, str]
     ) -> None:
         """Add what has ended a run or a record that could not become one."""
-        assert self._turn is not None, "notes are told of a turn"
         selection = self._rules.selection
         action, task = reason.get("action", ""), reason.get("task", "")
-        key = next((msgspec.Raw(self._lines.key_json(key)) for key in self._keys_of(run_id)), None)
+        key = self._key_of(run_id, reason)
         is_selected = selection.has_run(run_id) and (not action or selection.has_action(action))
-        if not is_selected or (key is not None and not selection.has_key(msgspec.json.decode(key))):
+        if not is_selected or not (key is None or selection.has_key(key)):
             return
         attributes: dict[str, Any] = {"error": self._error(error)}
         if "attempt" in reason:
@@ -363,7 +372,7 @@ class ExecutionLines:
         self._write(
             event_type,
             run_id,
-            key,
+            None if key is None else msgspec.Raw(_encode(self._rules.redaction.key(key))),
             event_id=f"{run_id}:{suffix}",
             upstream_event_id=f"{run_id}/{task.rpartition(':')[0]}" if task else f"{run_id}/0",
             upstream_action_name=action,
@@ -373,11 +382,14 @@ class ExecutionLines:
             **fields,
         )
 
-    def _keys_of(self, run_id: str) -> list[bytes]:
-        """Return the key of a run of this turn, as far as it can be told."""
-        assert self._turn is not None, "notes are told of a turn"
-        keys = [one.task.run.key for one, *_ in self._turn.answers if one.task.run.id == run_id]
-        return keys[:1] or [one.key for one in self._turn.records if one.record.run_id == run_id][:1]
+    def _key_of(self, run_id: str, reason: Mapping[str, str]) -> Any:  # noqa: ANN401 (any key)
+        """Return the key of a run; its text where only that is known; None: it has none."""
+        if self._keys is None:
+            assert self._turn is not None, "notes are told of a turn"
+            self._keys = {one.record.run_id: one.key for one in self._turn.records}
+            self._keys |= {one.task.run.id: one.task.run.key for one, *_ in self._turn.answers}
+        key = self._keys.get(run_id)
+        return reason.get("key") if key is None else msgspec.msgpack.decode(key)
 
     # -- one record
     def _add(
@@ -493,6 +505,14 @@ class _Reports:
         named = (note.entity_type, note.entity_name)
         count = self._counts[named] = self._counts.get(named, 0) + 1
         return count
+
+
+def _keep(known: dict[Any, Value], task: Any, value: Value) -> Value:  # noqa: ANN401 (the operator's task)
+    """Remember something of a task, and forget the oldest task where there are too many."""
+    if len(known) >= _KEPT_MAX and task not in known:
+        del known[next(iter(known))]
+    known[task] = value
+    return value
 
 
 def _slot(note: ExecutionReported) -> tuple[str, str, str]:

@@ -13,6 +13,7 @@ import pytest
 from agentflow import Agent, CancelEvent, Event, EventType, OutputEvent, Retry, RunnerContext, TimerEvent
 from agentflow.api.codecs import CODECS
 from agentflow.api.executions import ExecutionEntityTypes, ExecutionReporters
+from agentflow.observability.event_log import EventLog, EventLogObserver
 from agentflow.runtime.settings import EventFilterSettings, EventTypeSettings, RunSettings
 from tests.event_log_world import World, brief, of_type
 
@@ -523,3 +524,36 @@ def test_nothing_is_written_and_nothing_is_opened_where_it_is_off(tmp_path):
     world = World(tmp_path, two_hops(), level="off")
     assert world.run([{"k": "a", "n": 1}]) == []
     assert not world.directory.exists()
+
+
+def test_many_failures_of_one_turn_are_told_in_time(tmp_path):
+    def act(event, ctx):
+        raise ValueError("no")
+
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act, retry=Retry(attempts=3, initial="1ms"))
+    values = [{"k": n} for n in range(3_000)]
+    records = World(tmp_path, agent).run(values)
+    assert len(of_type(records, "_dead_letter_event")) == 3_000
+    assert len({record["eventId"] for record in of_type(records, "_task_retry_event")}) == 6_000
+    assert {record["businessKey"] for record in of_type(records, "_dead_letter_event")} == set(range(3_000))
+
+
+def test_sleeping_runs_are_not_kept_by_what_is_known_of_them(tmp_path, monkeypatch):
+    async def act(event, ctx):
+        await ctx.sleep("1h")
+
+    async def stop(job):
+        while job.status.records_in < 6_000 or job.status.checkpoint == 0:
+            await job.checkpoint_now()
+        job.request_stop()
+        job.request_stop()
+
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act)
+    world = World(tmp_path, agent, trace=True, settings={"run": RunSettings(park_after_ms=1)})
+    seen: list[EventLogObserver] = []
+    make = EventLog.observer
+    monkeypatch.setattr(EventLog, "observer", lambda *arguments: seen.append(make(*arguments)) or seen[-1])
+    world.run([{"k": n} for n in range(6_000)], act=stop)
+    lines = seen[0]._executions
+    assert 0 < len(lines._waits) <= 4_096
+    assert not lines._begun
