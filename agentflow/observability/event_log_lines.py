@@ -18,7 +18,7 @@ from agentflow.api.codecs import JSON, MSGPACK
 from agentflow.api.events import EventType
 from agentflow.core.inputs import ActionCompleted, RecordReceived, SentEvent
 from agentflow.observability.event_log_levels import EventLogLevel, Selection
-from agentflow.observability.event_log_values import NOT_PROVED, PROVED_BYTES_MAX, Truncation, ValueForm, refuse
+from agentflow.observability.event_log_values import NOT_PROVED, Truncation, ValueForm, refuse
 from agentflow.runtime.observation import monotonic_ns
 from agentflow.runtime.redaction import Redaction
 
@@ -212,7 +212,7 @@ class EventLines:
                 label = self._label(source)
             run_id = b"%b/%d" % (label, record.offset)
             value: Any = record.value  # bytes, from here to the line
-            if is_json and value is not None and 10 not in value and 92 not in value and len(value) < PROVED_BYTES_MAX:
+            if is_json and value is not None and 10 not in value and 92 not in value:
                 try:
                     proof(value)
                 except NOT_PROVED:
@@ -226,16 +226,16 @@ class EventLines:
                 deferred.append((len(pieces) + 5, value_form))
             pieces += (head, run_id, key, run_id, middle, value, end)
             written += 1
-            if place == last or answers[place][0].task.run.record is not record:
+            if place == last or (task := answers[place][0].task).run.record is not record:
                 continue
             answer = answers[place][0]
             place += 1
             if type(answer) is not ActionCompleted or (sent := answer.sent) is None:
                 continue
-            task, (kind, output) = answer.task, sent[0]
+            kind, output = sent[0]
             if task.action is action and kind is None and output is not None and len(sent) == 1 and not task.emitted:
                 try:
-                    if 92 in output or 10 in output or len(output) > PROVED_BYTES_MAX:
+                    if 92 in output or 10 in output:
                         raise TypeError
                     sent_proof(output)
                 except NOT_PROVED:

@@ -21,7 +21,6 @@ from agentflow.api.codecs import JSON, MSGPACK, Codec
 from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.settings import TruncationSettings
 
-PROVED_BYTES_MAX = 16 * 2**10  # larger ones keep the event loop for too long
 _FIELDS_MAX = 200
 _LESSONS_MAX = 50
 _EAGER = 16  # values that a form looks at on the event loop, at its beginning
@@ -128,8 +127,6 @@ class ValueForm:
         """Return a value as it may be seen, if that can be told at once; else None, and `render` is to be called, elsewhere."""
         if payload is None:
             return b"null"
-        if len(payload) > PROVED_BYTES_MAX:
-            return None
         if not has_inner_document(payload, is_json=self.is_json):
             try:
                 proved = self.proof(payload)
