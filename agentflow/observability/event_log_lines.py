@@ -180,9 +180,6 @@ class EventLines:
     def add_records(self, records: Sequence[RecordReceived], answers: Sequence[Entry]) -> Sequence[Entry]:
         """Add the inputs of runs, each with what was sent by the task that answered it at once.
 
-        It is long because it is the one loop that every record comes through: no call for what is usual, a value in JSON that is
-        proved to be fit, and one output of that kind.
-
         Args:
             records: The inputs, in order.
             answers: The turn's answers; nearly always those to the records, in their order.
@@ -191,26 +188,42 @@ class EventLines:
             The answers that are not those.
         """
         form = self.form(_INPUT)
+        if self._is_selective:
+            records = [one for one in records if self._rules.selection.has_run(one.record.run_id)]
         if form is None or not records:
             return answers
+        first_record = records[0].record
+        first = next((at for at, one in enumerate(answers) if one[0].task.run.record is first_record), 0)
+        place = self._add_pairs(form, records, answers, first)
+        return [*answers[:first], *answers[place:]] if place > first else answers
+
+    def _add_pairs(
+        self, form: EventForm, records: Sequence[RecordReceived], answers: Sequence[Entry], place: int
+    ) -> int:
+        """Add inputs with the answers from ``place`` on that are theirs; return the place behind the last of these.
+
+        It is long because it is the one loop that every record comes through: no call for what is usual, a value in JSON that is
+        proved to be fit, and one output of that kind.
+        """
         value_form, pieces, deferred = form.value, self.pieces, self.deferred
         proof, is_json = value_form.proof, value_form.is_json
         head, keys = self._heads[form.level], self._keys
         middle = b'/0","eventType":"%b","eventAttributes":%b' % (form.type, value_form.opening)
         end = value_form.closing + _END
-        has_run = self._rules.selection.has_run if self._is_selective else None
-        place = first = next((at for at, one in enumerate(answers) if one[0].task.run.record is records[0].record), 0)
-        last, written, source, label = len(answers), 0, "", b""
+        last, written, source, run_of = len(answers), 0, "", b""
         action, around, sent_head, sent_proof = self._usual()
         for received in records:
             record = received.record
-            key = keys.get(received.key)
-            if (key is None and (key := self._key(received.key)) is None) or (has_run and not has_run(record.run_id)):
+            try:
+                key = keys[received.key]
+            except KeyError:
+                key = self._key(received.key)
+            if key is None:
                 continue
             if record.source != source:
                 source = record.source
-                label = self._label(source)
-            run_id = b"%b/%d" % (label, record.offset)
+                run_of = self._label(source).replace(b"%", b"%%") + b"/%d"
+            run_id = run_of % record.offset
             value: Any = record.value  # bytes, from here to the line
             if is_json and value is not None and 10 not in value and 92 not in value:
                 try:
@@ -249,7 +262,7 @@ class EventLines:
             self.add_sent(run_id, key, self.text(task), sent, left=task.emitted)
             action, around, sent_head, sent_proof = self._usual(task)
         self.records += written
-        return [*answers[:first], *answers[place:]] if place > first else answers
+        return place
 
     def _usual(self, task: Any = None) -> tuple[Any, Any, bytes, Callable[[bytes], object]]:  # noqa: ANN401 (the operator's task)
         """Return what is usual from now on: the action, what stands around its output, and how that is proved."""
