@@ -127,7 +127,7 @@ class EventLines:
         self._rules = rules
         self._is_selective = rules.selection.share < 1
         self._behind_key = b',"agentName":"%b",%b' % (quoted(agent), _EVENT_ID)
-        self._labels: dict[str, bytes] = {}
+        self._run_ids: dict[str, bytes] = {}
         self._keys: dict[bytes, bytes | None] = {}
         self._forms: dict[str, EventForm | None] = {}
         self._texts: dict[tuple[int, str], TaskText] = {}
@@ -210,7 +210,7 @@ class EventLines:
         head, keys = self._heads[form.level], self._keys
         middle = b'/0","eventType":"%b","eventAttributes":%b' % (form.type, value_form.opening)
         end = value_form.closing + _END
-        last, written, source, run_of = len(answers), 0, "", b""
+        last, written, source, of_source = len(answers), 0, "", b""
         action, around, sent_head, sent_proof = self._usual()
         for received in records:
             record = received.record
@@ -222,8 +222,8 @@ class EventLines:
                 continue
             if record.source != source:
                 source = record.source
-                run_of = self._label(source).replace(b"%", b"%%") + b"/%d"
-            run_id = run_of % record.offset
+                of_source = self._run_ids.get(source) or self._ids_of(source)
+            run_id = of_source % record.offset
             value: Any = record.value  # bytes, from here to the line
             if is_json and value is not None and 10 not in value and 92 not in value:
                 try:
@@ -277,13 +277,22 @@ class EventLines:
     def add_answers(self, answers: Sequence[Entry]) -> Sequence[Entry]:
         """Add what tasks have sent that run with others of this life; return the answers that more is to be said of."""
         others: list[Entry] = []
+        keys, run_ids, is_selective = self._keys, self._run_ids, self._is_selective
         for entry in answers:
             answer = entry[0]
             task = answer.task
             if task.stored_path is not None or (task.parent is None and task.event_type is not _INPUT):
                 others.append(entry)
-            elif type(answer) is ActionCompleted and answer.sent and (found := self.found(task.run)) is not None:
-                self.add_sent(*found, self.text(task), answer.sent, left=task.emitted)
+            elif type(answer) is ActionCompleted and (sent := answer.sent) is not None:
+                run = task.run
+                key, of_source = keys.get(run.state.key), run_ids.get(run.record.source)
+                if key is None or of_source is None or is_selective:
+                    if (found := self.found(run)) is None:
+                        continue
+                    run_id, key = found
+                else:
+                    run_id = of_source % run.record.offset
+                self.add_sent(run_id, key, self.text(task), sent, left=task.emitted)
         return others
 
     def add_root(self, task: Any) -> None:  # noqa: ANN401 (the operator's task, which this layer does not know)
@@ -300,7 +309,7 @@ class EventLines:
                 quoted(above[1]),
                 upstream,
             )
-        shown = form.value.render(task.payload)
+        shown = form.value.shown(task.payload) or form.value.render(task.payload)
         self.pieces += (
             self._heads[form.level], found[0], found[1], found[0], b'/%b","eventType":"%b' % (index.encode(), form.type), upstream,
             form.value.opening, shown, form.value.closing, _END,
@@ -390,7 +399,7 @@ class EventLines:
         if key is None or (self._is_selective and not self._rules.selection.has_run(run.id)):
             return None
         record = run.record
-        return b"%b/%d" % (self._labels.get(record.source) or self._label(record.source), record.offset), key
+        return (self._run_ids.get(record.source) or self._ids_of(record.source)) % record.offset, key
 
     def form(self, event_type: str) -> EventForm | None:
         """Return how events of a type are written; None: they are not."""
@@ -448,11 +457,12 @@ class EventLines:
         self._keys[key] = piece
         return piece
 
-    def _label(self, source: str) -> bytes:
-        if len(self._labels) >= _TEXTS_MAX:  # of a chained agent each upstream task is a source
-            self._labels.clear()
-        label = self._labels[source] = quoted(source)
-        return label
+    def _ids_of(self, source: str) -> bytes:
+        """Return the form of the ids of runs of a source, as JSON has them, to be filled in with an offset."""
+        if len(self._run_ids) >= _TEXTS_MAX:  # of a chained agent each upstream task is a source
+            self._run_ids.clear()
+        form = self._run_ids[source] = quoted(source).replace(b"%", b"%%") + b"/%d"
+        return form
 
     def text(self, task: Any) -> TaskText:  # noqa: ANN401 (the operator's task)
         """Return what lines say of a task."""

@@ -127,13 +127,15 @@ class ValueForm:
         """Return a value as it may be seen, if that can be told at once; else None, and `render` is to be called, elsewhere."""
         if payload is None:
             return b"null"
-        if not has_inner_document(payload, is_json=self.is_json):
-            try:
-                proved = self.proof(payload)
-            except NOT_PROVED:
-                pass
-            else:
-                return payload if self.is_json else _encode(proved)
+        try:
+            if self.is_json:
+                if 10 not in payload and (92 not in payload or not has_quotes_inside(payload)):
+                    self.proof(payload)
+                    return payload
+            elif 34 not in payload:  # a quote, or a number that looks like one
+                return _encode(self.proof(payload))
+        except NOT_PROVED:
+            pass
         return self.eager(payload)
 
     def eager(self, payload: bytes) -> bytes | None:
@@ -186,11 +188,9 @@ class ValueForm:
                 self._lessons = _LESSONS_MAX
 
 
-def has_inner_document(payload: bytes, *, is_json: bool) -> bool:
-    """Whether a text in a value may be JSON itself, which no proof looks into; or JSON has more than one line."""
-    if not is_json:
-        return 34 in payload  # a quote
-    return 10 in payload or (92 in payload and (b'\\"' in payload or b"\\u0022" in payload))
+def has_quotes_inside(payload: bytes) -> bool:
+    """Whether a text in JSON may be JSON itself, which no proof looks into."""
+    return b'\\"' in payload or b"\\u0022" in payload
 
 
 class _Shape:
