@@ -9,6 +9,13 @@ from agentflow.api.agent import Agent
 from agentflow.api.codecs import Codec
 from agentflow.api.decorators import action
 from agentflow.api.events import CancelEvent, Event, EventType, InputEvent, OutputEvent, TimerEvent
+from agentflow.api.executions import (
+    ExecutionEntityTypes,
+    ExecutionProblemCategories,
+    ExecutionReporters,
+    LLMExecutionMetadataKeys,
+    ToolExecutionMetadataKeys,
+)
 from agentflow.api.failure import OnError, Retry
 from agentflow.api.memory import MemoryObject, MemoryRef, MemoryType
 from agentflow.api.options import ConfigOption, Configuration
@@ -42,7 +49,14 @@ if TYPE_CHECKING:
     from agentflow.environment.engine import Engine, EngineStats
     from agentflow.environment.streams import AgentsExecutionEnvironment
     from agentflow.plan.plan import AgentPlan
-    from agentflow.runtime.settings import CheckpointSettings, JobSettings, ObjectStoreSettings, StateSettings
+    from agentflow.runtime.settings import (
+        CheckpointSettings,
+        EventLogSettings,
+        JobSettings,
+        ObjectStoreSettings,
+        RedactionSettings,
+        StateSettings,
+    )
 
 __version__ = "0.1.0"
 
@@ -69,7 +83,11 @@ __all__ = [
     "EngineOverloaded",
     "EngineStats",
     "Event",
+    "EventLogSettings",
     "EventType",
+    "ExecutionEntityTypes",
+    "ExecutionProblemCategories",
+    "ExecutionReporters",
     "FunctionSink",
     "FunctionSource",
     "InputEvent",
@@ -77,6 +95,7 @@ __all__ = [
     "JobSettings",
     "JsonlSink",
     "JsonlSource",
+    "LLMExecutionMetadataKeys",
     "MemoryObject",
     "MemoryRef",
     "MemoryType",
@@ -88,6 +107,7 @@ __all__ = [
     "ParquetSink",
     "ParquetSource",
     "PlanError",
+    "RedactionSettings",
     "RequestMismatch",
     "ResourceDescriptor",
     "ResourceType",
@@ -97,6 +117,7 @@ __all__ = [
     "StateSettings",
     "StepIntent",
     "TimerEvent",
+    "ToolExecutionMetadataKeys",
     "UnknownRun",
     "Verdict",
     "action",
@@ -112,10 +133,11 @@ _LAZY = {  # what runs a job is imported when it is asked for: an agent's module
     "CheckpointSettings": "agentflow.runtime.settings",
     "CollectionSink": "agentflow.connectors.collections",
     "CollectionSource": "agentflow.connectors.collections",
-    "Engine": "agentflow.environment.engine",
-    "EngineStats": "agentflow.environment.engine",
     "CsvSink": "agentflow.connectors.csv_sink",
     "CsvSource": "agentflow.connectors.csv_source",
+    "Engine": "agentflow.environment.engine",
+    "EngineStats": "agentflow.environment.engine",
+    "EventLogSettings": "agentflow.runtime.settings",
     "FunctionSink": "agentflow.connectors.function_sink",
     "FunctionSource": "agentflow.connectors.function_source",
     "JobSettings": "agentflow.runtime.settings",
@@ -124,6 +146,7 @@ _LAZY = {  # what runs a job is imported when it is asked for: an agent's module
     "ObjectStoreSettings": "agentflow.runtime.settings",
     "ParquetSink": "agentflow.connectors.arrow_sinks",
     "ParquetSource": "agentflow.connectors.arrow_source",
+    "RedactionSettings": "agentflow.runtime.settings",
     "StateSettings": "agentflow.runtime.settings",
 }
 

@@ -218,7 +218,33 @@ def _kafka_steps(name: str, factor: float) -> float:
     return kafka.step_ms(factor)
 
 
-SUITES = {"durable": _durable_suite(), "engine": ENGINE, "kafka": {**_kafka_rates(), **_kafka_peers(), **_kafka_rest()}}
+def _event_log(name: str, *arguments: Any) -> float:
+    from benchmarks import event_log  # with the factor last
+
+    return float(getattr(event_log, name)(*arguments))
+
+
+def _event_log_rows() -> dict[str, Workload]:
+    rows: list[tuple[str, str, str, float | None, tuple[Any, ...]]] = [
+        ("event log, 100 keys", "loss_percent", "%", 25, ("stateful", 100, False)),
+        ("event log, 10,000 keys", "loss_percent", "%", 25, ("stateful", 10_000, False)),
+        ("event log, two hops", "loss_percent", "%", None, ("two-hop", 100, False)),
+        ("event log with trace", "loss_percent", "%", None, ("stateful", 100, True)),
+        ("trace show, a run in 1 GB", "show_s", "s", 5, ("run",)),
+        ("trace show, a key in 1 GB", "show_s", "s", 5, ("key",)),
+    ]
+    return {
+        name: Workload(partial(_event_log, measure, *arguments), unit, target, "-" if unit == "s" else EXACTLY_ONCE)
+        for name, measure, unit, target, arguments in rows
+    }
+
+
+SUITES = {
+    "durable": _durable_suite(),
+    "engine": ENGINE,
+    "kafka": {**_kafka_rates(), **_kafka_peers(), **_kafka_rest()},
+    "observability": _event_log_rows(),
+}
 
 RATIOS = (
     ("trivial", "quix: trivial, 1,000", None),

@@ -13,6 +13,7 @@ import msgspec
 
 from agentflow.api.durations import duration_ms
 from agentflow.api.events import Event, EventType
+from agentflow.api.executions import ExecutionStatus
 from agentflow.api.memory import MemoryLimits, MemoryObject, MemoryScope, MemoryType
 from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 
@@ -56,6 +57,7 @@ class ContextServices(Protocol):
     has_tombstones: bool
     bind_logger: Callable[..., Any]
     steps: Any
+    report: Callable[..., object] | None
 
     def fetch_memory(self, owner: Any, path: str) -> bytes | None:  # noqa: ANN401 (the operator's key state)
         """Return a memory value of a key that is not cached, and cache it."""
@@ -280,6 +282,35 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         if self._timers is None:
             self._timers = []
         self._timers.append(order)
+
+    # -- reports, for who looks at the job: see `agentflow.api.executions`
+    def report_execution_started(
+        self, entity_type: str, entity_name: str, entity_metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Report that something begins inside of this action."""
+        if (report := self._services.report) is not None:
+            report(self._task, ExecutionStatus.STARTED, entity_type, entity_name, entity_metadata)
+
+    def report_execution_succeeded(
+        self, entity_type: str, entity_name: str, entity_metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Report that it has come to its end."""
+        if (report := self._services.report) is not None:
+            report(self._task, ExecutionStatus.SUCCESS, entity_type, entity_name, entity_metadata)
+
+    def report_execution_failed(
+        self,
+        entity_type: str,
+        entity_name: str,
+        entity_metadata: Mapping[str, Any] | None,
+        error: BaseException,
+        problem_category: str | None = None,
+    ) -> None:
+        """Report that it failed with ``error``; the category is one of `ExecutionProblemCategories`, or one's own."""
+        if (report := self._services.report) is not None:
+            report(
+                self._task, ExecutionStatus.FAILED, entity_type, entity_name, entity_metadata, error, problem_category
+            )
 
     def close(self) -> None:
         """Close the context: every later use raises ContextClosed. Called by the engine."""

@@ -80,7 +80,9 @@ class Assembly:
         elif free is not None:
             _put(self._options.setdefault(free, {}), key_path[len(free) :], free_value(value))
         else:
-            self._values[key_path] = key_value(self._table.keys[key_path], value, self._problems)
+            key = self._table.find(key_path)
+            assert key is not None, f"{key_path}: layers hold known keys only"
+            self._values[key_path] = key_value(key, value, self._problems)
 
     def _kind(self, section: Section) -> str | None:
         """Return the kind that is chosen; None when there is none (a problem where one is required)."""
@@ -151,9 +153,12 @@ class Assembly:
             composition[self._table.sections[section_path].fields[0]] = section.struct(**arguments)
         own = {field.name for field in msgspec.structs.fields(Composition)}
         for path, value in self._values.items():
-            if path[:1] not in kinds:
+            if path[:1] not in kinds and self._table.open_section(path) is None:
                 fields = self._table.keys[path].fields
                 _put(composition if fields[0] in own else settings, fields, value)
+        for section in self._table.open_sections:
+            if named := self._named(section):
+                _put(settings, section.fields, named)
         composition["log"] = LogSettings(**composition.get("log", {}))
         # Not `msgspec.convert`: the values are checked, and the structs are not decoded from anything.
         defaults = JobSettings()
@@ -163,13 +168,23 @@ class Assembly:
         }
         return JobFile(self._path, _filled(defaults, settings), Composition(**composition), self._config, places)
 
+    def _named(self, section: Section) -> dict[str, Any]:
+        """Return the structs of an open section by name."""
+        named: dict[str, dict[str, Any]] = {}
+        for path, value in self._values.items():
+            if self._table.open_section(path) is section and (key := section.leaf(path)) is not None:
+                *_, name, field = key.fields
+                named.setdefault(name, {})[field] = value
+        assert section.struct is not None, f"{section.path}: a name stands for a struct"
+        return {name: section.struct(**fields) for name, fields in named.items()}
 
-def _filled(default: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401 (any settings struct)
+
+def _filled(default: Any, values: Any) -> Any:  # noqa: ANN401 (any settings struct)
     """Return the struct of ``default`` with values in it; values of a section below are in a dict."""
     return msgspec.structs.replace(
         default,
         **{
-            name: _filled(getattr(default, name), value) if isinstance(value, dict) else value
+            name: _filled(inner, value) if isinstance(inner := getattr(default, name), msgspec.Struct) else value
             for name, value in values.items()
         },
     )

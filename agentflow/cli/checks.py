@@ -22,6 +22,7 @@ from agentflow.cli.job_file import (
 from agentflow.cli.problems import ProblemList
 from agentflow.cli.values import describe_command
 from agentflow.runtime.codecs import RECORD_KEY
+from agentflow.runtime.redaction import redaction_problems
 
 
 def check_job(job_file: JobFile, problems: ProblemList) -> None:
@@ -31,6 +32,7 @@ def check_job(job_file: JobFile, problems: ProblemList) -> None:
     _check_csv(job_file, problems)
     _check_urls(job_file, problems)
     _check_follow(job_file, problems)
+    _check_telemetry(job_file, problems)
     settings, composition = job_file.settings, job_file.composition
     if isinstance(composition.source, KafkaSource):
         _check_kafka(job_file, problems)
@@ -104,6 +106,20 @@ def _check_kafka(job_file: JobFile, problems: ProblemList) -> None:
             job_file.place("kafka.transaction-timeout", "checkpoint.interval"),
             note="lower the one or raise the other",
         )
+
+
+def _check_telemetry(job_file: JobFile, problems: ProblemList) -> None:
+    for key, what in redaction_problems(job_file.settings.redaction):
+        problems.add(f"{key}: {what}", job_file.place(key, "redaction"), help=describe_command(("redaction",)))
+    log, composition = job_file.settings.event_log, job_file.composition
+    sinks = {"sink": composition.sink, "dead-letter": composition.dead_letter}
+    for name, sink in sinks.items() if "stdout" in log.target and log.is_on else ():
+        if isinstance(sink, StdoutSink):
+            problems.add(
+                f"event-log.target and {name} are both standard output: nobody could tell their lines apart",
+                job_file.place("event-log.target"),
+                note="take the target file",
+            )
 
 
 def _check_guarantee(job_file: JobFile, problems: ProblemList) -> None:
@@ -182,6 +198,9 @@ def _check_directories(job_file: JobFile, problems: ProblemList) -> None:
     places = [(f"{role}.{sink.kind}.path", sink.path) for role, sink in named if isinstance(sink, FileSink)]
     if job_file.settings.state.dir is not None:
         places.append(("state.dir", job_file.settings.state.dir))
+    log = job_file.settings.event_log
+    if "file" in log.target and log.is_on:
+        places.append(("event-log.dir", log.dir))
     sources = composition.source.path if isinstance(composition.source, FileSource) else ()
     for key, path in places:
         real = os.path.realpath(path)

@@ -114,8 +114,9 @@ def _file_layers(root: Mapping | None, path: str, chosen: str | None, table: Key
             layer = overlay(layer, profile_layer, table)
             continue
         for key_path, entry in profile_layer.items():
-            if key_path in table.keys and entry.value is not None and not has_reference(entry.value):
-                key_value(table.keys[key_path], entry.value, problems)
+            key = table.find(key_path)
+            if key is not None and entry.value is not None and not has_reference(entry.value):
+                key_value(key, entry.value, problems)
     if chosen is not None and chosen not in profiles:
         near = nearest(chosen, profiles)
         known = f"the file has: {', '.join(profiles)}" if profiles else "the file has no 'profile:' section"

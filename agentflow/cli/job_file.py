@@ -296,6 +296,12 @@ class Composition(_Section, frozen=True, kw_only=True):
             description="The key of a record: a field (dotted path), module:function of the value, or record.key (Kafka)."
         ),
     ] = RECORD_KEY
+    event_listeners: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Functions that are called with each record of the event log: module:function, or a list of them."
+        ),
+    ] = ()
     log: LogSettings = LogSettings()
 
 

@@ -82,7 +82,7 @@ class Flattener:
         """Return the path of a key; None, and a problem, when there is none of that name."""
         for index, part in enumerate(parts):
             section = self._table.sections.get(path)
-            if self._table.free_section(path):
+            if self._table.free_section(path) or self._table.open_section(path) is not None:
                 if not part:
                     self._problems.add(f"key '{'.'.join(parts)}' has an empty part", place)
                     return None
@@ -114,6 +114,8 @@ class Flattener:
         section = self._table.sections.get(path)
         if self._table.free_section(path):
             self._add_free(layer, path, place, value)
+        elif section is None and self._table.find(path) is None:
+            self._add_named(layer, path, place, value)
         elif section is None:
             self._put(layer, path, Entry(place, value, is_literal=self._is_literal))
         elif isinstance(value, Mapping):
@@ -121,7 +123,7 @@ class Flattener:
                 self._put(layer, path, Entry(place, None))
             self._add_mapping(layer, path, value)
         elif isinstance(value, Scalar) and value.value is None:
-            is_kind = section.struct is not None  # `stdin:` with nothing behind it chooses stdin
+            is_kind = section.struct is not None and not section.leaves  # `stdin:` with nothing behind it chooses stdin
             self._put(layer, path, Entry(place, None, is_reset=not is_kind))
         elif section.is_choice and isinstance(value, Scalar) and value.text in section.children:
             self._put(layer, (*path, value.text), Entry(value.place, None))  # `source: stdin`
@@ -152,6 +154,23 @@ class Flattener:
                 value.place,
                 note=section.description.partition(":")[0].lower().rstrip("."),
             )
+
+    def _add_named(self, layer: Layer, path: Path, place: Place, value: Value) -> None:
+        """Add what stands below a name of an open section."""
+        if isinstance(value, Mapping) and value.entries:
+            self._add_mapping(layer, path, value)
+            return
+        section = self._table.open_section(path)
+        assert section is not None, "a path that is no key and no section is below an open section"
+        is_named = len(path) > len(section.path) + 1
+        near = nearest(path[-1].replace("_", "-"), section.leaves) if is_named else None
+        meant = ".".join([*path[:-1], near] if near else [*path, next(iter(section.leaves))])
+        self._problems.add(
+            f"unknown key '{'.'.join(path)}'",
+            place,
+            note=f"did you mean '{meant}'?",
+            help=describe_command(section.path),
+        )
 
     def _put(self, layer: Layer, path: Path, entry: Entry) -> None:
         earlier = layer.get(path)
@@ -225,10 +244,17 @@ def overlay(lower: Layer, upper: Layer, table: KeyTable) -> Layer:
 
 
 def environment_layer(variables: Variables[str, str], lower: Layer, table: KeyTable, problems: ProblemList) -> Layer:
-    """Return what ``AGENTFLOW_…`` variables set. A key of a free section can be set when a file or profile has it."""
+    """Return what ``AGENTFLOW_…`` variables set.
+
+    A key with a free name (of a free section, or of an open one) can be set when a file or profile has it, or agentflow knows the name.
+    """
     keys: dict[str, Path] = {key.variable: path for path, key in table.keys.items()}
     keys |= {variable_of(".".join(path)): path for path, section in table.sections.items() if section.is_choice}
     keys |= {variable_of(".".join(path)): path for path in lower if table.free_section(path) not in (None, path)}
+    for section in table.open_sections:
+        named = [(*section.path, name, leaf) for name in section.known for leaf in section.leaves]
+        named += [path for path in lower if table.open_section(path) is section and path != section.path]
+        keys |= {variable_of(".".join(path)): path for path in named}
     flattener = Flattener(table, problems, is_literal=True)
     layer: Layer = {}
     for name in sorted(variables):

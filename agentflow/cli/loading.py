@@ -34,6 +34,7 @@ class Program(msgspec.Struct, frozen=True):
         input_codec: Codec of the source.
         output_codec: Codec of a Kafka sink.
         connectors: What is the user's own, by role: ``source``, ``sink``, ``dead-letter``.
+        event_listeners: Called with each record of the event log.
     """
 
     agent: Agent
@@ -41,6 +42,7 @@ class Program(msgspec.Struct, frozen=True):
     input_codec: Codec
     output_codec: Codec
     connectors: dict[str, Any]
+    event_listeners: tuple[Callable[[dict[str, Any]], object], ...] = ()
 
 
 def load_program(job_file: JobFile) -> Program:
@@ -57,23 +59,24 @@ def load_program(job_file: JobFile) -> Program:
     key_by: str | Callable[[Any], Any] | None = job_file.composition.key_by
     if ":" in job_file.composition.key_by:
         key_by = _load_key_function(job_file.composition.key_by, job_file.place("key-by"), problems)
-    codecs = [
+    input_codec, output_codec = (
         _load_codec(getattr(job_file.composition, role), f"{role}.kafka.value", job_file, problems)
         for role in ("source", "sink")
-    ]
+    )
     connectors = load_connectors(job_file, problems)
     if "source" in connectors:
-        codecs[0] = source_codec(connectors["source"])
+        input_codec = source_codec(connectors["source"])
+    place = job_file.place("event-listeners")
+    listeners = [_load_listener(one, place, problems) for one in job_file.composition.event_listeners]
     problems.raise_all()
     assert agent is not None, "no problem, but no agent"
     assert key_by is not None, "no problem, but no key"
-    return Program(agent, key_by, codecs[0], codecs[1], connectors)
+    return Program(agent, key_by, input_codec, output_codec, connectors, tuple(listeners))
 
 
 def find_named(reference: str, role: str, place: Place, problems: ProblemList) -> Any:  # noqa: ANN401 (anything)
     """Return what ``module:name`` names; None, and a problem, when there is nothing."""
-    module_name, _, name = reference.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
+    if not _is_reference(reference):
         problems.add(f"{role} is not module:name", place, note="such as shop.sources:orders")
         return None
     module = _import(reference, role, place, problems)
@@ -249,12 +252,38 @@ def _load_codec(section: object, key: str, job_file: JobFile, problems: ProblemL
 
 def _load_key_function(reference: str, place: Place, problems: ProblemList) -> Callable[[Any], Any] | None:
     role = f"key-by '{reference}'"
-    module_name, _, name = reference.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
+    if not _is_reference(reference):
         problems.add(
             f"{role} is neither a field nor module:function", place, note="such as product_id, or shop.keys:of"
         )
         return None
+    return _load_function(reference, role, "a function of the value is wanted", place, problems)
+
+
+def _load_listener(reference: str, place: Place, problems: ProblemList) -> Any:  # noqa: ANN401 (a function, or None and a problem)
+    from agentflow.observability.event_log_targets import check_listener
+
+    role = f"event-listeners '{reference}'"
+    if not _is_reference(reference):
+        problems.add(f"{role} is not module:function", place, note="such as shop.listeners:audit")
+        return None
+    listener = _load_function(reference, role, "a function of a record is wanted", place, problems)
+    if listener is not None:
+        try:
+            check_listener(listener)
+        except TypeError as error:
+            problems.add(f"event-listeners: {error}", place)
+    return listener
+
+
+def _is_reference(reference: str) -> bool:
+    module_name, colon, name = reference.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")])
+
+
+def _load_function(
+    reference: str, role: str, wanted: str, place: Place, problems: ProblemList
+) -> Callable[[Any], Any] | None:
     module = _import(reference, role, place, problems)
     if module is None:
         return None
@@ -271,7 +300,7 @@ def _load_key_function(reference: str, place: Place, problems: ProblemList) -> C
         problems.add(
             f"{role} is of type {type(function).__name__}, not a function",
             place,
-            note="a function of the value is wanted",
+            note=wanted,
         )
         return None
     return function  # type: ignore[no-any-return]  # callable, and that is all there is to know

@@ -169,6 +169,12 @@ def _state(chosen: argparse.Namespace) -> int:
     return verbs[chosen.verb](chosen)
 
 
+def _trace(chosen: argparse.Namespace) -> int:
+    from agentflow.cli import trace
+
+    return trace.show(chosen) if chosen.verb == "show" else trace.tree(chosen)
+
+
 def _version(chosen: argparse.Namespace) -> int:
     from agentflow.cli.version import version
 
@@ -190,6 +196,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "signal": _send_signal,
     "savepoint": _savepoint,
     "state": _state,
+    "trace": _trace,
     "version": _version,
 }
 
@@ -224,7 +231,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--requests", "--all", "--correlation", "--run", "--agent", "--reason", "--accept", *FLAGS)  # fmt: skip
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--requests", "--all", "--correlation", "--run", "--agent", "--reason", "--accept", "--log", "--format", *FLAGS)  # fmt: skip
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -286,6 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     add_savepoint_commands(commands, _add_command, _add_job_file)
     add_state_commands(commands, _add_command, _add_job_file)
+    _add_trace_commands(commands)
     version = _add_command(commands, "version", "print the version")
     version.add_argument("--json", action="store_true", help="print JSON, with the versions of what matters")
     return parser
@@ -345,6 +353,22 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     sending.add_argument("--correlation", default="", metavar="TEXT", help="only for waits with the same one")
     for command in (sending, cancelling):
         command.add_argument("--run", default="", metavar="RUN", help="only for this run")
+
+
+def _add_trace_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    trace = _add_command(commands, "trace", "see runs in the event log")
+    verbs = trace.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser, required=True)
+    show = _add_command(verbs, "show", "show what happened in a run, or in the runs of a key")
+    show.add_argument("names", metavar="JOB RUN", nargs="*", help="the job file, and the run; no run with --key")
+    show.add_argument("--key", metavar="KEY", help="list the runs of this key, and show the last one")
+    show.add_argument("--all", action="store_true", help="with --key: show all of them")
+    show.add_argument("--log", metavar="FILE", nargs="+", help="read these files or directories, and no job file")
+    show.add_argument("--profile", metavar="NAME", help="lay this profile of the job file over it")
+    show.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="set one key")
+    show.add_argument("--format", choices=["text", "json", "mermaid", "html"], default="text", help="how it looks")
+    tree = _add_command(verbs, "tree", "show the lineage of all events in files, and what does not fit")
+    tree.add_argument("files", metavar="FILE", nargs="+", help="event logs, or directories of them")
+    tree.add_argument("--format", choices=["text", "json"], default="text", help="how it looks")
 
 
 def _add_simulate(commands: argparse._SubParsersAction[_Parser]) -> None:

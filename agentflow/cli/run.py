@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentflow.cli.output import EXIT_DONE, is_colored
@@ -40,7 +40,7 @@ def run(chosen: argparse.Namespace) -> int:
     spec = job_spec(job_file, program)
     factory = loop_factory(is_uvloop_wanted=not chosen.no_uvloop)
     with rare_collections(), asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_run(spec, JobLog(job_file), line))
+        return runner.run(_run(spec, JobLog(job_file), line, program.event_listeners))
 
 
 def job_spec(job_file: JobFile, program: Program) -> JobSpec:
@@ -55,6 +55,7 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
     from agentflow.observability.logs import DeadLetterLog
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.job import AgentStage, JobSpec
+    from agentflow.runtime.redaction import Redaction
 
     composition, settings = job_file.composition, job_file.settings
 
@@ -62,7 +63,7 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
         sinks = {"sink": open_sink("sink", composition.sink, settings, program.connectors)}
         if composition.dead_letter is not None:
             dead = open_sink("dead-letter", composition.dead_letter, settings, program.connectors)
-            sinks["dead-letter"] = DeadLetterLog(dead, composition.dead_letter.described)
+            sinks["dead-letter"] = DeadLetterLog(dead, composition.dead_letter.described, Redaction(settings.redaction))
         return sinks
 
     stage = AgentStage(AgentPlan.from_agent(program.agent, job_file.config), program.key_by)
@@ -222,7 +223,9 @@ class StopSignals:
             self._loop.remove_signal_handler(number)
 
 
-async def _run(spec: JobSpec, log: JobLog, line: LiveLine | None) -> int:
+async def _run(
+    spec: JobSpec, log: JobLog, line: LiveLine | None, listeners: Sequence[Callable[[dict[str, Any]], object]]
+) -> int:
     import msgspec
 
     from agentflow.environment.telemetry import Telemetry
@@ -231,7 +234,7 @@ async def _run(spec: JobSpec, log: JobLog, line: LiveLine | None) -> int:
     from agentflow.observability.progress import follow_live, follow_log
     from agentflow.runtime.job import Job
 
-    telemetry = Telemetry(spec.settings)
+    telemetry = Telemetry(spec.settings, listeners)
     job = Job(
         msgspec.structs.replace(spec, observers=telemetry.observers(0), on_end=telemetry.close), on_event=log.tell
     )

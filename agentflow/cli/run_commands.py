@@ -38,13 +38,16 @@ def _job(chosen: argparse.Namespace) -> JobFile | Path:
 def _runs(job: JobFile | Path) -> list[RunView]:
     from agentflow.core.delta import Table
     from agentflow.runtime.inspection import unfinished_runs
+    from agentflow.runtime.redaction import Redaction
     from agentflow.state.rocksdb_rows import StateView
 
     views: list[RunView] = []
+    redaction = Redaction(None if isinstance(job, Path) else job.settings.redaction)
     for subtask in _subtasks(job):
         view = StateView(subtask)
         try:
-            views += unfinished_runs(view.rows(Table.RUNS), view.rows(Table.STEPS), view.journal, view.checkpoint)
+            rows = view.rows(Table.RUNS), view.rows(Table.STEPS)
+            views += unfinished_runs(*rows, view.journal, view.checkpoint, redaction)
         finally:
             view.close()
     return views

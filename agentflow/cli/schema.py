@@ -21,6 +21,9 @@ def json_schema() -> dict[str, Any]:
     for path, key in table.keys.items():
         if len(path) > 1:
             keys[key.name] = _value_schema(key)
+    patterns: dict[str, Any] = {rf"^{re.escape('.'.join(path))}\.": {} for path in table.free}
+    for section in table.open_sections:
+        patterns |= _leaf_patterns(section, section.path)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "agentflow job file",
@@ -33,7 +36,7 @@ def json_schema() -> dict[str, Any]:
                 "additionalProperties": {"$ref": "#/$defs/keys"},
             },
         },
-        "patternProperties": {**_free_patterns(table), rf"^{PROFILES}\.": {}},
+        "patternProperties": {**patterns, rf"^{PROFILES}\.": {}},
         "additionalProperties": False,
         "required": [name for name in table.sections[()].children if _is_required(table, (name,))],
         "$defs": {
@@ -41,15 +44,12 @@ def json_schema() -> dict[str, Any]:
             "keys": {
                 "type": "object",
                 "properties": keys,
-                "patternProperties": _free_patterns(table),
+                "patternProperties": patterns,
                 "additionalProperties": False,
             },
+            **{".".join(section.path): _named_schema(section) for section in table.open_sections},
         },
     }
-
-
-def _free_patterns(table: KeyTable) -> dict[str, Any]:
-    return {rf"^{re.escape('.'.join(path))}\.": {} for path in table.free}
 
 
 def _is_required(table: KeyTable, path: Path) -> bool:
@@ -68,16 +68,42 @@ def _properties(table: KeyTable, path: Path) -> dict[str, Any]:
 def _section_schema(table: KeyTable, section: Section) -> dict[str, Any]:
     if section.path in table.free:
         return {"description": section.description, "type": ["object", "null"]}
+    if section.leaves:
+        return _named_schema(section) | {"description": section.description}
     schema: dict[str, Any] = {
         "type": ["object", "null"],
         "properties": _properties(table, section.path),
         "additionalProperties": False,
     }
+    below = [
+        table.sections[*section.path, name] for name in section.children if (*section.path, name) in table.sections
+    ]
+    if patterns := {name: one for open_ in below for name, one in _leaf_patterns(open_, open_.path[-1:]).items()}:
+        schema["patternProperties"] = patterns
     if section.is_choice:
         schema["maxProperties"] = 1
     if section.description:
         schema["description"] = section.description
     return schema
+
+
+def _leaf_patterns(section: Section, prefix: Path) -> dict[str, Any]:
+    """Return the schemas of the keys of an open section, by patterns of their dotted names behind ``prefix``."""
+    before = re.escape(".".join(prefix))
+    return {rf"^{before}\..+\.{re.escape(name)}$": _value_schema(key) for name, key in section.leaves.items()}
+
+
+def _named_schema(section: Section) -> dict[str, Any]:
+    """Return the schema of a mapping below an open section: names, dotted or nested, and behind them its keys."""
+    own = {name: _value_schema(key) for name, key in section.leaves.items()}
+    dotted = {rf"\.{re.escape(name)}$": one for name, one in own.items()}
+    inner = {"$ref": f"#/$defs/{'.'.join(section.path)}"}
+    return {
+        "type": ["object", "null"],
+        "properties": {name: {"anyOf": [one, inner]} for name, one in own.items()},
+        "patternProperties": dotted,
+        "additionalProperties": inner,
+    }
 
 
 def _value_schema(key: Key) -> dict[str, Any]:
@@ -86,16 +112,18 @@ def _value_schema(key: Key) -> dict[str, Any]:
         Kind.DURATION: {"type": "string", "pattern": _DURATION, "examples": ["5s"]},
         Kind.SIZE: {"type": "string", "pattern": _SIZE, "examples": ["64MiB"]},
         Kind.COUNT: {"type": "integer"},
+        Kind.NUMBER: {"type": "number"},
         Kind.FLAG: {"type": "boolean"},
         Kind.CHOICE: {"enum": [*key.choices, *([None] if key.is_optional else [])]},
         Kind.COLUMNS: {"type": "object", "additionalProperties": {"type": "string"}, "minProperties": 1},
-        Kind.TEXTS: {"type": ["string", "array"], "items": {"type": "string"}, "minItems": int(not key.is_verbatim)},
+        Kind.TEXTS: _texts_schema(key),
     }
     value = shape_of[key.kind]
     if key.pattern:
         value["pattern"] = key.pattern
-    if key.kind is Kind.COUNT and key.least is not None:
-        value["minimum"] = key.least
+    if key.kind in (Kind.COUNT, Kind.NUMBER):
+        limits = {"minimum": key.least, "maximum": key.most}
+        value |= {name: limit for name, limit in limits.items() if limit is not None}
     shapes = [value, {"$ref": "#/$defs/reference"}]
     if key.is_optional:
         shapes.append({"type": "null"})
@@ -104,6 +132,14 @@ def _value_schema(key: Key) -> dict[str, Any]:
         is_text = key.kind in (Kind.DURATION, Kind.SIZE) and key.default is not None
         schema["default"] = key.default_text if is_text else key.default
     return schema
+
+
+def _texts_schema(key: Key) -> dict[str, Any]:
+    if key.choices:
+        one: dict[str, Any] = {"enum": list(key.choices)}
+        return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]}
+    least = {} if key.default == () or key.is_verbatim else {"minItems": 1}
+    return {"type": ["string", "array"], "items": {"type": "string"}, **least}
 
 
 class KeyDescription(msgspec.Struct, frozen=True, rename="kebab"):
@@ -121,9 +157,10 @@ def describe(name: str) -> list[KeyDescription] | None:
     """Return the keys of a section, or one key; all for an empty name; None when there is no such key."""
     table = key_table()
     path = tuple(name.split(".")) if name else ()
-    if path not in table.keys and path not in table.sections:
-        return None
-    return [_described(key) for key_path, key in table.keys.items() if key_path[: len(path)] == path]
+    if path not in table.sections:
+        key = table.find(path)
+        return None if key is None else [_described(key)]
+    return [_described(key) for key in table.every if key.path[: len(path)] == path]
 
 
 def _described(key: Key) -> KeyDescription:

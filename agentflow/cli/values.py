@@ -46,7 +46,7 @@ def key_value(key: Key, value: Value, problems: ProblemList) -> Any:  # noqa: AN
         return _wrong(key, value, problems, "has no value", _wanted(key))
     if key.kind in (Kind.DURATION, Kind.SIZE):
         return _measure(key, value, problems)
-    if key.kind is Kind.COUNT:
+    if key.kind in (Kind.COUNT, Kind.NUMBER):
         return _count(key, value, problems)
     if key.kind is Kind.FLAG:
         flag = plain_scalar(value.text) if value.is_loose else value.value
@@ -76,6 +76,7 @@ def _wanted(key: Key) -> str:
         Kind.DURATION: "a duration is wanted, such as 5s",
         Kind.SIZE: "a size is wanted, such as 64MiB",
         Kind.COUNT: "a whole number is wanted",
+        Kind.NUMBER: "a number is wanted",
         Kind.FLAG: "true or false is wanted",
         Kind.CHOICE: f"one of {', '.join(key.choices)}",
         Kind.COLUMNS: "names and types are wanted, such as {stars: int64, text: string}",
@@ -106,12 +107,16 @@ def _measure(key: Key, value: Scalar, problems: ProblemList) -> Any:  # noqa: AN
 
 def _count(key: Key, value: Scalar, problems: ProblemList) -> Any:  # noqa: ANN401 (a number, or NO_VALUE)
     number = plain_scalar(value.text) if value.is_loose else value.value
+    if key.kind is Kind.NUMBER:
+        if type(number) not in (int, float):
+            return _wrong(key, value, problems, f"is not a number: '{value.text}'", "digits, such as 0.5")
+        return _limited(key, value, float(number), problems)
     if type(number) is not int:
         return _wrong(key, value, problems, f"is not a whole number: '{value.text}'", "digits, such as 1000")
     return _limited(key, value, number, problems)
 
 
-def _limited(key: Key, value: Scalar, number: int, problems: ProblemList) -> Any:  # noqa: ANN401 (a number, or NO_VALUE)
+def _limited(key: Key, value: Scalar, number: float, problems: ProblemList) -> Any:  # noqa: ANN401 (a number, or NO_VALUE)
     def shown(limit: int) -> str:
         if key.kind is Kind.DURATION:
             return duration_text(limit) if limit else "0s"
@@ -119,6 +124,8 @@ def _limited(key: Key, value: Scalar, number: int, problems: ProblemList) -> Any
 
     if key.least is not None and number < key.least:
         return _wrong(key, value, problems, f"is too small: {value.text}", f"at least {shown(key.least)}")
+    if key.most is not None and not number <= key.most:
+        return _wrong(key, value, problems, f"is too large: {value.text}", f"at most {shown(key.most)}")
     if key.above is not None and number <= key.above:
         return _wrong(key, value, problems, f"is too small: {value.text}", f"more than {shown(key.above)}")
     return number
@@ -126,9 +133,9 @@ def _limited(key: Key, value: Scalar, number: int, problems: ProblemList) -> Any
 
 def _text(key: Key, value: Scalar, problems: ProblemList) -> Any:  # noqa: ANN401 (a text, or NO_VALUE)
     text = value.text if value.is_loose else value.value
-    if key.kind is Kind.CHOICE:
-        if text in key.choices:
-            return text
+    if key.choices:
+        if value.text in key.choices:  # also where YAML reads a truth value: off
+            return value.text
         near = nearest(value.text.replace("_", "-"), key.choices)
         note = f"did you mean '{near}'? " if near else ""
         return _wrong(key, value, problems, f"is unknown: '{value.text}'", f"{note}one of {', '.join(key.choices)}")
@@ -184,6 +191,6 @@ def _texts(key: Key, value: Value, problems: ProblemList) -> Any:  # noqa: ANN40
         if text is NO_VALUE:
             return NO_VALUE
         texts.append(text)
-    if not texts and not key.is_verbatim:
+    if not texts and not key.is_verbatim and key.default != ():
         return _wrong(key, value, problems, "has no value", "a text, or a list of texts")
     return tuple(texts)

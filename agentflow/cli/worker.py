@@ -71,20 +71,24 @@ def kafka_job(job_file: JobFile) -> KafkaJob:
     from agentflow.observability.logs import DeadLetterLog
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.job import AgentStage
+    from agentflow.runtime.redaction import Redaction
 
     source, sink, dead = check_is_kafka(job_file)
     program = load_program(job_file)
     stage = AgentStage(AgentPlan.from_agent(program.agent, job_file.config), program.key_by)
+    redaction = Redaction(job_file.settings.redaction)
     reading = Reading(source.topics, program.input_codec, source.on_offset_reset, source.idle_timeout_ms)
-    return KafkaJob(
+    job = KafkaJob(
         job_file.settings,
         (stage,),
         reading,
         sink.topic,
         dead.topic if dead is not None else None,
         program.output_codec,
-        lambda dead_letters: DeadLetterLog(dead_letters, dead.described if dead is not None else ""),
+        lambda dead_letters: DeadLetterLog(dead_letters, dead.described if dead is not None else "", redaction),
     )
+    job.event_listeners = program.event_listeners
+    return job
 
 
 class _WorkerLog:
@@ -173,7 +177,7 @@ async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process:
     log = _WorkerLog(job_file)
     if process is not None:
         bind_log_fields(process=process)
-    telemetry = Telemetry(job.settings)
+    telemetry = Telemetry(job.settings, job.event_listeners)
     job.observers = telemetry.observers
     member = await job.worker(log.tell)
     log.started(job.facts.subtasks)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentflow.api.codecs import JSON, Codec
+from agentflow.environment.event_log import EventListener
 from agentflow.environment.telemetry import Observers
 from agentflow.errors import StateLocked, StateUnavailable
-from agentflow.runtime.codecs import RECORD_KEY, output_encoder
+from agentflow.runtime.codecs import RECORD_KEY
 from agentflow.runtime.job import AgentStage, Job, JobSpec
 from agentflow.runtime.ports import KeyedState, Sink, Source
 from agentflow.runtime.settings import JobSettings
@@ -41,6 +42,7 @@ class KafkaJob:
 
     Attributes:
         observers: Makes, for a subtask, what looks at its agents.
+        event_listeners: Called with each record of the event log.
         facts: What the brokers say of the topics, when a worker was made.
         partitioner: The one in use, when a worker was made.
     """
@@ -56,6 +58,7 @@ class KafkaJob:
         watch_dead_letters: Callable[[Sink], Sink] = lambda sink: sink,
     ) -> None:
         self.watch_dead_letters = watch_dead_letters
+        self.event_listeners: Sequence[EventListener] = ()
         self.observers: Callable[[int], Observers] = lambda subtask: lambda plan, index, incarnation: ()  # noqa: ARG005
         from agentflow.connectors.kafka.partitioners import murmur2
         from agentflow.connectors.kafka.topics import JobTopics, TopicFacts
@@ -115,7 +118,7 @@ class _KafkaSubtask:
             self._open_source,
             self._open_sinks,
             self._open_state,
-            output_encoder(kafka.output_codec),
+            kafka.output_codec,
             has_tombstones=True,
             first_interval_share=1 - number * _GOLDEN_RATIO % 1,  # spread evenly, however many subtasks there are
             open_signals=lambda: None if self._source is None else self._source.signals,

@@ -20,6 +20,7 @@ from agentflow.api.outputs import OutputRecord
 from agentflow.connectors.collections import CollectionSink, CollectionSource
 from agentflow.connectors.function_sink import FunctionSink
 from agentflow.connectors.function_source import FunctionSource
+from agentflow.environment.event_log import EventListener
 from agentflow.environment.openers import new_event_loop, signals_opener, state_opener
 from agentflow.environment.savepoints import savepoint_writer
 from agentflow.environment.telemetry import Telemetry
@@ -47,6 +48,7 @@ class AgentsExecutionEnvironment:
         self.settings = settings or JobSettings()
         self.config = Configuration(config)
         self._stream: RecordStream | None = None
+        self._listeners: list[EventListener] = []
 
     @classmethod
     def get_execution_environment(
@@ -108,6 +110,21 @@ class AgentsExecutionEnvironment:
         self._stream = RecordStream(self, source if callable(source) else lambda: source)
         return self._stream
 
+    def add_event_listener(self, listener: EventListener) -> AgentsExecutionEnvironment:
+        """Call a function with each record of the event log: a dict, redacted, its own to change. Returns this environment.
+
+        It is called in a thread beside the job, in order; what it raises is counted and logged. Where the event log is off
+        (`event-log.level`), listeners are told at level standard, and nothing is written.
+
+        Raises:
+            TypeError: It is no function, or a coroutine function.
+        """
+        from agentflow.observability.event_log_targets import check_listener
+
+        check_listener(listener)
+        self._listeners.append(listener)
+        return self
+
     def job(self) -> Job:
         """Return the job that was built, for a running event loop: ``await env.job().run()``.
 
@@ -129,7 +146,7 @@ class AgentsExecutionEnvironment:
         def open_sinks() -> Mapping[str, Sink]:
             return {"sink": open_sink()} if open_dead is None else {"sink": open_sink(), "dead-letter": open_dead()}
 
-        telemetry = Telemetry(self.settings)
+        telemetry = Telemetry(self.settings, self._listeners)
         return Job(
             JobSpec(
                 self.settings,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from agentflow.environment.event_log import EventListener, EventLogPart, event_log_part
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.ports import Observer
 from agentflow.runtime.settings import JobSettings
@@ -30,10 +31,11 @@ class Telemetry:
 
     Args:
         settings: The job's settings.
+        listeners: Functions that are called with each record of the event log.
     """
 
-    def __init__(self, settings: JobSettings) -> None:
-        self._parts: list[Part] = _parts(settings)
+    def __init__(self, settings: JobSettings, listeners: Sequence[EventListener] = ()) -> None:
+        self._parts: list[Part] = _parts(settings, listeners)
 
     def observers(self, subtask: int) -> Observers:
         """Return what makes the observers of a subtask's agents."""
@@ -45,11 +47,19 @@ class Telemetry:
 
         return make
 
+    @property
+    def event_log(self) -> EventLogPart | None:
+        """The event log; None: there is none."""
+        return next((part for part in self._parts if isinstance(part, EventLogPart)), None)
+
     async def close(self) -> None:
         """Close the parts, last one first."""
         for part in reversed(self._parts):
             await part.close()
 
 
-def _parts(settings: JobSettings) -> list[Part]:  # noqa: ARG001 (each part reads its section)
-    return []
+def _parts(settings: JobSettings, listeners: Sequence[EventListener]) -> list[Part]:
+    parts: list[Part] = []
+    if (event_log := event_log_part(settings, listeners)) is not None:
+        parts.append(event_log)
+    return parts

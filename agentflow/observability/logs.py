@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from agentflow.core.effects import DeadLetter
+from agentflow.runtime.redaction import Redaction
 
 if TYPE_CHECKING:
     from agentflow.core.effects import EmitRecord
@@ -168,6 +169,7 @@ class DeadLetterLog:
         self,
         sink: Sink,
         place: str,
+        redaction: Redaction | None = None,
         *,
         lines_max: int = 10,
         window_s: float = 10.0,
@@ -175,6 +177,7 @@ class DeadLetterLog:
     ) -> None:
         self._sink = sink
         self._place = place
+        self._redaction = redaction or Redaction()
         self._lines_max = lines_max
         self._window_s = window_s
         self._now = now
@@ -217,7 +220,7 @@ class DeadLetterLog:
             "warning",
             record=letter.record.run_id,
             **reason,
-            error=str(letter.error),
+            error=self._redaction.text(str(letter.error)),
             to=self._place,
             not_shown=left_out or None,
         )

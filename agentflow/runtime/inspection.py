@@ -5,7 +5,6 @@ Functions of (rows, journal): nothing is started, no user code is needed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,9 +30,9 @@ from agentflow.core.journal_records import (
 from agentflow.core.runs import TaskStatus
 from agentflow.core.stored_runs import RunEntry, TaskEntry, decode_entry
 from agentflow.core.waits import WAIT_FOR, decode_outcome, decode_wait
+from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.step_values import describe_error
 
-_SECRET = re.compile(r"passw|secret|token|api[-_]?key|authorization|credential|private[-_]?key", re.IGNORECASE)
 _PREVIEW_CHARS = 200
 
 
@@ -105,7 +104,11 @@ class WaitView(msgspec.Struct, rename="kebab"):
 
 
 def unfinished_runs(
-    runs: Iterable[StoredRow], steps: Iterable[StoredRow], journal: Iterable[tuple[int, bytes]], checkpoint: int
+    runs: Iterable[StoredRow],
+    steps: Iterable[StoredRow],
+    journal: Iterable[tuple[int, bytes]],
+    checkpoint: int,
+    redaction: Redaction | None = None,
 ) -> list[RunView]:
     """Return the unfinished runs of one subtask, in the order of their admission.
 
@@ -114,7 +117,9 @@ def unfinished_runs(
         steps: Rows of the table of steps.
         journal: (operator, record) pairs.
         checkpoint: The checkpoint that the rows are of: what the journal has of it is not news.
+        redaction: What must not be seen; None: what names of fields tell.
     """
+    redaction = redaction or Redaction()
     known = {(row.operator, _run_id(entry := decode_entry(row.value))): (row.key, entry) for row in runs}
     records: dict[tuple[int, str], dict[str, JournalRecord]] = {}
     for row in steps:
@@ -132,10 +137,10 @@ def unfinished_runs(
     for (operator, run_id), (key, entry) in known.items():
         of_run = records.pop((operator, run_id), {})
         if entry.request is None or not _is_answered(of_run):
-            views.append(_run_view(operator, key, run_id, entry, of_run))
+            views.append(_run_view(operator, key, run_id, entry, of_run, redaction))
     for (operator, run_id), of_run in records.items():  # read from a source behind the checkpoint
         first = next(iter(of_run.values()))
-        views.append(_run_view(operator, first.key, run_id, first, of_run))
+        views.append(_run_view(operator, first.key, run_id, first, of_run, redaction))
     return sorted(views, key=lambda view: (view.admitted_ms is None, view.admitted_ms or 0, view.agent, view.run))
 
 
@@ -163,9 +168,14 @@ def _has_no_followers(record: JournalRecord) -> bool:
 
 
 def _run_view(
-    operator: int, key: bytes, run_id: str, known: RunEntry | JournalRecord, records: dict[str, JournalRecord]
+    operator: int,
+    key: bytes,
+    run_id: str,
+    known: RunEntry | JournalRecord,
+    records: dict[str, JournalRecord],
+    redaction: Redaction,
 ) -> RunView:
-    steps = [_step_view(record) for record in sorted(records.values(), key=lambda record: record.at_ms)]
+    steps = [_step_view(record, redaction) for record in sorted(records.values(), key=lambda record: record.at_ms)]
     task = _task_at_work(known)
     state, due_ms = "running", None
     if isinstance(known, RunEntry) and not known.is_started and not records:
@@ -179,7 +189,7 @@ def _run_view(
             due_ms = min((step.due_ms for step in waits if step.due_ms is not None), default=None)
     return RunView(
         run_id,
-        msgspec.msgpack.decode(key),
+        redaction.key(msgspec.msgpack.decode(key)),
         operator,
         known.number,
         state,
@@ -208,8 +218,8 @@ def waits_for_signals(runs: Iterable[RunView]) -> list[WaitView]:
     return sorted(waits, key=lambda wait: wait.since_ms)
 
 
-def _step_view(record: JournalRecord) -> StepView:
-    preview, due_ms = _preview(record)
+def _step_view(record: JournalRecord, redaction: Redaction) -> StepView:
+    preview, due_ms = _preview(record, redaction)
     return StepView(
         record.task,
         record.step,
@@ -224,47 +234,37 @@ def _step_view(record: JournalRecord) -> StepView:
     )
 
 
-def _preview(record: JournalRecord) -> tuple[str, int | None]:
+def _preview(record: JournalRecord, redaction: Redaction) -> tuple[str, int | None]:
     """Return in short what a record holds, and when something follows by itself."""
     kind, payload = record.kind, record.payload
     if kind == RESULT:
-        return _short(payload), None
+        return _short(payload, redaction), None
     if kind == ERROR:
-        return describe_error(payload), None
+        return redaction.text(describe_error(payload)), None
     if kind == WAIT:
         wait = decode_wait(payload)
         return wait.correlation, wait.due_ms
     if kind == ATTEMPT:
         wait = decode_wait(payload)
-        return f"call {wait.calls} failed: {describe_error(wait.error)}", wait.due_ms
+        return f"call {wait.calls} failed: {redaction.text(describe_error(wait.error))}", wait.due_ms
     if kind == WAITED:
         outcome = decode_outcome(payload)
-        return "time was up" if outcome.value is None else f"{_short(outcome.value)} by {outcome.position}", None
+        if outcome.value is None:
+            return "time was up", None
+        return f"{_short(outcome.value, redaction)} by {outcome.position}", None
     if kind == INTENT:
         return "called, and no outcome is known", None
     if kind == COMPLETION:
         return f"{len(decode_completion(payload).sent or ())} events sent", None
     if kind == FAILURE:
-        return str(decode_failure(payload)[0]), None
+        return redaction.text(str(decode_failure(payload)[0])), None
     return "", None
 
 
-def _short(payload: bytes) -> str:
-    """Return a value as JSON, cut; the values of fields whose name says that they are secret are left out."""
+def _short(payload: bytes, redaction: Redaction) -> str:
+    """Return a value as JSON, cut, without what must not be seen."""
     try:
-        text = msgspec.json.encode(redacted(msgspec.msgpack.decode(payload, strict=False))).decode()
+        text = msgspec.json.encode(redaction.value(msgspec.msgpack.decode(payload, strict=False))).decode()
     except (msgspec.DecodeError, TypeError, ValueError):
         text = repr(payload)
     return text if len(text) <= _PREVIEW_CHARS else f"{text[:_PREVIEW_CHARS]}…"
-
-
-def redacted(value: Any) -> Any:  # noqa: ANN401 (any value)
-    """Return a value without secrets: fields are judged by their name."""
-    if isinstance(value, dict):
-        return {
-            str(name): "***" if isinstance(name, str) and _SECRET.search(name) else redacted(inner)
-            for name, inner in value.items()
-        }
-    if isinstance(value, list):
-        return [redacted(inner) for inner in value]
-    return value

@@ -18,13 +18,8 @@ from functools import partial
 
 import msgspec
 
-from agentflow.api.codecs import MSGPACK, Codec
-from agentflow.api.encoding import encode_json, encode_msgpack
-from agentflow.core.delta import (
-    StateWrite,
-    StoredRow,
-    Table,
-)
+from agentflow.api.codecs import JSON, MSGPACK, Codec
+from agentflow.core.delta import StateWrite, StoredRow, Table
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.limits import OperatorLimits
 from agentflow.core.operator import Operator
@@ -41,7 +36,7 @@ from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
-from agentflow.runtime.codecs import KeyBy, KeyReader, TimestampReader, input_decoder
+from agentflow.runtime.codecs import KeyBy, KeyReader, TimestampReader, input_decoder, output_encoder
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.epoch_writer import EpochWriter
 from agentflow.runtime.inspection import RunView, unfinished_runs
@@ -56,7 +51,7 @@ from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader, encode_control, encode_signal
 from agentflow.runtime.stage import Stage
-from agentflow.runtime.step_runner import StepRunner
+from agentflow.runtime.step_runner import StepRunner, current_step
 from agentflow.runtime.stored_job import StoredJob, read_stored_job
 from agentflow.runtime.subtask import Subtask
 
@@ -91,7 +86,7 @@ class JobSpec(msgspec.Struct, frozen=True):
         open_source: Makes the source; called at each (re)start.
         open_sinks: Makes the sinks by role: ``sink`` and perhaps ``dead-letter``; called at each (re)start.
         open_state: Opens keyed state, at once or as a coroutine; called at each (re)start.
-        encode_output: Encoder of outputs for the sink.
+        output_codec: How outputs are encoded for the sink.
         has_tombstones: Whether the sink's records may have no value: that is what an output of None becomes.
         first_interval_share: Share of the checkpoint interval before the first checkpoint; subtasks of one worker have different
             ones, so that they do not all commit at once.
@@ -109,7 +104,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     open_source: Callable[[], Source]
     open_sinks: Callable[[], Mapping[str, Sink]]
     open_state: Callable[[], KeyedState | Awaitable[KeyedState]]
-    encode_output: Callable[[object], bytes] = encode_json
+    output_codec: Codec = JSON
     has_tombstones: bool = False
     first_interval_share: float = 1.0
     rekeyed_source: str | None = None
@@ -528,9 +523,8 @@ class Job:
                 takes_requests=self._requests is not None,
             )
             operator.restore(stored.rows[index], now_ms, stored.journal[index], self._counters.checkpoint)
-            services = OperatorServices(
-                operator, settings, incarnation, state, spec.encode_output if is_last else encode_msgpack
-            )
+            output_codec = spec.output_codec if is_last else MSGPACK
+            services = OperatorServices(operator, settings, incarnation, state, output_encoder(output_codec))
             services.has_tombstones = is_last and spec.has_tombstones
             if is_last and (output_max := sinks["sink"].record_max_bytes) is not None:
                 services.output_max = min(services.record_max, output_max)
@@ -547,9 +541,12 @@ class Job:
             )
             keys = KeyReader(stage.key_by, codec, rekeyed_source)
             observers = spec.observers(stage.plan, index, incarnation)
-            observation = Observation(observers, runner.start) if observers else None
-            if services.steps is not None and observation is not None:
-                services.steps.seen = observation.turn.steps.append
+            observation = Observation(observers, runner.start, codec, output_codec) if observers else None
+            if observation is not None:
+                services.report, observation.step_path = observation.report, current_step
+                if services.steps is not None:
+                    services.steps.seen = observation.see_step
+                    services.steps.began = observation.begin_step if observation.wants_progress else None
             reader = self._record_reader(keys, codec) if index == 0 else None
             subtask.add_stage(Stage(operator, runner, keys, services.steps, observation, is_last, reader))
         return subtask

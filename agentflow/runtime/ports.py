@@ -51,6 +51,33 @@ class Observer(Protocol):
         ...
 
 
+class RecordTarget(Protocol):
+    """Where records of the event log go. One thread uses it, from its first `write` to `close`; it may wait, and it may fail.
+
+    A record is one line: a JSON object without a line end inside, and a line end.
+    """
+
+    name: str
+    """Short name for messages (``file``)."""
+
+    def write(self, subtask: int, lines: Sequence[bytes]) -> None:
+        """Take records of a subtask, in order, some whole ones in each element; they are safe from the end of the process when this
+        returns.
+
+        Raises:
+            Exception: Whatever it is: none of these records, or some of them whole, are written.
+        """
+        ...
+
+    def tend(self) -> None:
+        """Do what is due by time; called now and then, also when there are no records. It does not raise."""
+        ...
+
+    def close(self) -> None:
+        """Release everything. It does not raise."""
+        ...
+
+
 class Source(Protocol):
     """Records of the partitions that one subtask owns, in order per partition.
 

@@ -55,6 +55,7 @@ class OperatorServices:
         self._get, self._scan = state.get, state.scan
         self._operator = operator.index
         self.steps: StepRunner | None = None
+        self.report: Callable[..., object] | None = None
         self._grow = operator.keys.grow
 
     def fetch_memory(self, owner: KeyState, path: str) -> bytes | None:

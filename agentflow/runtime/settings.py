@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from agentflow.api.events import EventType
+
 DurationMs = Annotated[int, Meta(ge=0, extra={"unit": "duration"})]
 PositiveMs = Annotated[int, Meta(ge=1, extra={"unit": "duration"})]
 SizeBytes = Annotated[int, Meta(ge=0, extra={"unit": "size"})]
@@ -302,6 +304,147 @@ class TopicSettings(_Section, frozen=True):
     ] = None
 
 
+EVENT_TYPES = (EventType.InputEvent, EventType.OutputEvent, EventType.TimerEvent, EventType.CancelEvent)
+"""Types of records that agentflow writes of itself; `event-log.type.<TYPE>` knows them."""
+
+
+class EventTypeSettings(_Section, frozen=True):
+    """`event-log.type.<TYPE>.*`: one type of event, or all whose names begin with it and a dot."""
+
+    level: Annotated[
+        Literal["off", "standard", "verbose"] | None,
+        Meta(description="Level of events of this type, and of types below it; null: that of the type above."),
+    ] = None
+
+
+class TruncationSettings(_Section, frozen=True):
+    """`event-log.standard.*`: what level standard leaves out of large values; 0 leaves out nothing."""
+
+    max_string_length: Annotated[int, Meta(ge=0, description="Characters that are kept of a longer text.")] = 2_000
+    max_array_elements: Annotated[int, Meta(ge=0, description="Elements that are kept of a longer list.")] = 20
+    max_depth: Annotated[
+        int, Meta(ge=0, description="Depth at which objects keep their plain fields only; the attributes are depth 1.")
+    ] = 5
+
+
+class EventTraceSettings(_Section, frozen=True):
+    """`event-log.trace.*`"""
+
+    enabled: Annotated[
+        bool, Meta(description="Write when actions, steps and what they report begin and end, and who began what.")
+    ] = False
+
+
+class RotationSettings(_Section, frozen=True):
+    """`event-log.rotation.*`: when a file is followed by the next."""
+
+    size_bytes: Annotated[SizeBytes, Meta(ge=1, description="Size above which the next file is begun.")] = 64 * 2**20
+    age_ms: Annotated[PositiveMs | None, Meta(description="Age of a file at which the next one is begun.")] = 86_400_000
+
+
+class RetentionSettings(_Section, frozen=True):
+    """`event-log.retention.*`: when old files of a subtask are deleted; the one that is written never is."""
+
+    files: Annotated[Count | None, Meta(description="Files that are kept of a subtask; null: any number.")] = 16
+    size_bytes: Annotated[SizeBytes | None, Meta(description="Bytes that all of them may have; null: any number.")] = (
+        None
+    )
+    age_ms: Annotated[PositiveMs | None, Meta(description="Files that were last written before are deleted.")] = None
+
+
+class EventFilterSettings(_Section, frozen=True):
+    """`event-log.include.*`, `event-log.exclude.*`: patterns in which * stands for any text."""
+
+    types: Annotated[tuple[str, ...], Meta(description="Types of events.")] = ()
+    keys: Annotated[tuple[str, ...], Meta(description="Keys of runs; those that are no text as JSON.")] = ()
+    actions: Annotated[
+        tuple[str, ...], Meta(description="Actions; it says nothing about records that have none, such as inputs.")
+    ] = ()
+
+
+class EventLogKafkaSettings(_Section, frozen=True):
+    """`event-log.kafka.*`: target kafka, at the brokers of the section kafka."""
+
+    topic: Annotated[str | None, Meta(description="Topic of the records; null: {job}-event-log.")] = None
+
+
+class EventLogOtelSettings(_Section, frozen=True):
+    """`event-log.otel.*`: target otel, OTLP over HTTP. Headers and certificates: OTEL_EXPORTER_OTLP_… variables."""
+
+    endpoint: Annotated[
+        str | None, Meta(description="URL that logs are posted to; null: as the OTEL_EXPORTER_OTLP_… variables say.")
+    ] = None
+
+
+class EventLogSettings(_Section, frozen=True):
+    """`event-log.*`: what happened in runs, a record for each event."""
+
+    level: Annotated[
+        Literal["off", "standard", "verbose"],
+        Meta(description="standard: large values are cut; verbose: they are not; off: nothing is written."),
+    ] = "off"
+    type: Annotated[
+        dict[str, EventTypeSettings],
+        Meta(
+            description="Levels by type of event; dots in a type's name make a hierarchy.",
+            extra={"name": "TYPE", "known": EVENT_TYPES},
+        ),
+    ] = {}
+    standard: TruncationSettings = TruncationSettings()
+    trace: EventTraceSettings = EventTraceSettings()
+    target: Annotated[tuple[Literal["file", "stdout", "kafka", "otel"], ...], Meta(description="Where records go.")] = (
+        "file",
+    )
+    dir: Annotated[str, Meta(description="Directory of the files.")] = "logs"
+    rotation: RotationSettings = RotationSettings()
+    retention: RetentionSettings = RetentionSettings()
+    sampling: Annotated[
+        float, Meta(ge=0, le=1, description="Share of runs whose records are written; a run is written whole or not.")
+    ] = 1.0
+    include: EventFilterSettings = EventFilterSettings()
+    exclude: EventFilterSettings = EventFilterSettings()
+    buffer_bytes: Annotated[
+        SizeBytes, Meta(ge=1, description="Records that a target has not taken yet; above it new ones are dropped.")
+    ] = 64 * 2**20
+    flush_interval_ms: Annotated[PositiveMs, Meta(description="Longest time that a record is buffered.")] = 200
+    kafka: EventLogKafkaSettings = EventLogKafkaSettings()
+    otel: EventLogOtelSettings = EventLogOtelSettings()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is written: the level is not off, or that of a type is not."""
+        return any(level not in (None, "off") for level in (self.level, *(one.level for one in self.type.values())))
+
+
+class RedactionSettings(_Section, frozen=True):
+    """`redaction.*`: what telemetry and previews leave out of values, before they are written anywhere."""
+
+    secret_names: Annotated[
+        bool, Meta(description="Redact fields whose names say so: password, secret, token, api key, credential, ….")
+    ] = True
+    fields: Annotated[
+        tuple[str, ...],
+        Meta(description="Names of fields beside those; * stands for any text; case, - and _ do not count."),
+    ] = ()
+    paths: Annotated[
+        tuple[str, ...], Meta(description="Paths in inputs, outputs and events: $.customer.email, $.items[*].card.")
+    ] = ()
+    patterns: Annotated[
+        tuple[str, ...], Meta(description="Regular expressions; what they match in texts and numbers is redacted.")
+    ] = ()
+    key: Annotated[bool, Meta(description="Redact the business key.")] = False
+    replacement: Annotated[
+        Literal["mask", "hash"], Meta(description="mask: ***; hash: a keyed hash, the same for the same value.")
+    ] = "mask"
+    hash_key: Annotated[
+        str | None, Meta(description="Key of the hash, at least 16 characters.", extra={"secret": True})
+    ] = None
+
+    def __repr__(self) -> str:
+        """Leave the secret out."""
+        return f"RedactionSettings(fields={self.fields!r}, paths={self.paths!r}, patterns={self.patterns!r})"
+
+
 class JobSettings(_Section, frozen=True):
     """Everything about a job but its agent, source and sinks."""
 
@@ -333,3 +476,5 @@ class JobSettings(_Section, frozen=True):
     topics: TopicSettings = TopicSettings()
     object_store: ObjectStoreSettings = ObjectStoreSettings()
     admin: AdminSettings = AdminSettings()
+    event_log: EventLogSettings = EventLogSettings()
+    redaction: RedactionSettings = RedactionSettings()

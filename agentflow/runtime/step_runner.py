@@ -54,6 +54,11 @@ _current: contextvars.ContextVar[tuple[TaskSteps, StepCall] | None] = contextvar
 """The step whose function is being called."""
 
 
+def current_step() -> str:
+    """Return the path of the step whose function is being called here; empty: of none."""
+    return "" if (step := _current.get()) is None else step[1].path
+
+
 class StepRunner:
     """Runs and answers the steps of one operator.
 
@@ -62,6 +67,7 @@ class StepRunner:
         coroutine_of: Returns the asyncio task of an action that waits; the action runner sets it.
         leave: Gives up a coroutine without an answer; the action runner sets it.
         seen: Told of calls that ended and of answers from the journal; None: nobody looks.
+        began: Told of calls that begin; None: nobody wants to know.
 
     Args:
         decide: Takes an input of the operator, at once, on the loop; returns the answer to a step if that is all that follows.
@@ -90,6 +96,7 @@ class StepRunner:
         self.coroutine_of: Callable[[ActionTask], asyncio.Task[Any] | None] = _unknown
         self.leave: Callable[[ActionTask], object] = _unknown
         self.seen: Callable[[StepSeen], object] | None = None
+        self.began: Callable[[ActionTask, StepCall, int, int], object] | None = None
         self._park_after_s = park_after_ms / 1000
         self._sleepers: dict[TaskSteps, float] = {}  # until when they are kept, the first one first
         self._sweeper: asyncio.TimerHandle | None = None
@@ -189,7 +196,7 @@ class StepRunner:
                 self.seen(StepSeen(steps.task, call, 0, monotonic_ns(), calls=0))
             while type(answer) is RunStep:
                 assert work is not None, "a wait is not run"
-                began_ns = 0 if self.seen is None else monotonic_ns()
+                began_ns = 0 if self.seen is None else self._begin(steps, call, answer.calls + 1)
                 settled = await self._settle_doubt(steps, call, work) if answer.is_in_doubt else None
                 ended = settled or await self._run(steps, call, work, answer.calls)
                 if self.seen is not None:
@@ -203,6 +210,13 @@ class StepRunner:
             steps.calls += 1
             await self._loop.create_future()  # it was cancelled the last time, and is cancelled again
         return self._recorded(steps.task, answer)
+
+    def _begin(self, steps: TaskSteps, call: StepCall, calls: int) -> int:
+        """Return when a call begins, and tell whoever wants to know."""
+        began_ns = monotonic_ns()
+        if self.began is not None:
+            self.began(steps.task, call, began_ns, calls)
+        return began_ns
 
     def _recorded(self, task: ActionTask, answer: Answer) -> bytes:
         if type(answer) is RefuseStep:
@@ -452,7 +466,7 @@ class StepRunner:
         if self.seen is not None and type(answer) is ResolveStep:
             self.seen(StepSeen(task, call, 0, monotonic_ns(), calls=0))
         while type(answer) is RunStep:
-            began_ns = 0 if self.seen is None else monotonic_ns()
+            began_ns = 0 if self.seen is None else self._begin(steps, call, answer.calls + 1)
             settled = self._settle_doubt_in_thread(steps, call, work) if answer.is_in_doubt else None
             ended = settled or self._run_in_thread(steps, call, work, answer.calls)
             if self.seen is not None:

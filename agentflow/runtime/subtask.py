@@ -179,7 +179,8 @@ class Subtask:
         """Append an operator to the chain, restored, before `run`; its runner delivers to `deliver_to` of its place."""
         self._stages.append(stage)
         self._last += 1
-        self._is_observed |= stage.observation is not None
+        if stage.observation is not None:
+            self._is_observed, stage.observation.wake = True, self._schedule
 
     @property
     def runs_in_flight(self) -> int:
@@ -223,6 +224,8 @@ class Subtask:
                 await stage.runner.close()
             if self._journal is not None:
                 await self._journal.close()
+            if self._is_observed:
+                self._tell_observers(self._clock.now_ms())  # also of a turn that failed
 
     def stop(self) -> None:
         """Admit nothing more, drain, take a final checkpoint; called again: do not wait for runs in flight."""
@@ -545,6 +548,8 @@ class Subtask:
         for index, stage in enumerate(self._stages):
             stage.operator.apply(BarrierReceived(checkpoint, positions if index == 0 else {}), now_ms)
             self._run_effects(index, now_ms)
+        if self._is_observed:
+            self._tell_observers(now_ms)  # what the checkpoint has is told before it is durable
         snapshots, self._snapshots = self._snapshots, []
         has_output, self._has_output = self._has_output, False
         journal_position = None if self._journal is None else self._journal.position

@@ -38,6 +38,8 @@ PORT_MODULES = (
     "agentflow.core.effects",
     "agentflow.runtime.ports",
     "agentflow.runtime.settings",  # plain values; a connector of a server has many
+    "agentflow.runtime.observation",  # what observers are shown
+    "agentflow.runtime.redaction",  # what must not be seen anywhere
 )
 API_ONLY = ("integrations", "actions")
 

@@ -41,11 +41,12 @@ def test_keys_are_named_by_rule_from_fields():
 
 def test_every_field_of_the_settings_is_a_key():
     fields = set(paths(msgspec.to_builtins(JobSettings())))
-    assert fields - {key.fields for key in key_table().keys.values()} == set()
+    open_sections = {section.fields for section in key_table().open_sections}
+    assert fields - {key.fields for key in key_table().keys.values()} == open_sections == {("event_log", "type")}
 
 
 def test_every_key_is_described():
-    assert [key.name for key in key_table().keys.values() if not key.description.endswith(".")] == []
+    assert [key.name for key in key_table().every if not key.description.endswith(".")] == []
 
 
 def test_reference_file_has_every_key_and_loads(monkeypatch):
@@ -160,7 +161,74 @@ def test_choice_is_described_with_its_kinds():
 
 def test_whole_description_names_every_key():
     text = describe_text("")
-    assert [key.name for key in key_table().keys.values() if f"\n{key.name}\n" not in f"\n{text}"] == []
+    assert [key.name for key in key_table().every if f"\n{key.name}\n" not in f"\n{text}"] == []
+
+
+def test_open_section_is_described_with_a_placeholder_and_by_any_name():
+    keys = [described.key for described in describe("event-log.type") or []]
+    assert keys == ["event-log.type.<TYPE>.level"]
+    (named,) = describe("event-log.type.shop.order.level") or []
+    assert (named.key, named.type) == ("event-log.type.shop.order.level", "off | standard | verbose, or null")
+    assert describe("event-log.type.shop.order.levl") is None
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"event-log.type._input_event.level": "off"},
+        {"event-log": {"type": {"_input_event.level": "off", "shop": {"level": None, "order": {"level": "verbose"}}}}},
+        {"event-log": {"type._input_event.level": "off"}},
+    ],
+)
+def test_schema_takes_keys_of_open_sections_in_every_form(written):
+    assert errors_of(written) == []
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"event-log.type._input_event.levl": "off"},
+        {"event-log.type._input_event.level": "of"},
+        {"event-log": {"type": {"shop": {"order": "verbose"}}}},
+        {"event-log": {"type": {"shop": {"order": {"level": 5}}}}},
+    ],
+)
+def test_schema_refuses_wrong_keys_and_values_of_open_sections(written):
+    assert errors_of(written) != []
+
+
+def errors_of(written):
+    """Check a job file against its schema, as far as schemas say something of open sections."""
+    schema = json_schema()
+
+    def check(value, node):
+        if "$ref" in node:
+            return check(value, schema["$defs"][node["$ref"].rpartition("/")[2]])
+        if "anyOf" in node:
+            found = [check(value, one) for one in node["anyOf"]]
+            return [] if [] in found else found[0]
+        if "enum" in node:
+            return [] if value in node["enum"] else [value]
+        kinds = {"object": dict, "null": type(None), "string": str, "array": list, "integer": int}
+        wanted = node.get("type", [])
+        if not any(isinstance(value, kinds[kind]) for kind in ([wanted] if isinstance(wanted, str) else wanted)):
+            return [value]
+        if "pattern" in node and not re.search(node["pattern"], value):
+            return [value]
+        found = []
+        for name, inner in value.items() if isinstance(value, dict) else ():
+            below = [node["properties"][name]] if name in node.get("properties", {}) else []
+            below += [one for pattern, one in node.get("patternProperties", {}).items() if re.search(pattern, name)]
+            more = node.get("additionalProperties", True)
+            if below:
+                found += [error for one in below for error in check(inner, one)]
+            elif more is False:
+                found.append(name)
+            elif more is not True:
+                found += check(inner, more)
+        return found
+
+    return check(written, schema)
 
 
 def test_unknown_section_has_no_description():

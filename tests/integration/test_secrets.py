@@ -1,0 +1,167 @@
+"""A secret that a rule names is nowhere in what telemetry writes: a run has it in everything, and every byte is searched."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+
+import msgspec
+import pytest
+
+from agentflow import Agent, CancelEvent, Event, EventType, OutputEvent, Retry
+from agentflow.api.executions import ExecutionReporters
+from agentflow.cli.main import main
+from agentflow.core.delta import Table
+from agentflow.runtime.inspection import unfinished_runs, waits_for_signals
+from agentflow.runtime.redaction import Redaction
+from agentflow.runtime.settings import EventLogOtelSettings, RedactionSettings
+from agentflow.state.memory import MemoryKeyedState
+from tests.event_log_world import World
+from tests.otlp_receiver import collector
+
+SECRET = "4111-1111-1111-1111"
+BY_NAME = RedactionSettings(fields=("k", "card"), key=True)
+BY_PATH = RedactionSettings(
+    paths=("$.k", "$.card", "$.deep[*].card", "$.list[*].card", "$.list[*].deep[*].card", "$.arguments.card"), key=True
+)
+BY_PATTERN = RedactionSettings(
+    patterns=(r"\d{4}-\d{4}-\d{4}-\d{4}",), secret_names=False, replacement="hash", hash_key="k" * 16
+)
+
+
+class Declined(Exception):
+    """Says too much."""
+
+
+def agent(*, tells: bool = True) -> Agent:
+    """An agent that puts its secret everywhere; into texts where it tells."""
+
+    async def act(event, ctx):
+        card = event.input["card"]
+
+        def charge(number):
+            ExecutionReporters.started(
+                ctx, "tool", "charge", {"card": number, "arguments": json.dumps({"card": number})}
+            )
+            ExecutionReporters.failed(
+                ctx, "tool", "charge", {"card": number}, Declined(f"card={number if tells else 0} declined")
+            )
+            return {"card": number, "deep": [{"card": number}]}
+
+        def fail(number):
+            raise Declined(f"card: {number if tells else 0}")
+
+        ctx.short_term_memory.set("last.card", card)
+        ctx.sensory_memory.set("card", card)
+        paid = await ctx.durable_execute_async(charge, card)
+        ctx.send_event(Event("paid", {**paid, "list": [paid], "card": card}))
+        ctx.send_event(OutputEvent({"card": card, "deep": [{"card": card}]}))
+        ctx.set_timer("remind", after="1h", attributes={"card": card})
+        if event.input["fails"]:
+            await ctx.durable_execute_async(fail, card, retry=Retry(attempts=2, initial="1ms"))
+        await ctx.wait_for("approval", timeout="1h", correlation="c")
+
+    def paid(event, ctx):
+        raise Declined(f"token={event.attributes['card'] if tells else 0}")
+
+    found = Agent("A")
+    found.errors = (Declined,)
+    found.add_action("act", [EventType.InputEvent], act, retry=Retry(attempts=2, initial="1ms"))
+    found.add_action("paid", ["paid"], paid, on_error="skip", retry=Retry(attempts=2, initial="1ms"))
+    return found.add_action("undo", [CancelEvent], lambda event, ctx: None)
+
+
+def inputs():
+    return [
+        {"k": SECRET, "card": SECRET, "fails": fails, "deep": [{"card": SECRET}], "text": "x" * 3_000}
+        for fails in (True, False)
+    ]
+
+
+def has_secret(text: bytes) -> bool:
+    forms = [
+        SECRET.encode(),
+        SECRET.replace("-", "").encode(),
+        base64.b64encode(SECRET.encode()),
+        SECRET.encode("utf-16-le"),
+    ]
+    return any(form in text for form in forms)
+
+
+@pytest.mark.parametrize("level", ["standard", "verbose"])
+@pytest.mark.parametrize("rules", [BY_NAME, BY_PATH, BY_PATTERN], ids=["name", "path", "pattern"])
+def test_a_secret_is_in_no_file_no_export_and_no_message(tmp_path, monkeypatch, capfd, level, rules):
+    stdout = io.BytesIO()
+
+    class Console:
+        buffer = stdout
+
+        def write(self, text):
+            stdout.write(text.encode())
+
+        def flush(self):
+            pass
+
+    async def stop(job):
+        while job.status.checkpoint == 0 or job.status.dead_letters == 0:
+            await job.checkpoint_now()
+        job.request_stop()
+        job.request_stop()
+
+    monkeypatch.setattr(sys, "stdout", Console())
+    with collector() as received:
+        options = {"level": level, "target": ("file", "stdout", "otel"), "otel": EventLogOtelSettings(received.url)}
+        tells = rules is not BY_PATH  # a path names no place in a text
+        world = World(tmp_path, agent(tells=tells), trace=True, redaction=rules, **options)
+        records = world.run(inputs(), act=stop)
+    monkeypatch.undo()
+    assert len({record["eventType"] for record in records}) > 6
+    for name, text in {
+        **{path.name: path.read_bytes() for path in world.files()},
+        "stdout": stdout.getvalue(),
+        "otel": b"".join(received.raw),
+        "messages": "".join(capfd.readouterr()).encode(),
+    }.items():
+        assert text or name == "messages", f"{name} is empty: nothing was tested"
+        where = text.find(SECRET.encode())
+        assert not has_secret(text), f"{name}: {text[max(0, where - 200) : where + 100]!r}"
+
+
+def test_previews_of_runs_have_no_secret(tmp_path):
+    async def stop(job):
+        while job.status.records_out == 0:
+            await job.checkpoint_now()
+        await job.checkpoint_now()
+        job.request_stop()
+        job.request_stop()
+
+    world = World(tmp_path, agent(), level="off")
+    world.run(inputs()[1:], act=stop)
+    state = MemoryKeyedState(world.storage)
+    for rules, is_hidden in ((BY_PATTERN, True), (RedactionSettings(secret_names=False), False)):
+        rows = list(state.rows(Table.RUNS)), list(state.rows(Table.STEPS))
+        views = unfinished_runs(*rows, (), 0, Redaction(rules))
+        shown = msgspec.json.encode([views, waits_for_signals(views)])
+        assert views
+        assert views[0].steps
+        steps_shown = msgspec.json.encode([view.steps for view in views])
+        assert has_secret(steps_shown) is not is_hidden
+        assert has_secret(shown) is not is_hidden
+    hidden = unfinished_runs(list(state.rows(Table.RUNS)), list(state.rows(Table.STEPS)), (), 0, Redaction(BY_NAME))
+    assert not has_secret(msgspec.json.encode([hidden, waits_for_signals(hidden)]))
+
+
+def test_a_hashed_key_is_found_by_the_key_that_it_is_the_hash_of(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rules = RedactionSettings(key=True, replacement="hash", hash_key="k" * 16)
+    plain = Agent("A").add_action("act", [EventType.InputEvent], lambda event, ctx: None)
+    records = World(tmp_path, plain, redaction=rules).run([{"k": "anna"}, {"k": "bert"}])
+    assert len({record["businessKey"] for record in records}) == 2
+    (tmp_path / "job.yaml").write_text(
+        "job: test\nagent: shop:Agent\nsource: {jsonl: {path: in.jsonl}}\nkey-by: k\nsink: {jsonl: {path: out/}}\nstate.dir: state/\n"
+        "event-log.level: standard\nredaction: {key: true, replacement: hash, hash-key: kkkkkkkkkkkkkkkk}\n"
+    )
+    assert main(["trace", "show", "job.yaml", "--key", "anna", "--format", "json"]) == 0
+    assert [run["run"] for run in json.loads(capsys.readouterr().out)["runs"]] == ["list/0"]
