@@ -52,6 +52,7 @@ class Key(msgspec.Struct, frozen=True):
         above: The number is larger than this.
         pattern: Regular expression of a text.
         choices: The values of a choice.
+        is_secret: Its value is not for everybody's eyes.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Key(msgspec.Struct, frozen=True):
     above: int | None = None
     pattern: str | None = None
     choices: tuple[str, ...] = ()
+    is_secret: bool = False
 
     @property
     def name(self) -> str:
@@ -239,6 +241,7 @@ class _Shape:
             above=_number(max((meta.gt for meta in self.metas if meta.gt is not None), default=None)),
             pattern=next((meta.pattern for meta in self.metas if meta.pattern), None),
             choices=typing.get_args(kinds[0]) if typing.get_origin(kinds[0]) is Literal else (),
+            is_secret=any(meta.extra is not None and meta.extra.get("secret", False) for meta in self.metas),
         )
 
 

@@ -24,8 +24,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from agentflow.api.memory_codec import stamp_of
 from agentflow.core.delta import DeltaSlices, StoredRow, Table
 from agentflow.runtime.ports import Prepared, Staged
@@ -33,14 +31,12 @@ from agentflow.state.directory import StateDirectory
 from agentflow.state.layout import (
     ESCAPED,
     LAYOUT_TAG_MIN,
-    LayoutError,
     encode,
     encode_name,
     end_of_prefix,
     key_prefix,
     seal,
     storage_key,
-    unseal,
 )
 from agentflow.state.rocksdb_journal import RocksDBJournal
 from agentflow.state.rocksdb_large import LargeValues
