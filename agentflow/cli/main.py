@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from agentflow.cli.check_parsers import FLAGS as CHECK_FLAGS
+from agentflow.cli.check_parsers import add_check_commands
 from agentflow.cli.output import EXIT_WRONG_USE, print_error, report_error
 
 _STATUS = """\
@@ -73,6 +75,18 @@ def _validate(chosen: argparse.Namespace) -> int:
     from agentflow.cli.inspection import validate
 
     return validate(chosen)
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.doctor.command import doctor
+
+    return doctor(chosen)
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.verify.command import verify
+
+    return verify(chosen)
 
 
 def _plan(chosen: argparse.Namespace) -> int:
@@ -152,6 +166,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "worker": _worker,
     "validate": _validate,
     "plan": _plan,
+    "doctor": _doctor,
+    "verify": _verify,
     "schema": _schema,
     "simulate": _simulate,
     "group": _group,
@@ -189,7 +205,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--requests", "--all", "--correlation", "--run", "--agent", "--reason", "--accept")  # fmt: skip
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--requests", "--all", "--correlation", "--run", "--agent", "--reason", "--accept", *CHECK_FLAGS)  # fmt: skip
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -246,6 +262,7 @@ def _parser() -> argparse.ArgumentParser:
         "--describe", nargs="?", const="", metavar="SECTION", help="describe a section or key; none: all"
     )
     schema.add_argument("--json", action="store_true", help="print a description as JSON")
+    add_check_commands(commands, _add_command, _add_job_file)
     _add_simulate(commands)
     _add_kafka_commands(commands)
     _add_run_commands(commands)

@@ -378,7 +378,7 @@ async def _create(
     if replicas is None:
         replicas = min(_REPLICAS, report.brokers)
     read_max = max((report.facts.message_max[topic] for topic in topics.inputs), default=_MESSAGE_MAX)
-    refused = []
+    refused: dict[str, list[str]] = {}
     for topic in report.missing:
         config = dict(_CONFIGS.get(topics.roles.get(topic, ""), {}))
         if topic == topics.dead_letters or topic in topics.repartition:
@@ -389,15 +389,16 @@ async def _create(
             error = for_code(code)
             if code and error is not TopicAlreadyExistsError:  # another worker of the job was faster
                 reason = f"{error.__name__}: {text[0]}" if text and text[0] else error.__name__
-                refused.append(
-                    TopicProblem(
-                        f"the brokers do not create topic '{name}' ({report.facts.subtasks} partitions, "
-                        f"{replicas} replicas): {reason}",
-                        "give this client the right to create it, set topics.replication-factor, or create it yourself "
-                        "(settings: docs/operating-kafka.md)",
-                    )
-                )
-    return refused
+                refused.setdefault(reason, []).append(f"'{name}'")
+    return [
+        TopicProblem(
+            f"the brokers do not create {'topic' if len(names) == 1 else 'topics'} {', '.join(names)} "
+            f"({report.facts.subtasks} partitions, {replicas} replicas): {reason}",
+            "give this client the right to create them, set topics.replication-factor, or create them yourself "
+            "(settings: docs/operating-kafka.md)",
+        )
+        for reason, names in refused.items()
+    ]
 
 
 def _or_hidden(settings: KafkaSettings) -> str:
