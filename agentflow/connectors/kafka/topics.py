@@ -15,7 +15,8 @@ from agentflow.connectors.kafka.connection import client_options, security_probl
 from agentflow.errors import ConfigError
 from agentflow.runtime.settings import KafkaSettings, TopicSettings
 
-_REPLICAS = 3
+REPLICAS = 3
+"""Of topics that are created, where there are so many brokers."""
 _DELETE_RETENTION_MS = 86_400_000  # Kafka's default
 _MESSAGE_MAX = 1_048_588  # Kafka's default
 _CHANGELOG_LEAST = 640 * 2**10  # a part of a large value, and what is around it
@@ -376,7 +377,7 @@ async def _create(
     """Create what is missing, or ask whether that would go; return what the brokers refuse, and why."""
     replicas = creation.replication_factor
     if replicas is None:
-        replicas = min(_REPLICAS, report.brokers)
+        replicas = min(REPLICAS, report.brokers)
     read_max = max((report.facts.message_max[topic] for topic in topics.inputs), default=_MESSAGE_MAX)
     refused: dict[str, list[str]] = {}
     for topic in report.missing:
