@@ -20,7 +20,9 @@ def doctor(chosen: argparse.Namespace) -> int:
     from agentflow.cli.doctor.running import run_checks
     from agentflow.cli.doctor.table import CHECKS
     from agentflow.environment.openers import new_event_loop
+    from agentflow.observability.logs import configure_logs
 
+    configure_logs(format="console", level="error", stream=sys.stderr)  # of user code that is imported, or replayed
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs each attempt; what they mean is a finding
     subject = read_subject(chosen.config, chosen.profile, chosen.settings)
     outcomes = run_checks(CHECKS, subject, new_event_loop)

@@ -400,3 +400,16 @@ async def record_times(subject: Subject) -> Sequence[Finding]:
             "let NTP keep the clocks of this machine, of the producers and of the brokers",
         )
     ]
+
+
+async def rehearsals(subject: Subject) -> Sequence[Finding]:
+    """Look for topics that a killed `agentflow verify` has left behind."""
+    from agentflow.connectors.kafka.rehearsal import rehearsal_topics
+
+    settings = subject.job.settings
+    found = await rehearsal_topics(settings.kafka, settings.job)
+    if not found:
+        return [ok("agentflow verify has left nothing behind")]
+    shown = ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+    fix = "delete them, unless agentflow verify runs just now: kafka-topics.sh --delete --topic …"
+    return [note(f"topics of agentflow verify, which was killed or runs: {shown}", fix)]

@@ -21,11 +21,22 @@ _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 def nearest_existing(path: Path) -> Path:
-    """Return ``path``, or the first of its parents that exists: where it would be created."""
+    """Return ``path``, or the first of its parents that exists: where it would be created.
+
+    What lies behind a directory that may not be searched counts as missing; that directory is returned then.
+    """
     path = path.absolute()
-    while not path.exists() and path != path.parent:
+    while not _is_seen(path) and path != path.parent:
         path = path.parent
     return path
+
+
+def _is_seen(path: Path) -> bool:
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def is_writable(directory: Path) -> bool:

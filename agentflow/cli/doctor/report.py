@@ -56,17 +56,17 @@ def _group(outcomes: Sequence[Outcome], group: str, is_colored: bool) -> list[st
 
 def _row(result: Result, name: str, found: str, is_colored: bool) -> str:  # noqa: FBT001
     first = found.partition("\n")[0]
-    return f"  {_word(result, is_colored)}  {f'{name:<{_NAME_WIDTH}}  ' if name or found else ''}{first}".rstrip()
+    return f"  {_word(result, is_colored, _RESULT_WIDTH)}  {f'{name:<{_NAME_WIDTH}}  ' if name or found else ''}{first}".rstrip()
 
 
-def _word(result: Result, is_colored: bool) -> str:  # noqa: FBT001
-    word = f"{result.value:<{_RESULT_WIDTH}}"
+def _word(result: Result, is_colored: bool, width: int = 0) -> str:  # noqa: FBT001
+    word = f"{result.value:<{width}}"
     return f"\x1b[{_COLORS[result]}m{word}\x1b[0m" if is_colored else word
 
 
 def _problem(outcome: Outcome, finding: Finding, is_colored: bool) -> list[str]:  # noqa: FBT001
     first, *rest = finding.found.split("\n")
-    lines = [f"{_word(finding.result, is_colored).rstrip()}: {outcome.check.name}: {first}"]
+    lines = [f"{_word(finding.result, is_colored)}: {outcome.check.name}: {first}"]
     lines += [f"  {line}" for line in rest]
     if finding.expected:
         lines.append(f"  expected: {finding.expected}")

@@ -75,6 +75,7 @@ CHECKS: tuple[Check, ...] = (
     Check("kafka", "changelog", kafka_checks.changelog, 30, ("rights",), no_kafka, _KAFKA_STUCK),
     Check("kafka", "partitioner", kafka_checks.partitioner, 30, ("rights",), no_kafka, _KAFKA_STUCK),
     Check("kafka", "record times", kafka_checks.record_times, 20, ("rights",), no_kafka, _KAFKA_STUCK),
+    Check("kafka", "rehearsals", kafka_checks.rehearsals, 20, ("brokers",), no_kafka, _KAFKA_STUCK),
     Check("machine", "open files", state_checks.open_files, needs=("topics",), unless=no_state),
     Check("machine", "clock", clock_checks.clock),
     Check("machine", "time zone", clock_checks.time_zone),

@@ -101,9 +101,9 @@ async def run_embedded(
 
     witness, given = Witness(), GivenRecords(seen.records, codec)
     job = Job(_spec(job_file, program, plan, given, directory, witness))
-    began_ns, deadline_ms = time.perf_counter_ns(), time.time_ns() // _MS + timeout_ms
+    began_ns = time.perf_counter_ns()
     try:
-        seen.problem = await _run(job, witness, deadline_ms)
+        seen.problem = await _run(job, witness, timeout_ms)
         if seen.problem:
             seen.fix = "look at what it waits for; or --timeout gives it longer"
     except AgentflowError as failure:
@@ -158,8 +158,9 @@ def _sinks(job_file: JobFile, directory: Path, witness: Witness) -> Mapping[str,
     return sinks
 
 
-async def _run(job: Job, witness: Witness, deadline_ms: int) -> str:
+async def _run(job: Job, witness: Witness, timeout_ms: int) -> str:
     """Run a job to its end, to its deadline, or until all that is left waits for longer; say what is wrong, if anything."""
+    deadline_ms = time.time_ns() // _MS + timeout_ms
     running = asyncio.ensure_future(job.run())
     try:
         while not running.done():
@@ -168,9 +169,10 @@ async def _run(job: Job, witness: Witness, deadline_ms: int) -> str:
             is_late = time.time_ns() // _MS > deadline_ms
             if not running.done() and (is_late or (in_flight and witness.waits_beyond(deadline_ms) >= in_flight)):
                 is_waiting = in_flight and witness.waits_beyond(0) >= in_flight
+                late = "" if is_waiting else witness.late(in_flight, timeout_ms)
                 job.request_stop()
                 await running
-                return "" if is_waiting else f"{in_flight} runs did not end in time"
+                return late
         await running
     finally:
         running.cancel()
@@ -187,6 +189,6 @@ def _tell(seen: Rehearsal, witness: Witness, given: GivenRecords, job: Job, bega
     if status.checkpoint:
         what = f"{status.checkpoint} completed, {status.checkpoint_bytes:,} bytes of state"
         seen.stages.append(Stage("checkpoint", what, float(status.checkpoint_ms)))
-    if witness.published_ns:
+    if witness.outputs and witness.published_ns:
         what = f"input to visible output; a running job adds up to checkpoint.interval ({interval_ms / 1000:g} s)"
         seen.stages.append(Stage("end to end", what, (witness.published_ns - given.taken_ns) / _MS))

@@ -155,12 +155,12 @@ class _Course:
         """Run the worker until everything has come out, and say what is wrong, if anything."""
         member = self._member
         assert member is not None, "run before prepare"
-        began_ns, deadline_ms = time.perf_counter_ns(), time.time_ns() // _MS + timeout_ms
+        began_ns = time.perf_counter_ns()
         following = asyncio.ensure_future(self._topics.follow_outputs(self.arrived))
         running = asyncio.ensure_future(member.run())
         filling = asyncio.ensure_future(self._fill(began_ns))
         try:
-            problem = await self._watch(member, (running, following, filling), deadline_ms)
+            problem = await self._watch(member, (running, following, filling), timeout_ms)
             member.request_stop()
             await running
         finally:
@@ -182,8 +182,8 @@ class _Course:
     def _note_writing(self) -> None:
         self._written_ns = time.perf_counter_ns()
 
-    async def _watch(self, member: Worker, tasks: Sequence[asyncio.Future[Any]], deadline_ms: int) -> str:
-        expected = len(self._seen.records)
+    async def _watch(self, member: Worker, tasks: Sequence[asyncio.Future[Any]], timeout_ms: int) -> str:
+        expected, deadline_ms = len(self._seen.records), time.time_ns() // _MS + timeout_ms
         while True:
             await asyncio.wait([task for task in tasks if not task.done()], timeout=LOOK_S)
             for task in tasks:
@@ -198,7 +198,7 @@ class _Course:
             if is_late or (in_flight and witness.waits_beyond(deadline_ms) >= in_flight):
                 if in_flight and witness.waits_beyond(0) >= in_flight:
                     return ""
-                return f"{in_flight} runs did not end in time" if in_flight else self._missing(status.records_out)
+                return witness.late(in_flight, timeout_ms) if in_flight else self._missing(status.records_out)
 
     def _missing(self, sent: int) -> str:
         witness, expected = self._witness, len(self._seen.records)

@@ -189,16 +189,17 @@ class Rehearsal(msgspec.Struct):
         )
         count = len(self.records)
         of = f"{count} record{'s' if count != 1 else ''}"
+        outputs = f"{len(self.outputs)} output{'s' if len(self.outputs) != 1 else ''}"
         if verdict is Verdict.FAILED:
-            problem = self.problem or f"{len(self.left_behind)} things could not be removed again"
-            lines = [f"{word}: {problem}"]
+            problem = self.problem or "what was made for this could not be removed again"
+            first, *rest = problem.splitlines()
             traceback = next((one.traceback for one in reversed(self.attempts) if one.traceback), "")
-            lines += [f"  {line}" for line in traceback.rstrip().splitlines()] if self.problem else []
-            return [*lines, f"help: {self.fix or 'remove it by hand'}"]
+            rest = rest or (traceback.rstrip().splitlines() if self.problem else [])
+            return [f"{word}: {first}", *(f"  {line}" for line in rest), f"help: {self.fix}"]
         if verdict is Verdict.WAITING:
-            return [f"{word}: {of}, {len(self.outputs)} outputs so far; what is left waits, as the agent says"]
+            return [f"{word}: {of}, {outputs} so far; what is left waits, as the agent says"]
         if verdict is Verdict.OK:
-            return [f"{word}: {of}, {len(self.outputs)} output{'s' if len(self.outputs) != 1 else ''}"]
+            return [f"{word}: {of}, {outputs}"]
         ran = ", ".join(dict.fromkeys(one.action for one in self.attempts))
         return [
             f"{word}: {of}, and the agent sent nothing ({f'it ran {ran}' if ran else 'no action takes it'}); nothing failed"

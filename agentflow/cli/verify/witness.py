@@ -83,6 +83,7 @@ class Witness:
         dead: Records whose run failed for good.
         skipped: Tasks that were dropped by their policy, as text.
         outputs: Encoded values in order; of an embedded job.
+        running: Task → its action; of those that began, and have not ended.
         waits: Task → what it waits for now.
         began_ns: When the first action began; 0: none did.
         answered_ns: When the last action ended.
@@ -95,6 +96,7 @@ class Witness:
         self.dead: list[DeadLetterSeen] = []
         self.skipped: list[str] = []
         self.outputs: list[bytes | None] = []
+        self.running: dict[str, str] = {}
         self.waits: dict[str, WaitSeen] = {}
         self._steps: dict[str, list[StepLine]] = {}
         self.began_ns = self.answered_ns = self.published_ns = 0
@@ -115,10 +117,22 @@ class Witness:
         late = {wait.record for wait in self.waits.values() if wait.until_ms is None or wait.until_ms > deadline_ms}
         return len(late)
 
+    def late(self, in_flight: int, timeout_ms: int) -> str:
+        """Say what has not ended in time."""
+        names = dict.fromkeys(name for task, name in self.running.items() if task not in self.waits)
+        actions = ", ".join(f"'{name}'" for name in names)
+        who = (
+            f"action{'s' if len(names) > 1 else ''} {actions}"
+            if names
+            else f"{in_flight} run{'s' if in_flight != 1 else ''}"
+        )
+        return f"{who} did not end within {timeout_ms / 1000:g} s"
+
     def observe(self, turn: Turn, now_ms: int) -> None:
         """See `Observer`."""
         for received in turn.records:
             self.keys[_label(received.record)] = msgspec.msgpack.decode(received.key)
+        self.running |= {task.id: task.action.name for task in turn.started}
         for seen in turn.steps:
             took = (seen.ended_ns - seen.began_ns) / _MS if seen.began_ns else 0.0
             line = StepLine(seen.call.function, seen.calls, seen.error or None, took)
@@ -136,6 +150,7 @@ class Witness:
             self.began_ns = self.began_ns or began_ns
             self.answered_ns = ended_ns
             self.waits.pop(task.id, None)
+            self.running.pop(task.id, None)
             report = answer.error if isinstance(answer, ActionFailed) else None
             self.attempts.append(
                 AttemptSeen(

@@ -42,7 +42,27 @@ _PROBE_KEY = b"agentflow-clock"
 
 def rehearsal_name(job: str) -> str:
     """Return a new name for a rehearsal of a job."""
-    return f"{job[:_NAME_CHARS]}-verify-{uuid.uuid4().hex[:8]}"
+    return f"{_prefix(job)}{uuid.uuid4().hex[:8]}"
+
+
+def _prefix(job: str) -> str:
+    return f"{job[:_NAME_CHARS]}-verify-"
+
+
+async def rehearsal_topics(settings: KafkaSettings, job: str) -> list[str]:
+    """Return the topics of rehearsals of a job: of one that runs now, or of some that were killed.
+
+    Raises:
+        SourceError: No broker answers.
+    """
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    try:
+        await admin.start()
+        return sorted(topic for topic in await admin.list_topics() if topic.startswith(_prefix(job)))
+    except KafkaError as error:
+        raise unreachable(settings, error) from error
+    finally:
+        await admin.close()
 
 
 async def first_records(settings: KafkaSettings, topics: Sequence[str], count: int) -> list[Record]:
