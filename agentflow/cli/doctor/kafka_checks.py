@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from agentflow.cli.doctor.findings import Finding, Subject, error, note, ok, skipped, warning
 from agentflow.cli.doctor.places import size_text
+from agentflow.cli.doctor.requirements import Requirement
 from agentflow.cli.doctor.running import in_thread
 from agentflow.cli.doctor.state_checks import subtask_paths
 from agentflow.cli.job_file import KafkaDeadLetters, KafkaSink, KafkaSource
@@ -36,7 +36,7 @@ def no_kafka(subject: Subject) -> str:
         return "the job file has problems"
     if not isinstance(subject.job.composition.source, KafkaSource):
         return "the job does not read Kafka"
-    return "" if importlib.util.find_spec("aiokafka") is not None else "the extra 'kafka' is not installed"
+    return "" if Requirement("aiokafka", "", "kafka").installed else "the extra 'kafka' is not installed"
 
 
 def _source(subject: Subject) -> KafkaSource:
