@@ -6,10 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from agentflow.api.codecs import Codec
 from agentflow.api.events import EventType
+from agentflow.cli.verify.type_schemas import schema_of
 from agentflow.errors import ConfigError
 from agentflow.plan.payloads import is_pydantic, reference
 from agentflow.plan.plan import AgentPlan
@@ -79,7 +78,7 @@ def _put(value: object, path: list[str]) -> None:
 
 def _example(input_type: Any, also: list[str]) -> object:  # noqa: ANN401 (a type)
     try:
-        schema = input_type.model_json_schema() if is_pydantic(input_type) else msgspec.json.schema(input_type)
+        schema = input_type.model_json_schema() if is_pydantic(input_type) else schema_of(input_type)
         return example_of(schema, also)
     except (TypeError, _NoExampleError) as error:
         raise ConfigError([f"no value of {reference(input_type)} can be made up: {error}\nhelp: {_HINT}"]) from error
