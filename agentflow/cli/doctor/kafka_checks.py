@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agentflow.cli.doctor.findings import Finding, Subject, error, note, ok, skipped, warning
 from agentflow.cli.doctor.places import size_text
@@ -14,6 +16,7 @@ from agentflow.cli.doctor.requirements import Requirement
 from agentflow.cli.doctor.running import in_thread
 from agentflow.cli.doctor.state_checks import subtask_paths
 from agentflow.cli.job_file import KafkaDeadLetters, KafkaSink, KafkaSource
+from agentflow.core.delta import POSITIONS_NAME, Table, decode_positions
 from agentflow.errors import ConfigError, StateError
 from agentflow.runtime.codecs import RECORD_KEY
 
@@ -277,8 +280,8 @@ async def changelog(subject: Subject) -> Sequence[Finding]:
     assert job_topics is not None, "needs the topics"
     read = {place.label: place for place in await _places(subject, (*job_topics.inputs, *job_topics.repartition))}
     kept = {place.number: place for place in await _places(subject, (job_topics.changelog,))}
-    copies = await in_thread(lambda: _copies(subject, kept))
-    findings = [*_lost(subject, read, kept), *copies]
+    copies = await in_thread(lambda: _copies(subject))
+    findings = [*_lost(subject, read, kept, copies), *_behind(subject, kept, copies)]
     if findings:
         return findings
     used = sum(1 for place in kept.values() if place.end > place.begin)
@@ -294,65 +297,80 @@ async def _places(subject: Subject, topics: Sequence[str], later_ms: int | None 
     return await places(settings.kafka, settings.job, topics, report.partitions, later_ms)
 
 
-def _lost(subject: Subject, read: dict[str, PartitionPlace], kept: dict[int, PartitionPlace]) -> Iterator[Finding]:
-    job = subject.job.settings.job
-    for place in read.values():
-        if place.committed is None:
-            continue
-        log = kept.get(place.number)
-        if log is None or log.end == log.begin:
-            yield error(
-                f"the group has read {place.label} up to offset {place.committed}, and the changelog knows nothing of it",
-                "the changelog topic that belongs to the group's offsets",
-                f"restore topic '{job}-changelog'; or start a job of another name, which begins with empty state",
-            )
-        elif place.committed < place.begin and _source(subject).on_offset_reset == "fail":
-            yield error(
-                f"{place.label}: the next record ({place.committed}) is gone, the first one that is kept is {place.begin}",
-                "every record from the last checkpoint on",
-                "raise the retention of the topic; source.on-offset-reset: earliest goes on with what is left",
-            )
-        elif place.committed > place.end:
-            yield error(
-                f"{place.label} ends at offset {place.end}, and the group has read up to {place.committed}",
-                "the topic that was read before",
-                "put it back; or start a job of another name on the new one",
-            )
+class _Copy(msgspec.Struct):
+    """A copy of a subtask's state on this machine: how far it followed the changelog, and what had been read then."""
+
+    changelog_position: int
+    positions: dict[str, int]
 
 
-def _copies(subject: Subject, kept: dict[int, PartitionPlace]) -> list[Finding]:
-    """Look at the copies of the state that are on this machine."""
-    findings = []
+def _copies(subject: Subject) -> dict[int, _Copy]:
+    """Return the copies that are on this machine, by subtask."""
     from agentflow.state.rocksdb_rows import StateView
 
-    copies: dict[int, int] = {}
+    copies: dict[int, _Copy] = {}
     for path in subtask_paths(subject) if subject.job.settings.state.dir is not None else ():
         try:
             view = StateView(path)
         except StateError:
             continue  # told by 'contents'
         if view.changelog_position is not None:
-            copies[_number(path)] = view.changelog_position
+            rows = {row.name: row.value for row in view.rows(Table.META)}
+            positions = decode_positions(rows[POSITIONS_NAME]) if POSITIONS_NAME in rows else {}
+            copies[_number(path)] = _Copy(view.changelog_position, positions)
         view.close()
+    return copies
+
+
+def _lost(
+    subject: Subject,
+    read: Mapping[str, PartitionPlace],
+    kept: Mapping[int, PartitionPlace],
+    copies: Mapping[int, _Copy],
+) -> Iterator[Finding]:
+    """Look for what the job would miss: its changelog, or records that it has not read yet."""
+    job = subject.job.settings.job
+    for place in read.values():
+        log, copy = kept.get(place.number), copies.get(place.number)
+        if place.committed is not None and (log is None or log.end == log.begin):
+            yield error(
+                f"the group has read {place.label} up to offset {place.committed}, and the changelog knows nothing of it",
+                "the changelog topic that belongs to the group's offsets",
+                f"restore topic '{job}-changelog'; or start a job of another name, which begins with empty state",
+            )
+            continue
+        # A topic that is deleted takes the group's offsets with it; the state still knows.
+        reached = place.committed if place.committed is not None or copy is None else copy.positions.get(place.label)
+        if reached is not None and reached < place.begin and _source(subject).on_offset_reset == "fail":
+            yield error(
+                f"{place.label}: the next record ({reached}) is gone, the first one that is kept is {place.begin}",
+                "every record from the last checkpoint on",
+                "raise the retention of the topic; source.on-offset-reset: earliest goes on with what is left",
+            )
+        elif reached is not None and reached > place.end:
+            yield error(
+                f"{place.label} ends at offset {place.end}, and the job has read up to {reached}",
+                "the topic that was read before",
+                "put it back; or start a job of another name on the new one",
+            )
+
+
+def _behind(subject: Subject, kept: Mapping[int, PartitionPlace], copies: Mapping[int, _Copy]) -> Iterator[Finding]:
+    """Look whether the changelog has what copies of the state rest on."""
     for number, place in kept.items():
-        copy = copies.get(number, 0)
+        copy = copies[number].changelog_position if number in copies else 0
         if copy > place.end:
-            findings.append(
-                error(
-                    f"the state of subtask {number} on this machine is at changelog offset {copy}, the changelog ends at {place.end}",
-                    "the changelog that this state was written with",
-                    f"put the topic back, or move {subject.job.settings.state.dir}/subtask-{number} away: it is rebuilt",
-                )
+            yield error(
+                f"the state of subtask {number} on this machine is at changelog offset {copy}, the changelog ends at {place.end}",
+                "the changelog that this state was written with",
+                f"put the topic back, or move {subject.job.settings.state.dir}/subtask-{number} away: it is rebuilt",
             )
         elif place.begin > copy:
-            findings.append(
-                error(
-                    f"{place.label} begins at offset {place.begin}; what was before is gone",
-                    "every key's last record, as cleanup.policy=compact keeps it",
-                    "restore the topic; or start a job of another name, which begins with empty state",
-                )
+            yield error(
+                f"{place.label} begins at offset {place.begin}; what was before is gone",
+                "every key's last record, as cleanup.policy=compact keeps it",
+                "restore the topic; or start a job of another name, which begins with empty state",
             )
-    return findings
 
 
 def _number(path: Path) -> int:

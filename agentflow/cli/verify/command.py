@@ -128,7 +128,7 @@ async def _rehearse(
         seen.fix = "agentflow doctor says what is wrong with it; --value gives a record without reading it"
         return
     except AgentflowError as failure:
-        seen.problem, seen.fix = str(failure), failure.fix or "agentflow doctor says more"
+        seen.fail(failure, "agentflow doctor says more")
         return
     took = None if chosen.value is not None else (time.perf_counter_ns() - began_ns) / _MS
     seen.stages.append(Stage("read", f"{len(seen.records)} from {seen.origin}", took))

@@ -107,10 +107,7 @@ async def run_embedded(
         if seen.problem:
             seen.fix = "look at what it waits for; or --timeout gives it longer"
     except AgentflowError as failure:
-        seen.problem, seen.fix = str(failure.what), failure.fix or "correct the action, or the record"
-        user_traceback = getattr(failure, "user_traceback", "")
-        if user_traceback:
-            seen.problem += "\n" + user_traceback.rstrip()
+        seen.fail(failure, "correct the action, or the record")
     seen.outputs = [decoded(value, "json") for value in witness.outputs]
     seen.take(witness)
     _tell(seen, witness, given, job, began_ns, job_file.settings.checkpoint.interval_ms)

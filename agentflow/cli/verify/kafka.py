@@ -56,17 +56,12 @@ async def run_on_kafka(
         if seen.problem:
             seen.fix = "look at what it waits for; or --timeout gives it longer"
     except AgentflowError as failure:
-        seen.problem, seen.fix = (
-            str(failure.what),
-            failure.fix or "agentflow doctor says what is wrong with the brokers",
-        )
-        if user_traceback := getattr(failure, "user_traceback", ""):
-            seen.problem += "\n" + user_traceback.rstrip()
+        seen.fail(failure, "agentflow doctor says what is wrong with the brokers")
     finally:
         seen.outputs = [decoded(record.value, program.output_codec.name) for record, _ in course.arrived]
         names = {f"{topics.source}/0/{offset}": record.run_id for offset, record in enumerate(seen.records)}
         seen.take(witness, names)
-        await _remove(topics, job, seen)
+        await _remove(topics, job, seen, has_group=course.has_joined)
 
 
 def _settings(settings: JobSettings, name: str, directory: Path) -> JobSettings:
@@ -102,12 +97,12 @@ def _job(
     return job
 
 
-async def _remove(topics: RehearsalTopics, job: KafkaJob, seen: Rehearsal) -> None:
+async def _remove(topics: RehearsalTopics, job: KafkaJob, seen: Rehearsal, *, has_group: bool) -> None:
     """Remove what was made; a second interruption leaves it, and that is told."""
     began_ns = time.perf_counter_ns()
     every = job.topics.every
     seen.left_behind = [*(f"topic {topic}" for topic in every), f"group {topics.name}"]  # until it is known otherwise
-    seen.left_behind = await topics.remove(every)
+    seen.left_behind = await topics.remove(every, has_group=has_group)
     if seen.left_behind:
         seen.fix = seen.fix or (
             "delete them: kafka-topics.sh --delete --topic …, kafka-consumer-groups.sh --delete --group …; "
@@ -122,6 +117,7 @@ class _Course:
 
     Attributes:
         arrived: Outputs that were read back, with the time when they were there.
+        has_joined: Whether a worker may be known to the group.
     """
 
     def __init__(self, job: KafkaJob, topics: RehearsalTopics, witness: Witness, seen: Rehearsal) -> None:
@@ -134,6 +130,7 @@ class _Course:
         self._started = asyncio.Event()
         self._ended: Mapping[str, Any] = {}
         self.arrived: list[tuple[Record, int]] = []
+        self.has_joined = False
 
     async def prepare(self, replicas: int | None) -> None:
         """Make the topics."""
@@ -155,7 +152,7 @@ class _Course:
         """Run the worker until everything has come out, and say what is wrong, if anything."""
         member = self._member
         assert member is not None, "run before prepare"
-        began_ns = time.perf_counter_ns()
+        began_ns, self.has_joined = time.perf_counter_ns(), True
         following = asyncio.ensure_future(self._topics.follow_outputs(self.arrived))
         running = asyncio.ensure_future(member.run())
         filling = asyncio.ensure_future(self._fill(began_ns))

@@ -10,6 +10,7 @@ import msgspec
 
 from agentflow.cli.verify.witness import AttemptSeen, DeadLetterSeen, WaitSeen, Witness
 from agentflow.core.records import Record
+from agentflow.errors import AgentflowError
 
 _VALUE_CHARS = 300
 _NAME_WIDTH = 11
@@ -103,6 +104,13 @@ class Rehearsal(msgspec.Struct):
             self.fix = "correct the action, or the record: --value gives another one"
         elif self.skipped:
             self.problem, self.fix = self.skipped[0], "correct the action, or the record: --value gives another one"
+
+    def fail(self, failure: AgentflowError, fix: str) -> None:
+        """Take an error of the engine; ``fix`` is for one that knows none."""
+        problem, _, known = str(failure).partition("\nhelp: ")
+        self.problem, self.fix = problem, failure.fix or known or fix
+        if user_traceback := getattr(failure, "user_traceback", ""):  # of an action that failed the job
+            self.problem += "\n" + user_traceback.rstrip()
 
     @property
     def verdict(self) -> Verdict:

@@ -18,6 +18,7 @@ from aiokafka.errors import (
     AuthenticationFailedError,
     IllegalSaslStateError,
     KafkaError,
+    SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
 )
 from aiokafka.protocol.admin import ApiVersionRequest
@@ -27,7 +28,7 @@ from aiokafka.record import memory_records
 from agentflow.connectors.kafka.connection import client_options
 from agentflow.runtime.settings import KafkaSettings
 
-_REFUSED = (AuthenticationFailedError, IllegalSaslStateError, UnsupportedSaslMechanismError)
+_REFUSED = (AuthenticationFailedError, IllegalSaslStateError, SaslAuthenticationFailed, UnsupportedSaslMechanismError)
 _JOIN_GROUP = 11
 _NEEDED = {
     22: "InitProducerId",

@@ -213,20 +213,21 @@ class RehearsalTopics:
         finally:
             await consumer.stop()
 
-    async def remove(self, topics: Sequence[str]) -> list[str]:
+    async def remove(self, topics: Sequence[str], *, has_group: bool) -> list[str]:
         """Delete the topics and the group, and return what is still there; nothing is raised for that.
 
         Args:
             topics: All that the rehearsal may have.
+            has_group: Whether somebody may have joined its group.
         """
         admin = AIOKafkaAdminClient(**client_options(self._settings))
         left = {topic: f"topic {topic}" for topic in topics}
         try:
             await admin.start()
             left = await self._delete_topics(admin, left)
-            return [*left.values(), *await self._delete_group(admin)]
+            return [*left.values(), *(await self._delete_group(admin) if has_group else ())]
         except KafkaError as error:
-            return [*left.values(), f"group {self.name} ({error!r})"]
+            return [*left.values(), *([f"group {self.name} ({error!r})"] if has_group else ())]
         finally:
             await admin.close()
 
