@@ -28,6 +28,7 @@ from agentflow import Agent, Event, EventType, InputEvent, OutputEvent, Retry, R
 class Touching(Agent):
     @action(EventType.InputEvent)
     def touch(event: InputEvent, ctx: RunnerContext) -> None:
+        print("touching")
         Path("touched").write_text(str(ctx.key))
         ctx.send_event(OutputEvent(event.input))
 
@@ -188,6 +189,8 @@ def test_actions_run_for_real_and_that_is_said_before(project):
     assert done.returncode == 0
     assert (project.path / "touched").read_text() == "p"
     assert done.stderr.startswith("note: the actions of agent 'Touching' run for real")
+    assert done.stderr.endswith("touching\n")
+    assert "touching" not in done.stdout
 
 
 def test_a_value_may_be_given(project):

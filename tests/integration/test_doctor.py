@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import http.server
 import json
@@ -10,6 +9,7 @@ import os
 import resource
 import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -34,9 +34,18 @@ from tests.doctor_world import NOBODY, Project, as_nobody, locked_by_a_process, 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o011)  # so that nobody gets as far as the project
     return Project(tmp_path)
+
+
+@pytest.fixture
+def open_project(monkeypatch):
+    """A project that nobody gets as far as: pytest keeps its own directories closed."""
+    with tempfile.TemporaryDirectory(prefix="agentflow-test-") as place:
+        path = Path(place).resolve()
+        path.chmod(0o755)
+        monkeypatch.chdir(path)
+        yield Project(path)
+        monkeypatch.undo()
 
 
 # -- state
@@ -46,26 +55,26 @@ def test_a_directory_that_is_still_to_be_made_is_well(project):
     assert not (project.path / "state").exists()
 
 
-def test_a_directory_that_this_user_may_not_write_is_an_error(project):
-    (project.path / "state").mkdir(mode=0o500)
+def test_a_directory_that_this_user_may_not_write_is_an_error(open_project):
+    (open_project.path / "state").mkdir(mode=0o500)
     with as_nobody():
-        (finding,) = state_checks.directory(project.subject())
-        (other,) = state_checks.directory(project.subject("state.dir=state/deep/down"))
+        (finding,) = state_checks.directory(open_project.subject())
+        (other,) = state_checks.directory(open_project.subject("state.dir=state/deep/down"))
     assert finding.result == other.result == "error"
     assert "may not be written: owner" in finding.found
     assert "mode 0500" in finding.found
     assert "the right to write there" in finding.fix
 
 
-def test_a_directory_behind_one_that_may_not_be_searched_is_an_error(project):
-    (project.path / "closed").mkdir(mode=0o700)
-    (project.path / "closed" / "state").mkdir()
+def test_a_directory_behind_one_that_may_not_be_searched_is_an_error(open_project):
+    (open_project.path / "closed").mkdir(mode=0o700)
+    (open_project.path / "closed" / "state").mkdir()
     if os.geteuid() != 0:
-        (project.path / "closed").chmod(0)
+        (open_project.path / "closed").chmod(0)
     with as_nobody():
-        (finding,) = state_checks.directory(project.subject("state.dir=closed/state"))
-    (project.path / "closed").chmod(0o700)
-    assert (finding.result, f"{project.path / 'closed'} may not be written" in finding.found) == ("error", True)
+        (finding,) = state_checks.directory(open_project.subject("state.dir=closed/state"))
+    (open_project.path / "closed").chmod(0o700)
+    assert (finding.result, f"{open_project.path / 'closed'} may not be written" in finding.found) == ("error", True)
 
 
 def test_a_file_in_the_place_of_a_directory_is_an_error(project):
@@ -212,14 +221,10 @@ def test_a_limit_of_open_files_below_what_rocksdb_may_have_is_a_warning(project)
 
 
 # -- files
-def input_of(subject):
-    return asyncio.run(file_checks.input_files(subject))
-
-
 def test_input_that_can_be_read_is_well_and_read_on_where_the_state_is(project):
-    assert results(input_of(project.subject())) == ["ok"]
+    assert results(file_checks.input_files(project.subject())) == ["ok"]
     project.run()
-    (finding,) = input_of(project.subject())
+    (finding,) = file_checks.input_files(project.subject())
     assert (finding.result, "1 of them read before" in finding.found) == ("ok", True)
 
 
@@ -249,10 +254,10 @@ def test_outputs_that_somebody_writes_just_now_are_a_warning(project):
     assert results(file_checks.sink(project.subject())) == ["ok"]
 
 
-def test_outputs_that_may_not_be_written_are_an_error(project):
-    (project.path / "dead").mkdir(mode=0o500)
+def test_outputs_that_may_not_be_written_are_an_error(open_project):
+    (open_project.path / "dead").mkdir(mode=0o500)
     with as_nobody():
-        (finding,) = file_checks.dead_letters(project.subject())
+        (finding,) = file_checks.dead_letters(open_project.subject())
     assert (finding.result, "may not be written" in finding.found) == ("error", True)
 
 
@@ -321,6 +326,8 @@ def test_an_agent_that_cannot_be_used_is_told_as_validate_tells_it(project):
     (finding,) = by_name(missing)["agent"]
     assert missing.returncode == 3
     assert "imports 'nothing_of_that_name', which is not there" in finding["found"]
+    (project.path / "agents.py").write_text("print('imported')\n" + (project.path / "agents.py").read_text())
+    assert by_name(project.agentflow("doctor", "job.yaml", "--json"))["agent"][0]["result"] == "ok"
     twice = project.agentflow("doctor", "job.yaml", "--json", "--set", "agent=wrong:Twice")
     assert len(by_name(twice)["agent"]) == 2
     validated = project.agentflow("validate", "job.yaml", "--set", "agent=wrong:Twice")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -25,12 +27,17 @@ def doctor(chosen: argparse.Namespace) -> int:
     configure_logs(format="console", level="error", stream=sys.stderr)  # of user code that is imported, or replayed
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it logs each attempt; what they mean is a finding
     subject = read_subject(chosen.config, chosen.profile, chosen.settings)
-    outcomes = run_checks(CHECKS, subject, new_event_loop)
+    with contextlib.redirect_stdout(sys.stderr):  # what modules print while they are imported is no finding
+        outcomes = run_checks(CHECKS, subject, new_event_loop)
     if chosen.json:
         print_json([row for outcome in outcomes for row in outcome.rows()])
     else:
         print(text_of(outcomes, is_colored=is_colored(sys.stdout)))
-    return _status(outcomes, is_readable=subject.job_file is not None, is_strict=chosen.strict)
+    status = _status(outcomes, is_readable=subject.job_file is not None, is_strict=chosen.strict)
+    if any(outcome.is_late for outcome in outcomes):
+        sys.stdout.flush()
+        os._exit(status)  # what hangs may have threads of its own, for which the interpreter would wait
+    return status
 
 
 def _status(outcomes: list[Outcome], *, is_readable: bool, is_strict: bool) -> int:

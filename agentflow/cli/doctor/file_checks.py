@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,21 +22,25 @@ def _paths(part: object) -> tuple[str, ...]:
     return (path,) if isinstance(path, str) else tuple(path)
 
 
-async def input_files(subject: Subject) -> Sequence[Finding]:
+def input_files(subject: Subject) -> Sequence[Finding]:
     """Open the input as the job would, at the positions of its state, and close it again; nothing is read."""
-    from agentflow.cli.connections import source_opener
-
     source = subject.job.composition.source
     if not _paths(source):
         return [skipped(f"{source.described} is no file")]
     positions = {} if no_state(subject) else _positions(subject)
-    opened = source_opener(source, subject.job.settings)()
-    try:
-        await opened.open(positions)  # its errors say what is wrong and what to do
-    finally:
-        await opened.close()
+    asyncio.run(_open(subject, positions))  # its errors say what is wrong and what to do
     read_on = f", {len(positions)} of them read before" if positions else ""
     return [ok(f"{source.described}: can be read{read_on}")]
+
+
+async def _open(subject: Subject, positions: Mapping[str, int]) -> None:
+    from agentflow.cli.connections import source_opener
+
+    opened = source_opener(subject.job.composition.source, subject.job.settings)()
+    try:
+        await opened.open(positions)
+    finally:
+        await opened.close()
 
 
 def _positions(subject: Subject) -> Mapping[str, int]:

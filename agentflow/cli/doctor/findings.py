@@ -147,12 +147,14 @@ class Outcome(msgspec.Struct, frozen=True):
         findings: At least one.
         seconds: How long it took.
         is_blocked: It was skipped because another one had failed.
+        is_late: It did not end in time; what it began may go on.
     """
 
     check: Check
     findings: tuple[Finding, ...]
     seconds: float = 0.0
     is_blocked: bool = False
+    is_late: bool = False
 
     @property
     def result(self) -> Result:

@@ -30,7 +30,6 @@ _AHEAD_MS = 2_000
 _RETENTION_MS = 86_400_000
 _DELETIONS_MS = 3_600_000
 _SHOWN = 5
-ASSIGNOR = "agentflow-sticky"
 
 
 def no_kafka(subject: Subject) -> str:
@@ -254,13 +253,14 @@ def _retention(subject: Subject) -> Iterator[Finding]:
 
 async def group(subject: Subject) -> Sequence[Finding]:
     """Look who is in the group, and how far it is behind."""
+    from agentflow.connectors.kafka.assignor import ASSIGNOR_NAME
     from agentflow.connectors.kafka.describe import describe_group
 
     settings, job_topics = subject.job.settings, subject.topics
     assert job_topics is not None, "needs the topics"
     found = await describe_group(settings.kafka, settings.job, (*job_topics.inputs, *job_topics.repartition))
     lag = sum(partition.lag or 0 for subtask in found.subtasks for partition in subtask.partitions)
-    if found.members and found.protocol != ASSIGNOR:
+    if found.members and found.protocol != ASSIGNOR_NAME:
         return [
             error(
                 f"group '{settings.job}' has {found.members} members of another program (assignor '{found.protocol}')",

@@ -114,7 +114,7 @@ async def _run_one(check: Check, subject: Subject, needed: Sequence[asyncio.Futu
     if not done:
         work.cancel()
         await asyncio.wait([work], timeout=_GRACE_S)
-        return Outcome(check, (_late(check),), time.monotonic() - began)
+        return Outcome(check, (_late(check),), time.monotonic() - began, is_late=True)
     return Outcome(check, work.result(), time.monotonic() - began)
 
 

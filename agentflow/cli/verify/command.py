@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -41,16 +42,28 @@ def verify(chosen: argparse.Namespace) -> int:
     from agentflow.plan.plan import AgentPlan
 
     job_file = load_job_file(chosen.config, profile=chosen.profile, settings=chosen.settings)
-    program = load_program(job_file)
-    plan = AgentPlan.from_agent(program.agent, job_file.config)
-    _check_key(chosen, program)
-    if not _may_run(plan, is_asked=not chosen.yes):
-        print("nothing was run", file=sys.stderr)
-        return 128 + signal.SIGINT
-    configured_logs(job_file, is_live_wanted=False)
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what its warnings mean is told, or is nothing
-    with asyncio.Runner(loop_factory=loop_factory(is_uvloop_wanted=True)) as runner:
-        return runner.run(_verify(chosen, job_file, program, plan))
+    seen = Rehearsal(job_file.settings.job, job_file.composition.agent, "", "", [])
+    with contextlib.redirect_stdout(sys.stderr):  # what user code prints is no part of the report
+        program = load_program(job_file)
+        plan = AgentPlan.from_agent(program.agent, job_file.config)
+        _check_key(chosen, program)
+        if not _may_run(plan, is_asked=not chosen.yes):
+            print("nothing was run")
+            return 128 + signal.SIGINT
+        configured_logs(job_file, is_live_wanted=False)
+        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what its warnings mean is told, or is nothing
+        with asyncio.Runner(loop_factory=loop_factory(is_uvloop_wanted=True)) as runner:
+            received = runner.run(_interruptible(_rehearse(chosen, job_file, program, plan, seen)))
+        if received is not None:
+            print(f"interrupted by {received.name}")
+            for one in seen.left_behind:
+                print(f"left behind: {one}")
+            return 128 + received
+    if chosen.json:
+        print_json(seen.to_json())
+    else:
+        print(seen.to_text(is_colored=is_colored(sys.stdout)))
+    return EXIT_PROBLEMS_FOUND if seen.verdict is Verdict.FAILED else EXIT_DONE
 
 
 def _check_key(chosen: argparse.Namespace, program: Program) -> None:
@@ -73,21 +86,6 @@ def _may_run(plan: AgentPlan, *, is_asked: bool) -> bool:
         return True
     print(f"note: {warning}\ngo on? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-async def _verify(chosen: argparse.Namespace, job_file: JobFile, program: Program, plan: AgentPlan) -> int:
-    seen = Rehearsal(job_file.settings.job, job_file.composition.agent, "", "", [])
-    received = await _interruptible(_rehearse(chosen, job_file, program, plan, seen))
-    if received is not None:
-        print(f"interrupted by {received.name}", file=sys.stderr)
-        for one in seen.left_behind:
-            print(f"left behind: {one}", file=sys.stderr)
-        return 128 + received
-    if chosen.json:
-        print_json(seen.to_json())
-    else:
-        print(seen.to_text(is_colored=is_colored(sys.stdout)))
-    return EXIT_PROBLEMS_FOUND if seen.verdict is Verdict.FAILED else EXIT_DONE
 
 
 async def _interruptible(work: Any) -> signal.Signals | None:  # noqa: ANN401 (a coroutine)
