@@ -103,7 +103,8 @@ def test_problems_of_topics_are_those_of_a_worker_each_with_its_fix(place):
     assert len(found["topics"]) >= 5
     for row in found["topics"]:
         assert f"error: {row['found']}\nhelp: {row['fix']}\n" in worker.stderr
-    assert texts(found, "rights") == ["'topics' has to be well first"]
+    assert outcomes(found, "rights") == ["ok"]
+    assert texts(found, "group") == ["'topics' has to be well first"]
 
 
 def test_topics_that_the_brokers_would_not_make_are_told_with_their_reason(place):
@@ -270,8 +271,9 @@ def test_rights_that_are_missing_are_told_one_by_one_and_those_that_are_there_ar
         place.wait_for(place.sink, 5, worker)
     place.topics.create(f"{place.job}-other", 1)
     flags = as_user(broker, 3, **BOB)
-    (hidden,) = texts(doctor(place, *flags, "--set", "topics.create=false", status=3), "topics")[:1]
-    assert "does not exist, or this client may not see it" in hidden
+    found = doctor(place, *flags, "--set", "topics.create=false", status=3)
+    assert "does not exist, or this client may not see it" in texts(found, "topics")[0]
+    assert f"ACL: READ on topic {place.source}" in {row["fix"] for row in found["rights"]}
     every = ResourcePatternType.PREFIXED
     allow(broker, AclOperation.DESCRIBE, ResourceType.TOPIC, place.job, every)
     found = doctor(place, *flags, status=3)

@@ -166,18 +166,16 @@ async def creation(subject: Subject) -> Sequence[Finding]:
 
 
 async def rights(subject: Subject) -> Sequence[Finding]:
-    """Ask the brokers what this client may do."""
+    """Ask the brokers what this client may do; also where topics are missing, for who may not see one takes it for that."""
     from agentflow.connectors.kafka.rights import missing_rights
+    from agentflow.connectors.kafka.topics import partition_counts
 
-    settings, report, job_topics = subject.job.settings, subject.report, subject.topics
-    assert report is not None, "needs the topics"
-    assert job_topics is not None, "needs the topics"
-    missing = await missing_rights(settings.kafka, settings.job, job_topics, report.partitions)
+    settings, topics = subject.job.settings, job_topics(subject)
+    partitions = await partition_counts(settings.kafka, topics.every)
+    missing = await missing_rights(settings.kafka, settings.job, topics, partitions)
     if missing:
         return [error(f"this client may not {right.what}", "the rights of a worker", right.fix) for right in missing]
-    return [
-        ok(f"read {', '.join(job_topics.inputs)}; write outputs, changelog and journal; group and transactional ids")
-    ]
+    return [ok(f"read {', '.join(topics.inputs)}; write outputs, changelog and journal; group and transactional ids")]
 
 
 def topic_settings(subject: Subject) -> Sequence[Finding]:
