@@ -13,21 +13,22 @@ FLAGS = ("--strict", "--records", "--value", "--key", "--timeout", "--yes")
 """The flags of these commands, for suggestions."""
 
 _DOCTOR = """\
-Looks at Python and packages, the job file, the agent, state, files, brokers, topics, rights and the machine, and changes none of
-them. What is wrong is said with its fix. Errors give exit status 3, warnings 0, or 3 with --strict; a job file that cannot be
-read gives 2. What is measured: some fifty syncs of a file without a name in the directory of state.dir.
+Looks at Python and packages, the job file, the agent, state, files, brokers, topics, rights and
+the machine, and changes none of them. What is wrong is said with its fix. Errors give exit
+status 3, warnings 0, or 3 with --strict; a job file that cannot be read gives 2. What is written:
+some fifty appends to a file without a name in the directory of state.dir, to measure its disk.
 """
 
 _VERIFY = """\
-Runs a record through the job, from reading it to its output, over state, outputs, topics and a group of its own, which are removed
-again. The job's own state, outputs, offsets and group are not touched.
+Runs a record through the job, from reading it to its output, over state, outputs, topics and a
+group of its own, which are removed again. The job's own ones, and its offsets, are not touched.
 
-THE ACTIONS OF THE AGENT RUN FOR REAL: what they call is called, what they send is sent. On a terminal you are asked before;
---yes answers. Where standard input is no terminal nobody is asked.
+THE ACTIONS OF THE AGENT RUN FOR REAL: what they call is called, what they send is sent. On a
+terminal you are asked before; --yes answers. Where standard input is no terminal nobody is asked.
 
-The record is the first one of the source, which is only read; or --value; or, where there is neither, one that is made up from
-the input= type of the agent. Exit status 0: it went through (also where the agent has no output for it, or waits, which is said);
-3: something failed.
+The record is the first one of the source, which is only read; or --value; or, where there is
+neither, one that is made up from the input= type of the agent. Exit status 0: it went through
+(also where the agent has no output for it, or waits, which is said); 3: something failed.
 """
 
 

@@ -116,7 +116,7 @@ def test_help_is_printed_and_says_the_exit_statuses(tmp_path, command):
         (["rn"], "error: unknown command 'rn', did you mean 'run'?\nhelp: agentflow --help\n"),
         (
             ["zzz"],
-            "error: unknown command 'zzz', one of run, worker, validate, plan, doctor, verify, schema, simulate, group, dlq, runs, journal, inbox, signal, version\nhelp: agentflow --help\n",
+            "error: unknown command 'zzz', one of run, worker, validate, plan, schema, doctor, verify, simulate, group, dlq, runs, journal, inbox, signal, version\nhelp: agentflow --help\n",
         ),
         (["run"], "error: the following arguments are required: CONFIG\nhelp: agentflow run --help\n"),
         (

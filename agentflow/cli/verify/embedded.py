@@ -125,6 +125,8 @@ def _spec(
     from agentflow.runtime.job import AgentStage, JobSpec
 
     settings = rehearsal_settings(job_file.settings, f"{job_file.settings.job}-verify", directory)
+    # What goes wrong here goes wrong at once, and is told.
+    settings = msgspec.structs.replace(settings, restart=msgspec.structs.replace(settings.restart, strategy="none"))
     return JobSpec(
         settings,
         (AgentStage(plan, program.key_by),),

@@ -108,7 +108,7 @@ async def _remove(topics: RehearsalTopics, job: KafkaJob, seen: Rehearsal, *, ha
             "delete them: kafka-topics.sh --delete --topic …, kafka-consumer-groups.sh --delete --group …; "
             "they belong to nobody"
         )
-    what = f"{len(every)} topics and group {topics.name}"
+    what = "all but what is left behind" if seen.left_behind else f"{len(every)} topics and group {topics.name}"
     seen.stages.append(Stage("removed", what, (time.perf_counter_ns() - began_ns) / _MS))
 
 
@@ -129,6 +129,7 @@ class _Course:
         self._written_ns = 0
         self._started = asyncio.Event()
         self._ended: Mapping[str, Any] = {}
+        self._trouble = ""
         self.arrived: list[tuple[Record, int]] = []
         self.has_joined = False
 
@@ -147,6 +148,8 @@ class _Course:
             self._started.set()
         elif event == "stopped":
             self._ended = fields
+        elif event in ("restarting", "joining again"):
+            self._trouble = f"; the worker began again because of: {fields['error']}"
 
     async def run(self, timeout_ms: int) -> str:
         """Run the worker until everything has come out, and say what is wrong, if anything."""
@@ -165,7 +168,7 @@ class _Course:
                 task.cancel()
             await asyncio.wait([running, following, filling])
             self._tell()
-        return problem
+        return problem and problem + self._trouble
 
     async def _fill(self, began_ns: int) -> None:
         """Write the records, when the worker is there to read them."""
