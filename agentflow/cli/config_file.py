@@ -39,6 +39,33 @@ def load_job_file(
     """
     problems = ProblemList()
     variables = os.environ if variables is None else variables
+    layer = read_layers(path, problems, profile=profile, settings=settings, variables=variables)
+    job_file = Assembly(path, layer, key_table(), variables, problems).build()
+    check_job(job_file, problems)
+    problems.raise_all()
+    return job_file
+
+
+def read_layers(
+    path: str,
+    problems: ProblemList,
+    *,
+    profile: str | None,
+    settings: Sequence[str],
+    variables: Variables[str, str],
+) -> Layer:
+    """Return what is set, as it is written: file, profile, environment and flags laid over each other.
+
+    Args:
+        path: The file.
+        problems: Takes what is wrong with single keys.
+        profile: As in `load_job_file`.
+        settings: As in `load_job_file`.
+        variables: Environment.
+
+    Raises:
+        JobFileError: The file cannot be read, or is no YAML mapping.
+    """
     text = _read_text(path, problems)
     document = read_yaml(text, path, problems) if text is not None else None
     problems.raise_all()
@@ -49,11 +76,7 @@ def load_job_file(
     chosen = profile if profile is not None else variables.get(PROFILE_VARIABLE) or None
     layer = _file_layers(root, path, chosen, table, problems)
     layer = overlay(layer, environment_layer(variables, layer, table, problems), table)
-    layer = overlay(layer, flag_layer(settings, table, problems), table)
-    job_file = Assembly(path, layer, table, variables, problems).build()
-    check_job(job_file, problems)
-    problems.raise_all()
-    return job_file
+    return overlay(layer, flag_layer(settings, table, problems), table)
 
 
 def _read_text(path: str, problems: ProblemList) -> str | None:

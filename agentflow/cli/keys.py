@@ -57,6 +57,7 @@ class Key(msgspec.Struct, frozen=True):
         pattern: Regular expression of a text.
         choices: The values of a choice.
         is_verbatim: Also blanks, and nothing at all, are a text.
+        is_secret: Its value is not for everybody's eyes.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class Key(msgspec.Struct, frozen=True):
     pattern: str | None = None
     choices: tuple[str, ...] = ()
     is_verbatim: bool = False
+    is_secret: bool = False
 
     @property
     def name(self) -> str:
@@ -318,6 +320,7 @@ class _Shape:
             pattern=next((meta.pattern for meta in self.metas if meta.pattern), None),
             choices=_choices(kinds[0]),
             is_verbatim=bool(self.noted("verbatim")),
+            is_secret=bool(self.noted("secret")),
         )
 
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from agentflow.cli.check_parsers import FLAGS as CHECK_FLAGS
+from agentflow.cli.check_parsers import add_check_commands
 from agentflow.cli.output import EXIT_WRONG_USE, print_error, report_error
 from agentflow.cli.state_parsers import FLAGS, add_savepoint_commands, add_state_commands
 
@@ -74,6 +76,18 @@ def _validate(chosen: argparse.Namespace) -> int:
     from agentflow.cli.inspection import validate
 
     return validate(chosen)
+
+
+def _doctor(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.doctor.command import doctor
+
+    return doctor(chosen)
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.verify.command import verify
+
+    return verify(chosen)
 
 
 def _plan(chosen: argparse.Namespace) -> int:
@@ -187,6 +201,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "validate": _validate,
     "plan": _plan,
     "schema": _schema,
+    "doctor": _doctor,
+    "verify": _verify,
     "simulate": _simulate,
     "group": _group,
     "dlq": _dlq,
@@ -231,7 +247,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--requests", "--all", "--correlation", "--run", "--agent", "--reason", "--accept", "--log", "--format", *FLAGS)  # fmt: skip
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--requests", "--all", "--correlation", "--run", "--agent", "--reason", "--accept", "--log", "--format", *FLAGS, *CHECK_FLAGS)  # fmt: skip
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -288,6 +304,7 @@ def _parser() -> argparse.ArgumentParser:
         "--describe", nargs="?", const="", metavar="SECTION", help="describe a section or key; none: all"
     )
     schema.add_argument("--json", action="store_true", help="print a description as JSON")
+    add_check_commands(commands, _add_command, _add_job_file)
     _add_simulate(commands)
     _add_kafka_commands(commands)
     _add_run_commands(commands)

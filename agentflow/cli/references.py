@@ -6,12 +6,47 @@ import re
 from collections.abc import Mapping as Variables
 from pathlib import Path
 
+import msgspec
+
 from agentflow.cli.problems import ProblemList
 from agentflow.cli.yaml_source import Items, Mapping, Scalar, Value, plain_scalar
 from agentflow.plan.problems import nearest
 
 _REFERENCE = re.compile(r"\$(?P<escape>\$)\{|\$\{(?P<kind>[A-Za-z]\w*):(?P<rest>[^}]*)(?P<close>\}?)")
 _KINDS = ("env", "file")
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """A reference in a text.
+
+    Attributes:
+        kind: ``env`` or ``file``.
+        name: Of the variable, or path of the file.
+        default: What counts where the variable is not set; None: nothing does.
+    """
+
+    kind: str
+    name: str
+    default: str | None = None
+
+
+def references_in(value: Value) -> list[Reference]:
+    """Return the references of a value, and of those inside it, that are well formed."""
+    if isinstance(value, Items):
+        return [found for item in value.items for found in references_in(item)]
+    if isinstance(value, Mapping):
+        return [found for _, _, entry in value.entries for found in references_in(entry)]
+    if not has_reference(value):
+        return []
+    references = []
+    for match in _REFERENCE.finditer(value.text):
+        if match["escape"] or not match["close"] or match["kind"] not in _KINDS:
+            continue
+        name, has_default, default = (
+            match["rest"].partition(":-") if match["kind"] == "env" else (match["rest"], "", "")
+        )
+        references.append(Reference(match["kind"], name, default if has_default else None))
+    return references
 
 
 def has_reference(value: Value) -> bool:

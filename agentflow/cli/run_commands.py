@@ -176,7 +176,7 @@ def check_runs(chosen: argparse.Namespace) -> int:
     import msgspec
 
     job_file = load(chosen)
-    found = asyncio.run(_diverging(job_file))
+    found = asyncio.run(diverging(job_file))
     if chosen.json:
         print_json(msgspec.to_builtins(found))
     elif not found:
@@ -186,7 +186,8 @@ def check_runs(chosen: argparse.Namespace) -> int:
     return EXIT_PROBLEMS_FOUND if found else EXIT_DONE
 
 
-async def _diverging(job_file: JobFile) -> list[DivergingRun]:
+async def diverging(job_file: JobFile) -> list[DivergingRun]:
+    """Return the unfinished runs that would diverge, of all subtasks whose state is on this machine."""
     from agentflow.cli.loading import load_program
     from agentflow.core.delta import RESTORED_TABLES
     from agentflow.plan.plan import AgentPlan

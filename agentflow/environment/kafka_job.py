@@ -22,9 +22,23 @@ if TYPE_CHECKING:
     from agentflow.connectors.kafka.group import KafkaGroup, PartitionSource, Reading
     from agentflow.connectors.kafka.partitioners import Partitioner
     from agentflow.connectors.kafka.producer import SubtaskProducer
+    from agentflow.connectors.kafka.topics import JobTopics
     from agentflow.state.rocksdb import RocksDBKeyedState
 
 _GOLDEN_RATIO = 0.618034
+
+
+def topics_of(
+    settings: JobSettings, reading: Reading, output: str, dead_letters: str | None, *, is_rekeyed: bool
+) -> JobTopics:
+    """Return the topics of a job: those that it is given, and its own, which are named after it."""
+    from agentflow.connectors.kafka.topics import JobTopics
+
+    job = settings.job
+    repartition = (f"{job}-repartition",) if is_rekeyed else ()
+    return JobTopics(
+        reading.topics, output, f"{job}-changelog", f"{job}-journal", dead_letters, repartition, settings.signals.topic
+    )
 
 
 class KafkaJob:
@@ -61,17 +75,16 @@ class KafkaJob:
         self.event_listeners: Sequence[EventListener] = ()
         self.observers: Callable[[int], Observers] = lambda subtask: lambda plan, index, incarnation: ()  # noqa: ARG005
         from agentflow.connectors.kafka.partitioners import murmur2
-        from agentflow.connectors.kafka.topics import JobTopics, TopicFacts
+        from agentflow.connectors.kafka.topics import TopicFacts
 
         self.settings = settings
         self.stages = tuple(stages)
         self.output_codec = output_codec
         self.is_rekeyed = self.stages[0].key_by != RECORD_KEY
-        repartition = (f"{settings.job}-repartition",) if self.is_rekeyed else ()
-        changelog, journal = f"{settings.job}-changelog", f"{settings.job}-journal"
-        signals = settings.signals.topic
-        self.topics = JobTopics(reading.topics, output, changelog, journal, dead_letters, repartition, signals)
-        self.reading = msgspec.structs.replace(reading, topics=(*reading.topics, *repartition), signals=signals)
+        self.topics = topics_of(settings, reading, output, dead_letters, is_rekeyed=self.is_rekeyed)
+        self.reading = msgspec.structs.replace(
+            reading, topics=(*reading.topics, *self.topics.repartition), signals=self.topics.signals
+        )
         self.facts = TopicFacts(0, {})
         self.partitioner: Partitioner = murmur2
 

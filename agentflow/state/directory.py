@@ -152,49 +152,13 @@ class StateDirectory:
         os.pwrite(lock, f"{os.getpid()}{f' {_FOR_A_MOMENT}' if self._is_momentary else ''}\n".encode(), 0)
 
     def _check_format(self) -> None:
-        try:
-            content = (self.path / FORMAT_FILE).read_bytes()
-        except FileNotFoundError:
-            self._refuse_unknown_files()
+        is_ready = read_format(self.path, self._job)
+        if is_ready is None:
             self._write_format(is_ready=False)
-            self.is_new = True
-            return
-        try:
-            version = msgspec.json.decode(content, type=_FormatVersion)
-            if version.format > FORMAT:
-                raise self._too_new(version)
-            stored = msgspec.json.decode(content, type=_FormatFile)
-        except msgspec.DecodeError as error:
-            raise self._damaged(f"{FORMAT_FILE} cannot be read: {error}") from error
-        if stored.format < 1:
-            raise self._damaged(f"{FORMAT_FILE} names format {stored.format}, which never existed")
-        if stored.job != self._job:
-            raise StateMismatch(
-                "the state directory belongs to another job",
-                where={"directory": str(self.path), "its job": repr(stored.job), "this job": repr(self._job)},
-                expected="one directory per job",
-                fix=f"give this job another state.dir, or name it {stored.job!r} again",
-            )
-        self.is_new = not stored.is_ready
-
-    def _refuse_unknown_files(self) -> None:
-        for name in sorted(entry.name for entry in self.path.iterdir()):
-            if name in {ROCKSDB_DIRECTORY, "CURRENT"} or name.startswith("MANIFEST-") or name.endswith(".sst"):
-                raise self._damaged(f"{FORMAT_FILE} is missing, but there is '{name}'")
+        self.is_new = not is_ready
 
     def _write_format(self, *, is_ready: bool) -> None:
         write_format(self.path, self._job, is_ready=is_ready)
-
-    def _damaged(self, what: str) -> StateCorrupted:
-        return corrupted(what, {"directory": str(self.path), "file": FORMAT_FILE})
-
-    def _too_new(self, version: _FormatVersion) -> StateVersionTooNew:
-        return StateVersionTooNew(
-            f"the state directory has format {version.format}, written by {version.created_by}",
-            where={"directory": str(self.path)},
-            expected=f"format {FORMAT} or older",
-            fix="run the newer agentflow, or restore a savepoint that this version can read",
-        )
 
     def _os_error(self, error: OSError, doing: str) -> StateError:
         what = f"{doing}: {error.strerror or error}"
@@ -267,6 +231,61 @@ def no_state(path: Path) -> StateUnavailable:
         expected="the state directory of a job that has run",
         fix="look at state.dir of the job file",
     )
+
+
+def read_format(path: Path, job: str) -> bool | None:
+    """Check what a state directory holds, and change nothing.
+
+    Args:
+        path: The directory; it exists.
+        job: Name of the job that wants it.
+
+    Returns:
+        Whether RocksDB's files are there and durable; None: the directory is not one of agentflow yet.
+
+    Raises:
+        StateVersionTooNew: A newer agentflow wrote it.
+        StateMismatch: It belongs to another job.
+        StateCorrupted: The format file is damaged, or missing beside files of RocksDB.
+        OSError: It cannot be read.
+    """
+    try:
+        content = (path / FORMAT_FILE).read_bytes()
+    except FileNotFoundError:
+        _refuse_unknown_files(path)
+        return None
+    try:
+        version = msgspec.json.decode(content, type=_FormatVersion)
+        if version.format > FORMAT:
+            raise StateVersionTooNew(
+                f"the state directory has format {version.format}, written by {version.created_by}",
+                where={"directory": str(path)},
+                expected=f"format {FORMAT} or older",
+                fix="run the newer agentflow, or restore a savepoint that this version can read",
+            )
+        stored = msgspec.json.decode(content, type=_FormatFile)
+    except msgspec.DecodeError as error:
+        raise _damaged(path, f"{FORMAT_FILE} cannot be read: {error}") from error
+    if stored.format < 1:
+        raise _damaged(path, f"{FORMAT_FILE} names format {stored.format}, which never existed")
+    if stored.job != job:
+        raise StateMismatch(
+            "the state directory belongs to another job",
+            where={"directory": str(path), "its job": repr(stored.job), "this job": repr(job)},
+            expected="one directory per job",
+            fix=f"give this job another state.dir, or name it {stored.job!r} again",
+        )
+    return stored.is_ready
+
+
+def _refuse_unknown_files(path: Path) -> None:
+    for name in sorted(entry.name for entry in path.iterdir()):
+        if name in {ROCKSDB_DIRECTORY, "CURRENT"} or name.startswith("MANIFEST-") or name.endswith(".sst"):
+            raise _damaged(path, f"{FORMAT_FILE} is missing, but there is '{name}'")
+
+
+def _damaged(path: Path, what: str) -> StateCorrupted:
+    return corrupted(what, {"directory": str(path), "file": FORMAT_FILE})
 
 
 def make_directory(path: Path) -> None:

@@ -24,8 +24,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from agentflow.api.memory_codec import stamp_of
 from agentflow.core.delta import DeltaSlices, StoredRow, Table
 from agentflow.errors import StateError, StateUnavailable
@@ -35,19 +33,17 @@ from agentflow.state.exports import answer, link_beside, place_of, sweep_exports
 from agentflow.state.layout import (
     ESCAPED,
     LAYOUT_TAG_MIN,
-    LayoutError,
     encode,
     encode_name,
     end_of_prefix,
     key_prefix,
     seal,
     storage_key,
-    unseal,
 )
 from agentflow.state.rocksdb_journal import JOURNAL_DIRECTORY, RocksDBJournal
 from agentflow.state.rocksdb_large import LargeValues
 from agentflow.state.rocksdb_prepared import DECISION_KEY, Chunk, PreparedCheckpoint
-from agentflow.state.rocksdb_rows import CHECKPOINT_KEY, StateRows
+from agentflow.state.rocksdb_rows import CHANGELOG_KEY, CHECKPOINT_KEY, StateRows
 from agentflow.state.rocksdb_store import (
     DEFAULT,
     MEMORY,
@@ -61,7 +57,6 @@ FREE_MIN_BYTES: Final = 64 * 2**20
 SWEEP_ROWS_MAX: Final = 5_000
 """Rows that one `sweep` looks at."""
 
-_CHANGELOG_KEY = b"changelog"
 _PAGE_BYTES = 4 * 2**20
 
 
@@ -225,13 +220,7 @@ class RocksDBKeyedState:
         return self._changelog()[1]
 
     def _changelog(self) -> tuple[int | None, int]:
-        row = self._store.get(DEFAULT, _CHANGELOG_KEY)
-        if row is None:
-            return None, 0
-        try:
-            return msgspec.msgpack.decode(unseal(row), type=tuple[int, int])
-        except (LayoutError, msgspec.DecodeError) as error:
-            raise self._rows.damaged(f"the changelog position: {error}", DEFAULT) from error
+        return self._rows.changelog()
 
     def apply_changes(self, rows: Iterable[tuple[int, bytes, bytes | None]]) -> None:
         """Write (table, storage key, value) rows, unsynced: the log that they come from is what survives."""
@@ -247,7 +236,7 @@ class RocksDBKeyedState:
         """Note that everything before ``position`` is applied; in the order of writes behind them, so never too early."""
         batch, handles = self._store.batch(), self._store.handles
         batch.put(CHECKPOINT_KEY, seal(encode((checkpoint,))), handles[DEFAULT])
-        batch.put(_CHANGELOG_KEY, seal(encode((position, now_ms))), handles[DEFAULT])
+        batch.put(CHANGELOG_KEY, seal(encode((position, now_ms))), handles[DEFAULT])
         self._store.write(batch, "noting the changelog position")
         self._checkpoint = checkpoint
 

@@ -32,6 +32,7 @@ from agentflow.state.rocksdb_prepared import PreparedCheckpoint
 from agentflow.state.rocksdb_store import COLUMN_FAMILIES, DEFAULT, MEMORY, RocksDBStore, shared_resources
 
 CHECKPOINT_KEY: Final = b"checkpoint"
+CHANGELOG_KEY: Final = b"changelog"
 _PAGE_ROWS = 2_000
 _PAGE_BYTES = 4 * 2**20
 _ATTEMPTS = 5
@@ -107,6 +108,16 @@ class StateRows:
         except (LayoutError, msgspec.DecodeError) as error:
             raise self.damaged(f"the checkpoint number: {error}", DEFAULT) from error
 
+    def changelog(self) -> tuple[int | None, int]:
+        """Return up to which offset the changelog is applied, and when that was noted; (None, 0): nothing of it is."""
+        row = self._store.get(DEFAULT, CHANGELOG_KEY)
+        if row is None:
+            return None, 0
+        try:
+            return msgspec.msgpack.decode(unseal(row), type=tuple[int, int])
+        except (LayoutError, msgspec.DecodeError) as error:
+            raise self.damaged(f"the changelog position: {error}", DEFAULT) from error
+
     def damaged(self, what: str, family: int) -> StateCorrupted:
         """Return the error for a row that is not one of ours."""
         return corrupted(what, {"directory": str(self._store.directory), "column family": COLUMN_FAMILIES[family]})
@@ -175,6 +186,11 @@ class StateView:
     def rows(self, table: Table) -> Iterator[StoredRow]:
         """Iterate over a whole table."""
         return self._rows.of(int(table))
+
+    @property
+    def changelog_position(self) -> int | None:
+        """Offset up to which the changelog is applied; None: nothing of it is, or there is none."""
+        return self._rows.changelog()[0]
 
     def get(self, operator: int, key: bytes, path: str) -> bytes | None:
         """Return one memory value; None when there is none."""

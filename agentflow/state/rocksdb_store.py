@@ -60,7 +60,8 @@ stored format: append, never renumber."""
 
 _MEMTABLE_BYTES = 16 * 2**20
 _WAL_BYTES_MAX = 48 * 2**20  # what an open replays at most
-_OPEN_FILES_MAX = 256
+OPEN_FILES_MAX: Final = 256
+"""Of one database."""
 _QUICK_SYNC_S = 0.000_5
 _RECLAIMED_BYTES = 8 * 2**20
 _SIZES = ("rocksdb.total-sst-files-size", "rocksdb.cur-size-all-mem-tables")
@@ -89,7 +90,7 @@ class RocksDBResources:
         options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
         options.set_max_total_wal_size(_WAL_BYTES_MAX)
         options.set_max_background_jobs(2)
-        options.set_max_open_files(_OPEN_FILES_MAX)
+        options.set_max_open_files(OPEN_FILES_MAX)
         options.set_max_file_opening_threads(2)
         options.set_skip_stats_update_on_db_open(skip=True)
         options.set_stats_dump_period_sec(0)

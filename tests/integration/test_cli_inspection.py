@@ -15,6 +15,10 @@ from agentflow import __version__
 from agentflow.cli.keys import key_table
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = (
+    "run", "worker", "validate", "plan", "schema", "doctor", "verify", "simulate", "group", "dlq", "runs", "journal", "inbox",
+    "signal", "savepoint", "state", "trace", "version",
+)  # fmt: skip
 
 JOB = """\
 job: reviews
@@ -116,7 +120,7 @@ def test_help_is_printed_and_says_the_exit_statuses(tmp_path, command):
         (["rn"], "error: unknown command 'rn', did you mean 'run'?\nhelp: agentflow --help\n"),
         (
             ["zzz"],
-            "error: unknown command 'zzz', one of run, worker, validate, plan, schema, simulate, group, dlq, runs, journal, inbox, signal, version\nhelp: agentflow --help\n",
+            f"error: unknown command 'zzz', one of {', '.join(COMMANDS)}\nhelp: agentflow --help\n",
         ),
         (["run"], "error: the following arguments are required: CONFIG\nhelp: agentflow run --help\n"),
         (

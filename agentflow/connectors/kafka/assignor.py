@@ -13,6 +13,7 @@ import msgspec
 from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 
+ASSIGNOR_NAME = "agentflow-sticky"
 _VERSION = 0
 
 
@@ -45,7 +46,7 @@ def subtask_assignor(held: Callable[[], list[int]]) -> type[AbstractPartitionAss
     """Return an assignor class (aiokafka wants a class) for a worker that holds what ``held`` says."""
 
     class SubtaskAssignor(AbstractPartitionAssignor):  # type: ignore[misc]
-        name = "agentflow-sticky"
+        name = ASSIGNOR_NAME
 
         @classmethod
         def assign(cls, cluster: Any, members: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401 (aiokafka's types)

@@ -56,12 +56,14 @@ class GroupState(msgspec.Struct, frozen=True):
         state: What Kafka says: Stable, Empty, Dead, PreparingRebalance, …
         members: Number of workers.
         subtasks: In order.
+        protocol: Name of the assignor that the members agreed on; empty: there are none.
     """
 
     group: str
     state: str
     members: int
     subtasks: tuple[SubtaskState, ...]
+    protocol: str = ""
 
 
 async def describe_group(settings: KafkaSettings, job: str, topics: tuple[str, ...]) -> GroupState:
@@ -83,10 +85,12 @@ async def describe_group(settings: KafkaSettings, job: str, topics: tuple[str, .
         }
         consumer.assign(list(labels.values()))
         ends = await consumer.end_offsets(list(labels.values())) if labels else {}
-        state, owners = await _owners(admin, job)
-        committed = {
-            one: found for one, found in (await admin.list_consumer_group_offsets(job)).items() if found.offset >= 0
-        }
+        state, protocol, members, owners = await _owners(admin, job)
+        try:
+            found_offsets = await admin.list_consumer_group_offsets(job)
+        except GroupCoordinatorNotAvailableError:
+            found_offsets = {}  # the first group of a new cluster
+        committed = {one: found for one, found in found_offsets.items() if found.offset >= 0}
     except KafkaError as error:
         raise unreachable(settings, error) from error
     finally:
@@ -104,17 +108,17 @@ async def describe_group(settings: KafkaSettings, job: str, topics: tuple[str, .
         checkpoints = [checkpoint_of(committed[one].metadata) for one in own if one in committed]
         latest = max((checkpoint for checkpoint in checkpoints if checkpoint is not None), default=None)
         subtasks.append(SubtaskState(number, owner, latest, tuple(partitions)))
-    return GroupState(job, state, len(set(owners.values())), tuple(subtasks))
+    return GroupState(job, state, members, tuple(subtasks), protocol)
 
 
-async def _owners(admin: AIOKafkaAdminClient, job: str) -> tuple[str, dict[TopicPartition, str]]:
-    """Return the group's state, and partition → who owns it."""
+async def _owners(admin: AIOKafkaAdminClient, job: str) -> tuple[str, str, int, dict[TopicPartition, str]]:
+    """Return the group's state, its assignor, the number of members, and partition → who owns it."""
     try:
         (answer,) = await admin.describe_consumer_groups([job])
     except GroupCoordinatorNotAvailableError:
-        return "Dead", {}  # the first group of a new cluster
+        return "Dead", "", 0, {}  # the first group of a new cluster
     owners: dict[TopicPartition, str] = {}
-    _, _, state, _, _, members = answer.groups[0][:6]
+    _, _, state, _, protocol, members = answer.groups[0][:6]
     if state in _OWNER_STATES:
         for member_id, client, host, _, encoded in (member[:5] for member in members):
             if not encoded:
@@ -122,4 +126,4 @@ async def _owners(admin: AIOKafkaAdminClient, job: str) -> tuple[str, dict[Topic
             name = f"{client}{host}" if client else f"{member_id}{host}"
             for topic, numbers in ConsumerProtocolMemberAssignment.decode(encoded).assignment:
                 owners |= {TopicPartition(topic, number): name for number in numbers}
-    return state, owners
+    return state, protocol or "", len(members), owners

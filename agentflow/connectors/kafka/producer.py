@@ -268,7 +268,8 @@ class SubtaskProducer:
             if batch.append(timestamp=None, key=key, value=value) is None:
                 sent.append(await self._send(topic, self._subtask, batch))
                 batch = producer.create_batch()
-                assert batch.append(timestamp=None, key=key, value=value) is not None, "a part is too large"
+                appended = batch.append(timestamp=None, key=key, value=value)
+                assert appended is not None, "a part is too large"
         return batch, sent
 
     async def commit(self, checkpoint: int, positions: Mapping[str, int]) -> int:
