@@ -1,4 +1,4 @@
-"""`python -m benchmarks durable|engine|kafka [--quick] [--runs N] [--only TEXT] [--json FILE] [--plot FILE] [--check]`."""
+"""`python -m benchmarks durable|engine|kafka|observability [--quick] [--runs N] [--only TEXT] [--json FILE] [--plot FILE] [--check]`."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def exit_status(results: Sequence[dict[str, Any]], *, is_checked: bool) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table, and say whether the targets are met."""
     parser = argparse.ArgumentParser(
-        prog="benchmarks", description="Measure durable steps, the engine, or workers on Kafka, beside their peers"
+        prog="benchmarks",
+        description="Measure durable steps, the engine, workers on Kafka beside their peers, or what looking at a job costs",
     )
     parser.add_argument("suite", choices=sorted(SUITES))
     parser.add_argument("--quick", action="store_true", help="one short run each, under a minute")

@@ -196,7 +196,28 @@ def _kafka_steps(name: str, factor: float) -> float:
     return kafka.step_ms(factor)
 
 
-SUITES = {"durable": _durable_suite(), "engine": ENGINE, "kafka": {**_kafka_rates(), **_kafka_peers(), **_kafka_rest()}}
+def _observability(name: str, factor: float) -> float:
+    from benchmarks import observability
+
+    return float(getattr(observability, name)(factor))
+
+
+def _telemetry_rows() -> dict[str, Workload]:
+    rows = [("off / off", "off_ratio", None), ("metrics on / off", "metrics_ratio", 0.95)]
+    return {
+        name: Workload(partial(_observability, measure), "times", target, is_more_better=True)
+        for name, measure, target in rows
+    }
+
+
+OBSERVABILITY = {**_telemetry_rows()}
+
+SUITES = {
+    "durable": _durable_suite(),
+    "engine": ENGINE,
+    "kafka": {**_kafka_rates(), **_kafka_peers(), **_kafka_rest()},
+    "observability": OBSERVABILITY,
+}
 
 RATIOS = (
     ("trivial", "quix: trivial, 1,000", None),

@@ -14,6 +14,7 @@ import msgspec
 from agentflow.api.durations import duration_ms
 from agentflow.api.events import Event, EventType
 from agentflow.api.memory import MemoryLimits, MemoryObject, MemoryScope, MemoryType
+from agentflow.api.metrics import MetricGroup, MetricRegistry
 from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class ContextServices(Protocol):
     has_tombstones: bool
     bind_logger: Callable[..., Any]
     steps: Any
+    metrics: MetricRegistry
 
     def fetch_memory(self, owner: Any, path: str) -> bytes | None:  # noqa: ANN401 (the operator's key state)
         """Return a memory value of a key that is not cached, and cache it."""
@@ -153,6 +155,23 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     def uuid(self) -> uuid_module.UUID:
         """Return a version 4 UUID from `random`: the same on every attempt and replay."""
         return uuid_module.UUID(int=self.random.getrandbits(128), version=4)
+
+    # -- metrics
+    @property
+    def agent_metric_group(self) -> MetricGroup:
+        """Metrics of the agent, which all of its actions share.
+
+        An update counts at once, in memory, whoever exports it or not. It is no state: it counts also when the attempt fails, and
+        again when the attempt is made again; a restarted process begins at zero.
+        """
+        services = self._services
+        return services.metrics.group(services.agent)
+
+    @property
+    def action_metric_group(self) -> MetricGroup:
+        """Metrics of the action; as those of the agent, with the attribute ``action``."""
+        services = self._services
+        return services.metrics.group(services.agent, self._task.action.name)
 
     # -- memory
     @property
@@ -438,16 +457,6 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     def long_term_memory(self) -> Any:  # noqa: ANN401
         """External memory."""
         _not_configured("long_term_memory", "no long-term memory is configured")
-
-    @property
-    def agent_metric_group(self) -> Any:  # noqa: ANN401
-        """Metrics of the agent."""
-        _not_configured("agent_metric_group", "no metrics are configured")
-
-    @property
-    def action_metric_group(self) -> Any:  # noqa: ANN401
-        """Metrics of the action."""
-        _not_configured("action_metric_group", "no metrics are configured")
 
 
 _ENGINE_TYPES = frozenset({EventType.InputEvent, EventType.TimerEvent, EventType.CancelEvent})

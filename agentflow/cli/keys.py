@@ -33,6 +33,7 @@ class Kind(enum.Enum):
     DURATION = "duration"
     SIZE = "size"
     COUNT = "whole number"
+    NUMBER = "number"
     FLAG = "true or false"
     CHOICE = "one of"
     TEXTS = "text or list of texts"
@@ -50,6 +51,7 @@ class Key(msgspec.Struct, frozen=True):
         is_optional: null is a value.
         least: Smallest number.
         above: The number is larger than this.
+        most: Largest number.
         pattern: Regular expression of a text.
         choices: The values of a choice.
     """
@@ -62,6 +64,7 @@ class Key(msgspec.Struct, frozen=True):
     is_optional: bool
     least: int | None = None
     above: int | None = None
+    most: int | None = None
     pattern: str | None = None
     choices: tuple[str, ...] = ()
 
@@ -99,6 +102,8 @@ class Key(msgspec.Struct, frozen=True):
             return duration_text(self.default)
         if self.kind is Kind.SIZE:
             return size_text(self.default)
+        if self.kind is Kind.TEXTS:
+            return f"[{', '.join(self.default)}]"
         return str(self.default)
 
 
@@ -242,6 +247,7 @@ class _Shape:
             is_optional=type(None) in self.alternatives,
             least=_number(max((meta.ge for meta in self.metas if meta.ge is not None), default=None)),
             above=_number(max((meta.gt for meta in self.metas if meta.gt is not None), default=None)),
+            most=_number(min((meta.le for meta in self.metas if meta.le is not None), default=None)),
             pattern=next((meta.pattern for meta in self.metas if meta.pattern), None),
             choices=typing.get_args(kinds[0]) if typing.get_origin(kinds[0]) is Literal else (),
         )
@@ -258,4 +264,4 @@ def _kind(hint: Any, unit: str | None) -> Kind:  # noqa: ANN401 (a type hint)
         return Kind.CHOICE
     if typing.get_origin(hint) is tuple:
         return Kind.TEXTS
-    return {str: Kind.TEXT, int: Kind.COUNT, bool: Kind.FLAG}[hint]
+    return {str: Kind.TEXT, int: Kind.COUNT, float: Kind.NUMBER, bool: Kind.FLAG}[hint]

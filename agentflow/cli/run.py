@@ -16,12 +16,15 @@ from agentflow.cli.output import EXIT_DONE, is_colored
 if TYPE_CHECKING:
     from agentflow.cli.job_file import JobFile
     from agentflow.cli.loading import Program
+    from agentflow.environment.telemetry import Telemetry
+    from agentflow.observability.admin import AdminServer
     from agentflow.observability.progress import LiveLine
     from agentflow.runtime.job import Job, JobSpec, JobStatus
     from agentflow.runtime.ports import Sink
     from agentflow.runtime.worker import Worker
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_READY = ("running", "draining")
 _TOTALS = ("records_in", "records_out", "dead_letters", "runs_in_flight", "checkpoint", "restarts")
 
 
@@ -181,6 +184,20 @@ def _size_of(directory: str | None) -> str | None:
     return f"{size:.1f}GiB"
 
 
+def serve(telemetry: Telemetry, not_ready: Callable[[], str | None]) -> AdminServer | None:
+    """Serve health and metrics, where the job has a port for them, and say where.
+
+    Raises:
+        ConfigError: The port cannot be had.
+    """
+    from agentflow.observability.logs import log_event
+
+    admin = telemetry.serve(not_ready)
+    if admin is not None:
+        log_event("admin listens", address=admin.address)
+    return admin
+
+
 class StopSignals:
     """Turns SIGINT and SIGTERM into requests to stop; after the second one signals are the system's again.
 
@@ -226,8 +243,13 @@ async def _run(spec: JobSpec, log: JobLog, line: LiveLine | None) -> int:
 
     telemetry = Telemetry(spec.settings)
     job = Job(
-        msgspec.structs.replace(spec, observers=telemetry.observers(0), on_end=telemetry.close), on_event=log.tell
+        msgspec.structs.replace(
+            spec, observers=telemetry.observers(0), metrics=telemetry.registry, on_end=telemetry.close
+        ),
+        on_event=log.tell,
     )
+    telemetry.watch(job)
+    admin = serve(telemetry, lambda: None if job.status.state in _READY else f"the job is {job.status.state}")
     signals = StopSignals(job)
 
     def status() -> JobStatus:
@@ -243,6 +265,8 @@ async def _run(spec: JobSpec, log: JobLog, line: LiveLine | None) -> int:
         raise
     finally:
         signals.close()
+        if admin is not None:
+            admin.close()
         following.cancel()
         await asyncio.wait([following])
     if ended.state == "stopped" and signals.received is not None:

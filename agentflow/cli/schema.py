@@ -81,6 +81,7 @@ def _value_schema(key: Key) -> dict[str, Any]:
         Kind.DURATION: {"type": "string", "pattern": _DURATION, "examples": ["5s"]},
         Kind.SIZE: {"type": "string", "pattern": _SIZE, "examples": ["64MiB"]},
         Kind.COUNT: {"type": "integer"},
+        Kind.NUMBER: {"type": "number"},
         Kind.FLAG: {"type": "boolean"},
         Kind.CHOICE: {"enum": [*key.choices, *([None] if key.is_optional else [])]},
         Kind.TEXTS: {"type": ["string", "array"], "items": {"type": "string"}, "minItems": 1},
@@ -88,15 +89,18 @@ def _value_schema(key: Key) -> dict[str, Any]:
     value = shape_of[key.kind]
     if key.pattern:
         value["pattern"] = key.pattern
-    if key.kind is Kind.COUNT and key.least is not None:
+    if key.kind in (Kind.COUNT, Kind.NUMBER) and key.least is not None:
         value["minimum"] = key.least
+    if key.most is not None:
+        value["maximum"] = key.most
     shapes = [value, {"$ref": "#/$defs/reference"}]
     if key.is_optional:
         shapes.append({"type": "null"})
     schema: dict[str, Any] = {"description": key.description, "anyOf": shapes}
     if not key.is_required:
         is_text = key.kind in (Kind.DURATION, Kind.SIZE) and key.default is not None
-        schema["default"] = key.default_text if is_text else key.default
+        default = list(key.default) if key.kind is Kind.TEXTS else key.default
+        schema["default"] = key.default_text if is_text else default
     return schema
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -44,7 +45,7 @@ def key_value(key: Key, value: Value, problems: ProblemList) -> Any:  # noqa: AN
         return _wrong(key, value, problems, "has no value", _wanted(key))
     if key.kind in (Kind.DURATION, Kind.SIZE):
         return _measure(key, value, problems)
-    if key.kind is Kind.COUNT:
+    if key.kind in (Kind.COUNT, Kind.NUMBER):
         return _count(key, value, problems)
     if key.kind is Kind.FLAG:
         flag = plain_scalar(value.text) if value.is_loose else value.value
@@ -74,6 +75,7 @@ def _wanted(key: Key) -> str:
         Kind.DURATION: "a duration is wanted, such as 5s",
         Kind.SIZE: "a size is wanted, such as 64MiB",
         Kind.COUNT: "a whole number is wanted",
+        Kind.NUMBER: "a number is wanted, such as 0.01",
         Kind.FLAG: "true or false is wanted",
         Kind.CHOICE: f"one of {', '.join(key.choices)}",
     }
@@ -103,12 +105,16 @@ def _measure(key: Key, value: Scalar, problems: ProblemList) -> Any:  # noqa: AN
 
 def _count(key: Key, value: Scalar, problems: ProblemList) -> Any:  # noqa: ANN401 (a number, or NO_VALUE)
     number = plain_scalar(value.text) if value.is_loose else value.value
+    if key.kind is Kind.NUMBER:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            return _wrong(key, value, problems, f"is not a number: '{value.text}'", _wanted(key))
+        return _limited(key, value, float(number), problems)
     if type(number) is not int:
         return _wrong(key, value, problems, f"is not a whole number: '{value.text}'", "digits, such as 1000")
     return _limited(key, value, number, problems)
 
 
-def _limited(key: Key, value: Scalar, number: int, problems: ProblemList) -> Any:  # noqa: ANN401 (a number, or NO_VALUE)
+def _limited(key: Key, value: Scalar, number: float, problems: ProblemList) -> Any:  # noqa: ANN401 (a number, or NO_VALUE)
     def shown(limit: int) -> str:
         if key.kind is Kind.DURATION:
             return duration_text(limit) if limit else "0s"
@@ -118,6 +124,8 @@ def _limited(key: Key, value: Scalar, number: int, problems: ProblemList) -> Any
         return _wrong(key, value, problems, f"is too small: {value.text}", f"at least {shown(key.least)}")
     if key.above is not None and number <= key.above:
         return _wrong(key, value, problems, f"is too small: {value.text}", f"more than {shown(key.above)}")
+    if key.most is not None and number > key.most:
+        return _wrong(key, value, problems, f"is too large: {value.text}", f"at most {shown(key.most)}")
     return number
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentflow.api.codecs import JSON, Codec
+from agentflow.api.metrics import MetricRegistry
 from agentflow.environment.telemetry import Observers
 from agentflow.errors import StateLocked, StateUnavailable
 from agentflow.runtime.codecs import RECORD_KEY, output_encoder
@@ -41,6 +42,7 @@ class KafkaJob:
 
     Attributes:
         observers: Makes, for a subtask, what looks at its agents.
+        metrics: What the agents' own metrics are kept in.
         facts: What the brokers say of the topics, when a worker was made.
         partitioner: The one in use, when a worker was made.
     """
@@ -57,6 +59,7 @@ class KafkaJob:
     ) -> None:
         self.watch_dead_letters = watch_dead_letters
         self.observers: Callable[[int], Observers] = lambda subtask: lambda plan, index, incarnation: ()  # noqa: ARG005
+        self.metrics = MetricRegistry()
         from agentflow.connectors.kafka.partitioners import murmur2
         from agentflow.connectors.kafka.topics import JobTopics, TopicFacts
 
@@ -120,6 +123,7 @@ class _KafkaSubtask:
             first_interval_share=1 - number * _GOLDEN_RATIO % 1,  # spread evenly, however many subtasks there are
             open_signals=lambda: None if self._source is None else self._source.signals,
             observers=kafka.observers(number),
+            metrics=kafka.metrics,
             rekeyed_source=f"{kafka.topics.repartition[0]}/{number}" if kafka.is_rekeyed else None,
         )
         self.job = Job(spec, on_event=lambda name, fields: on_event(name, {"subtask": number, **fields}))

@@ -82,7 +82,7 @@ class AgentsExecutionEnvironment:
             return {"sink": open_sink()} if open_dead is None else {"sink": open_sink(), "dead-letter": open_dead()}
 
         telemetry = Telemetry(self.settings)
-        return Job(
+        job = Job(
             JobSpec(
                 self.settings,
                 tuple(stream.stages),
@@ -91,9 +91,12 @@ class AgentsExecutionEnvironment:
                 state_opener(self.settings),
                 open_signals=signals_opener(self.settings),
                 observers=telemetry.observers(0),
+                metrics=telemetry.registry,
                 on_end=telemetry.close,
             )
         )
+        telemetry.watch(job)
+        return job
 
     def execute(self) -> JobStatus:
         """Run the job to the end of its input and return its totals; not inside a running event loop.

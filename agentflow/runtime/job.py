@@ -20,6 +20,7 @@ import msgspec
 
 from agentflow.api.codecs import MSGPACK
 from agentflow.api.encoding import encode_json, encode_msgpack
+from agentflow.api.metrics import MetricRegistry
 from agentflow.core.delta import POSITIONS_NAME, RESTORED_TABLES, StoredRow, Table, decode_positions
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.limits import OperatorLimits
@@ -39,6 +40,7 @@ from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
 from agentflow.runtime.codecs import KeyBy, KeyReader, input_decoder
 from agentflow.runtime.counters import Counters
+from agentflow.runtime.figures import SubtaskFigures
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Guarantee, KeyedState, Observer, Signals, Sink, Source
 from agentflow.runtime.replay_check import diverging_runs, is_changed
@@ -86,6 +88,7 @@ class JobSpec(msgspec.Struct, frozen=True):
         open_signals: Makes what signals come from, None: the job takes none; called at each (re)start, behind ``open_source``.
         rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
         observers: Makes what looks at an agent, given its plan, its place in the chain and the incarnation; called at each (re)start.
+        metrics: What the agents' own metrics are kept in; None: something that nobody exports.
         on_end: Called when the job has ended, for good.
     """
 
@@ -100,6 +103,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     rekeyed_source: str | None = None
     open_signals: Callable[[], Signals | None] = lambda: None
     observers: Callable[[AgentPlan, int, str], Sequence[Observer]] = lambda plan, index, incarnation: ()  # noqa: ARG005
+    metrics: MetricRegistry | None = None
     on_end: Callable[[], Awaitable[None]] | None = None
 
 
@@ -164,6 +168,12 @@ class Job:
         self._signals: Signals | None = None
         self._stops = 0
         self._stopped = asyncio.Event()
+        self._metrics = spec.metrics or MetricRegistry()
+
+    @property
+    def figures(self) -> SubtaskFigures | None:
+        """What its subtask holds now, None: there is none; on the loop."""
+        return None if self._subtask is None else self._subtask.figures
 
     @property
     def status(self) -> JobStatus:
@@ -427,6 +437,7 @@ class Job:
             services = OperatorServices(
                 operator, settings, incarnation, state, spec.encode_output if is_last else encode_msgpack
             )
+            services.metrics = self._metrics
             services.has_tombstones = is_last and spec.has_tombstones
             if is_last and (output_max := sinks["sink"].record_max_bytes) is not None:
                 services.output_max = min(services.record_max, output_max)
@@ -446,6 +457,7 @@ class Job:
             observation = Observation(observers, runner.start) if observers else None
             if services.steps is not None and observation is not None:
                 services.steps.seen = observation.turn.steps.append
+                services.steps.enter_step = observation.enter_step
             subtask.add_stage(Stage(operator, runner, keys, services.steps, observation))
         return subtask
 

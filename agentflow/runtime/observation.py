@@ -3,6 +3,10 @@
 Nobody looks, nothing is collected: the subtask then starts actions by the runner itself. Else `Observation.start` stands in its
 place, and what was collected goes to the observers behind each turn, in one call.
 
+Whoever looks at each attempt pays for it: a clock is read twice, and what the attempt did stays in memory until the turn ends, which
+is a twentieth of a small record. So an observer says whether it `needs_answers`. Where none does, attempts that answer at once are
+measured where they run, as the observer sees fit (`measured`), and only those that answer later are collected.
+
 Rejected: telling of each fact when it happens (a call for each costs more than what most observers do with it); an effect of the
 core for the end of a run (a run without tasks is over, and whoever looks can see that).
 """
@@ -11,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -49,16 +53,34 @@ class StepSeen(msgspec.Struct):
     is_final: bool = True
 
 
+class JournalSeen(msgspec.Struct):
+    """One append to the journal of the subtask, told to the observers of its first operator.
+
+    Attributes:
+        records: How many records were in it.
+        began_ns: When it began.
+        ended_ns: When they were durable.
+    """
+
+    records: int
+    began_ns: int
+    ended_ns: int
+
+
 class Turn(msgspec.Struct):
     """What one operator was told in one turn. Times are those of `monotonic_ns`. Its lists are emptied when the observers return.
 
     Attributes:
-        records: Records that were admitted, in order.
-        started: Attempts that began and go on behind this turn.
-        answers: (answer, attempt, when the attempt began, when it answered), in order.
+        records: Records that were admitted, in order; empty where no observer needs answers.
+        started: Attempts that began and go on behind this turn; the same.
+        answers: (answer, attempt, when the attempt began, when it answered), in order; where no observer needs them, only of attempts
+            that answered behind their turn, or run in a context of an observer.
         left: Waits that let outputs leave: (the wait, place of the first event that had not been looked at).
         steps: Steps that were called, or answered from the journal.
-        notes: All other facts, in order: what follows from failures, cancellations and limits, signals, watermarks, checkpoints.
+        notes: All other facts, in order: what follows from failures, cancellations and limits, signals, watermarks, checkpoints,
+            the journal.
+        admitted: How many records were admitted.
+        emitted: How many outputs were given to the next operator, or the sink.
     """
 
     records: list[RecordReceived]
@@ -67,42 +89,88 @@ class Turn(msgspec.Struct):
     left: list[tuple[WaitRequested, int]]
     steps: list[StepSeen]
     notes: list[object]
+    admitted: int = 0
+    emitted: int = 0
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to tell."""
-        return not (self.records or self.answers or self.notes or self.started or self.left or self.steps)
+        is_quiet = not (self.records or self.answers or self.notes or self.started or self.left or self.steps)
+        return is_quiet and not (self.admitted or self.emitted)
+
+
+Start = Callable[[ActionTask], Answer | None]
+"""Starts an attempt; None: it answers later."""
 
 
 class Observation:
     """Collects what happens to one operator.
 
+    What an observer may have beside `Observer.observe`, as attributes:
+
+    - ``needs_answers``, False: it does not need every record and answer (True where it says nothing);
+    - ``measured``, a function `Start` → `Start`: measures attempts that answer at once, where no observer needs answers. An attempt
+      that answers later is in `Turn.answers`, and its `ActionTask.began_ns` is to be set;
+    - ``context_of``: returns the context that an attempt runs in, None: that of the turn. For whoever traces what user code calls;
+    - ``enter_step``: called with task, step and number of the call before the function of a step is called, in the context that it
+      is called in; returns what is called behind it, None: nothing.
+
     Attributes:
         turn: What was collected since the observers were told.
-        context_of: Returns the context that an attempt runs in, None: that of the turn. For whoever traces what user code calls.
+        start: Starts an attempt, as the action runner does.
+        context_of: That of the first observer which has one.
+        enter_step: The same.
+        needs_answers: Whether an observer needs every record and answer.
 
     Args:
         observers: Told behind each turn.
         start: Starts an attempt: that of the action runner.
     """
 
-    def __init__(self, observers: Sequence[Observer], start: Callable[[ActionTask], Answer | None]) -> None:
+    def __init__(self, observers: Sequence[Observer], start: Start) -> None:
         self.turn = Turn([], [], [], [], [], [])
         self._observers = list(observers)
-        self._start = start
-        contexts = [context_of for one in observers if (context_of := getattr(one, "context_of", None)) is not None]
-        self.context_of: Callable[[ActionTask], contextvars.Context | None] | None = contexts[0] if contexts else None
-
-    def start(self, task: ActionTask) -> Answer | None:
-        """Start an attempt, as the action runner does, and measure it."""
-        context = None if self.context_of is None else self.context_of(task)
-        task.began_ns = began_ns = monotonic_ns()
-        answer = self._start(task) if context is None else context.run(self._start, task)
-        if answer is None:
-            self.turn.started.append(task)
+        self._run, self._measured = start, _noted(start)
+        self.context_of: Callable[[ActionTask], contextvars.Context | None] | None = self._first("context_of")
+        self.enter_step: Callable[[ActionTask, StepCall, int], Callable[[], object] | None] | None
+        self.enter_step = self._first("enter_step")
+        self.needs_answers = any(getattr(observer, "needs_answers", True) for observer in observers)
+        if (measured := self._first("measured")) is not None:
+            self._measured = measured(start)
+        if self.needs_answers:
+            self.start: Start = self._start_seen
         else:
+            self.start = self._measured if self.context_of is None else self._start_in_context
+
+    def _first(self, name: str) -> Any:  # noqa: ANN401 (whatever an observer has)
+        return next((found for one in self._observers if (found := getattr(one, name, None)) is not None), None)
+
+    def _start_seen(self, task: ActionTask) -> Answer | None:
+        """Start an attempt, measure it, and collect what came of it."""
+        return self._see_start(task, None if self.context_of is None else self.context_of(task))
+
+    def _start_in_context(self, task: ActionTask) -> Answer | None:
+        """Start an attempt, and collect what came of it if an observer has a context for it."""
+        assert self.context_of is not None
+        context = self.context_of(task)
+        if context is not None:
+            return self._see_start(task, context)
+        return self._measured(task)
+
+    def _see_start(self, task: ActionTask, context: contextvars.Context | None) -> Answer | None:
+        task.began_ns = began_ns = monotonic_ns()
+        answer = self._run(task) if context is None else context.run(self._run, task)
+        if answer is not None:
             self.turn.answers.append((answer, task.attempt, began_ns, monotonic_ns()))
+        elif self.needs_answers:
+            self.turn.started.append(task)
         return answer
+
+    def see_record(self, received: RecordReceived) -> None:
+        """Take a record from the operator before this one."""
+        self.turn.admitted += 1
+        if self.needs_answers:
+            self.turn.records.append(received)
 
     def see(self, received: object) -> None:
         """Take an input that comes late, before it is applied."""
@@ -121,5 +189,18 @@ class Observation:
             return
         for observer in self._observers:
             observer.observe(turn, now_ms)
+        turn.admitted = turn.emitted = 0
         for collected in (turn.records, turn.started, turn.answers, turn.left, turn.steps, turn.notes):
             collected.clear()
+
+
+def _noted(start: Start) -> Start:
+    """Return what starts an attempt and notes when one began that answers later."""
+
+    def start_noted(task: ActionTask) -> Answer | None:
+        answer = start(task)
+        if answer is None:
+            task.began_ns = monotonic_ns()
+        return answer
+
+    return start_noted

@@ -7,6 +7,7 @@ from typing import Any
 
 from agentflow.api.encoding import encode_msgpack
 from agentflow.api.memory import MemoryLimits
+from agentflow.api.metrics import MetricRegistry
 from agentflow.core.operator import Operator
 from agentflow.core.runs import KeyState
 from agentflow.runtime.ports import KeyedState
@@ -55,6 +56,7 @@ class OperatorServices:
         self._get, self._scan = state.get, state.scan
         self._operator = operator.index
         self.steps: StepRunner | None = None
+        self.metrics = MetricRegistry()
         self._grow = operator.keys.grow
 
     def fetch_memory(self, owner: KeyState, path: str) -> bytes | None:

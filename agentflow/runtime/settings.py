@@ -6,6 +6,7 @@ suffix names what the engine holds. `Meta(description=…)` is the documentation
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -15,6 +16,11 @@ DurationMs = Annotated[int, Meta(ge=0, extra={"unit": "duration"})]
 PositiveMs = Annotated[int, Meta(ge=1, extra={"unit": "duration"})]
 SizeBytes = Annotated[int, Meta(ge=0, extra={"unit": "size"})]
 Count = Annotated[int, Meta(ge=1)]
+_BOUND = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m)")
+_DEFAULT_BOUNDS = (
+    "10us", "100us", "1ms", "5ms", "10ms", "50ms", "100ms", "250ms", "500ms", "1s", "2.5s", "5s", "10s", "30s", "1m", "5m",
+)  # fmt: skip
+_BOUND_NS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -221,13 +227,76 @@ class KafkaSettings(_Section, frozen=True):
 
 
 class AdminSettings(_Section, frozen=True):
-    """`admin.*`: /livez, /readyz and /metrics of a worker, over HTTP."""
+    """`admin.*`: /livez, /readyz and /metrics, over HTTP."""
 
     host: Annotated[str, Meta(description="Address to listen on; 127.0.0.1 keeps it on this machine.")] = "0.0.0.0"  # noqa: S104
     port: Annotated[
         int | None,
         Meta(ge=0, description="Port; 0: any free one; null: no HTTP. Process n of --processes takes port + n."),
     ] = None
+
+
+class OtlpSettings(_Section, frozen=True):
+    """`otlp.*`: the collector that metrics and traces are pushed to, OTLP over HTTP (protobuf)."""
+
+    endpoint: Annotated[
+        str | None,
+        Meta(
+            description="Base URL of the collector; null: as OpenTelemetry's variables OTEL_EXPORTER_OTLP_… say, else http://localhost:4318."
+        ),
+    ] = None
+
+
+class MetricsSettings(_Section, frozen=True):
+    """`metrics.*`; `admin.port` serves them too, as Prometheus text."""
+
+    otlp: Annotated[bool, Meta(description="Push metrics to the collector of otlp.endpoint.")] = False
+    file: Annotated[
+        str | None,
+        Meta(description="JSON file that is replaced each interval; one named .jsonl gets a line more. null: none."),
+    ] = None
+    interval_ms: Annotated[PositiveMs, Meta(description="Time between pushes, and between writes of the file.")] = (
+        15_000
+    )
+    histogram_buckets: Annotated[
+        tuple[str, ...],
+        Meta(description="Upper bounds of the buckets of durations, ascending (units: us, ms, s, m)."),
+    ] = _DEFAULT_BOUNDS
+    cardinality_max: Annotated[
+        Count, Meta(description="Sets of attributes that a metric may have; others are counted together.")
+    ] = 1_000
+
+    def bounds_ns(self) -> tuple[int, ...]:
+        """Return the upper bounds of buckets in nanoseconds.
+
+        Raises:
+            ValueError: One is no duration, or not above the one before.
+        """
+        bounds: list[int] = []
+        for text in self.histogram_buckets:
+            match = _BOUND.fullmatch(text)
+            if match is None:
+                msg = f"{text!r} is not a duration; write a number with a unit (us, ms, s, m), such as '250us'"
+                raise ValueError(msg)
+            bounds.append(round(float(match[1]) * _BOUND_NS[match[2]]))
+            if bounds[-1] <= max(bounds[:-1], default=0):
+                msg = f"{text!r} is not above the bound before it"
+                raise ValueError(msg)
+        return tuple(bounds)
+
+
+class TracingSettings(_Section, frozen=True):
+    """`tracing.*`: spans of runs, actions and steps, pushed to the collector of `otlp.endpoint`."""
+
+    enabled: Annotated[bool, Meta(description="Trace runs.")] = False
+    sample_ratio: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of the runs that are traced, of those whose caller has not decided; runs that fail always are.",
+        ),
+    ] = 0.01
 
 
 class TopicSettings(_Section, frozen=True):
@@ -272,3 +341,6 @@ class JobSettings(_Section, frozen=True):
     kafka: KafkaSettings = KafkaSettings()
     topics: TopicSettings = TopicSettings()
     admin: AdminSettings = AdminSettings()
+    otlp: OtlpSettings = OtlpSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()

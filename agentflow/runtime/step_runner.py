@@ -62,6 +62,7 @@ class StepRunner:
         coroutine_of: Returns the asyncio task of an action that waits; the action runner sets it.
         leave: Gives up a coroutine without an answer; the action runner sets it.
         seen: Told of calls that ended and of answers from the journal; None: nobody looks.
+        enter_step: Called before the function of a step, and returns what is called behind it (see `Observation`); None: nobody looks.
 
     Args:
         decide: Takes an input of the operator, at once, on the loop; returns the answer to a step if that is all that follows.
@@ -90,6 +91,7 @@ class StepRunner:
         self.coroutine_of: Callable[[ActionTask], asyncio.Task[Any] | None] = _unknown
         self.leave: Callable[[ActionTask], object] = _unknown
         self.seen: Callable[[StepSeen], object] | None = None
+        self.enter_step: Callable[[ActionTask, StepCall, int], Callable[[], object] | None] | None = None
         self._park_after_s = park_after_ms / 1000
         self._sleepers: dict[TaskSteps, float] = {}  # until when they are kept, the first one first
         self._sweeper: asyncio.TimerHandle | None = None
@@ -254,6 +256,7 @@ class StepRunner:
         if work.cache_ms is not None and (kept := cached_result(steps.ctx, call)) is not None:
             return StepEnded(steps.task, call, RESULT, kept)
         token = _current.set((steps, call))
+        leave = None if self.enter_step is None else self.enter_step(steps.task, call, calls + 1)
         steps.calls += 1
         limit = None
         try:
@@ -271,6 +274,8 @@ class StepRunner:
             return _failed(steps, call, work, calls + 1, TimeoutError(late))
         finally:
             steps.calls -= 1
+            if leave is not None:
+                leave()
             _current.reset(token)
         return StepEnded(steps.task, call, RESULT, _recordable(steps.ctx, call, work.function, result))
 
@@ -470,11 +475,14 @@ class StepRunner:
         if work.cache_ms is not None and (kept := cached_result(steps.ctx, call)) is not None:
             return StepEnded(steps.task, call, RESULT, kept)
         token = _current.set((steps, call))
+        leave = None if self.enter_step is None else self.enter_step(steps.task, call, calls + 1)
         try:
             result = work.function(*work.args, **work.kwargs)
         except Exception as error:  # noqa: BLE001 (an error is an outcome too)
             return _failed(steps, call, work, calls + 1, error)
         finally:
+            if leave is not None:
+                leave()
             _current.reset(token)
         return StepEnded(steps.task, call, RESULT, _recordable(steps.ctx, call, work.function, result))
 

@@ -56,14 +56,15 @@ from agentflow.core.inputs import (
 from agentflow.core.operator import Operator
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.segments import END_OF_TIME_MS
-from agentflow.errors import AgentflowError, DecodeError, MissingKey, RecordTooLarge
+from agentflow.errors import DecodeError, MissingKey, RecordTooLarge
 from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.alarm import Alarm
 from agentflow.runtime.checkpoint_schedule import CheckpointSchedule
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
-from agentflow.runtime.codecs import KeyReader, TimestampReader
+from agentflow.runtime.codecs import KeyReader, TimestampReader, too_large
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.failing import look_at, unless_failed
+from agentflow.runtime.figures import SubtaskFigures, figures_of
 from agentflow.runtime.journal_writer import JournalWriter
 from agentflow.runtime.mailbox import Mailbox
 from agentflow.runtime.observation import Observation
@@ -178,8 +179,10 @@ class Subtask:
         }
 
     def use_journal(self, journal: Journal, position: int) -> None:
-        """Record durable steps in ``journal``, which has been read up to ``position``."""
-        self._journal = JournalWriter(journal, self._deliver, self.fail, position)
+        """Record durable steps in ``journal``, which has been read up to ``position``; called behind `add_stage`."""
+        first = self._stages[0].observation
+        seen = None if first is None else first.turn.notes.append
+        self._journal = JournalWriter(journal, self._deliver, self.fail, position, seen)
 
     def use_signals(self, signals: Signals, reader: SignalReader) -> None:
         """Take signals, which are open at the positions."""
@@ -195,6 +198,11 @@ class Subtask:
     def runs_in_flight(self) -> int:
         """Unfinished runs of all operators."""
         return sum(stage.operator.runs_unfinished for stage in self._stages)
+
+    @property
+    def figures(self) -> SubtaskFigures:
+        """What it holds now; on the loop."""
+        return figures_of((stage.operator for stage in self._stages), self._mailbox, self._state)
 
     # -- life
     async def run(self) -> None:
@@ -215,6 +223,7 @@ class Subtask:
             await asyncio.wait([timer])
             await unless_failed(self.checkpoint_schedule.take(), self._failure)
         finally:
+            self._tell_observers(self._clock.now_ms())  # of a turn that failed, too
             tasks = [*readers, timer, *self.checkpoint_schedule.extra]
             for task in tasks:
                 task.cancel()
@@ -370,17 +379,20 @@ class Subtask:
         apply, read_key = stage.operator.apply, stage.keys.read
         record_max, timestamps = self._settings.record_max_bytes, self._timestamps
         rekeyed_source = stage.keys.rekeyed_source
-        seen = None if stage.observation is None else stage.observation.turn.records
+        observation, others = stage.observation, 0
+        seen = None if observation is None or not observation.needs_answers else observation.turn.records
         for record in batch:
             try:
                 if record.value is not None and len(record.value) > record_max:
-                    raise _too_large(record, record_max)
+                    raise too_large(record, record_max)
                 if timestamps is not None:
                     record.timestamp_ms = timestamps.read(record)
                 key = read_key(record)
             except (DecodeError, MissingKey, RecordTooLarge) as error:
+                others += 1
                 apply(RecordRejected(record, ErrorReport(type(error).__name__, error.what, is_retryable=False)), now_ms)
             except Exception as error:  # noqa: BLE001 (key-by is user code)
+                others += 1
                 report = ErrorReport(type(error).__name__, f"key-by failed: {error}", is_retryable=False)
                 apply(RecordRejected(record, report), now_ms)
             else:
@@ -390,8 +402,11 @@ class Subtask:
                         seen.append(received)
                     apply(received, now_ms)
                 else:
+                    others += 1
                     self._repartition.forward(record, key)
                     self._has_output = True
+        if observation is not None:
+            observation.turn.admitted += len(batch) - others
         self._positions.update({record.source: record.next_offset for record in batch})
         self._counters.records_in += len(batch)
         self._run_effects(0, now_ms)
@@ -425,9 +440,9 @@ class Subtask:
                 if answer is not None:
                     apply(answer, now_ms)
             elif kind is EmitRecord:
+                emitted += 1
                 if is_last:
                     write(effect)  # type: ignore[arg-type]
-                    emitted += 1
                 else:
                     self._pass_record(index + 1, effect, now_ms)  # type: ignore[arg-type]
             else:
@@ -436,11 +451,13 @@ class Subtask:
                 self._carry_out[kind](index, effect, now_ms)
         effects.clear()
         self._is_in_effects = False
-        if emitted:
-            self._counters.records_out += emitted
-            self._has_output = True
+        if observation is not None:
+            observation.turn.emitted += emitted
         if not is_last:
             self._run_effects(index + 1, now_ms)
+        elif emitted:
+            self._counters.records_out += emitted
+            self._has_output = True
 
     def _pass_record(self, index: int, effect: EmitRecord, now_ms: int) -> None:
         stage = self._stages[index]
@@ -452,7 +469,7 @@ class Subtask:
             stage.operator.apply(RecordRejected(record, report), now_ms)
         else:
             if stage.observation is not None:
-                stage.observation.turn.records.append(received)
+                stage.observation.see_record(received)
             stage.operator.apply(received, now_ms)
 
     def _pass_watermark(self, index: int, effect: ForwardWatermark, now_ms: int) -> None:
@@ -572,12 +589,3 @@ class Subtask:
         for writes in chain([first], *(snapshot.slices for snapshot in snapshots)):
             self._delta_bytes += sum([len(value) for _, _, _, _, value in writes if value is not None])
             yield writes
-
-
-def _too_large(record: Record, record_max: int) -> AgentflowError:
-    return RecordTooLarge(
-        f"the record has more than {record_max:,} bytes",
-        where={"record": record.run_id},
-        expected="at most record-max",
-        fix="raise record-max, or configure a dead-letter sink",
-    )

@@ -65,6 +65,7 @@ class SimulatedCopy:
     """`ChangelogCopy` on a `CopyStorage`; a killed process writes nothing more."""
 
     changelog_applied_ms = 2**62  # never too old
+    sizes: Mapping[str, int] = {}
 
     def __init__(self, storage: CopyStorage, link: Link) -> None:
         if link.is_dead:
