@@ -150,7 +150,7 @@ def collector(port: int = 0) -> Iterator[Collector]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     seen.endpoint = f"http://127.0.0.1:{server.server_port}"
     try:

@@ -53,7 +53,7 @@ class FailurePolicy(msgspec.Struct, frozen=True):
     ) -> DeadLetter | FailJob:
         """Return what ends a record that cannot be processed: its dead letter, or the job's failure."""
         if self.last_resort(None if task is None else task.action.on_error) is OnError.FAIL:
-            return FailJob(error, self.reason(record, error, run, task))
+            return FailJob(error, self.reason(record, error, run, task), task)
         return self.dead_letter(record, error, run, task)
 
     def dead_letter(
@@ -66,7 +66,7 @@ class FailurePolicy(msgspec.Struct, frozen=True):
             document["traceback"] = error.traceback
         is_source_value = run is None or not run.event_type.startswith("_timer")
         document |= _readable(record.value, self.input_codec if is_source_value else "msgpack")
-        return DeadLetter(record, error, reason, msgspec.json.encode(document))
+        return DeadLetter(record, error, reason, msgspec.json.encode(document), task)
 
 
 def _readable(value: bytes | None, codec: str) -> dict[str, object]:

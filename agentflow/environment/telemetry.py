@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -103,9 +104,8 @@ class Telemetry:
         return AdminServer(admin.host, admin.port, loop.is_alive, not_ready, lambda: prometheus.text(metrics.collect()))
 
     async def close(self) -> None:
-        """Close the parts, last one first."""
-        for part in reversed(self._parts):
-            await part.close()
+        """Close the parts, all at once: a collector that does not answer is waited for once."""
+        await asyncio.gather(*(part.close() for part in self._parts))
 
 
 class _OneJob:
@@ -128,8 +128,14 @@ class _OneJob:
         return {} if figures is None else {0: figures}
 
 
-def _parts(settings: JobSettings) -> list[Part]:  # noqa: ARG001 (each part reads its section)
-    return []
+def _parts(settings: JobSettings) -> list[Part]:
+    parts: list[Part] = []
+    if settings.tracing.enabled:
+        with _needing_packages("tracing.enabled"):
+            from agentflow.observability.spans import SpanSink
+            from agentflow.observability.traces import Tracing
+        parts.append(Tracing(SpanSink(settings.job, settings.otlp.endpoint), settings.tracing))
+    return parts
 
 
 def _metrics(settings: JobSettings, registry: MetricRegistry) -> JobMetrics | None:

@@ -86,18 +86,21 @@ class Pusher:
         self._destination = destination
         self._interval_s = interval_ms / 1000
         self._stopped = threading.Event()
+        self._is_aborted = False
         self._thread = threading.Thread(target=self._run, name="agentflow-metrics", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval_s):
             self._destination.push(self._collect())
-        self._destination.push(self._collect())
+        if not self._is_aborted:
+            self._destination.push(self._collect())
 
     def close(self) -> None:
         """Push once more and stop; a place that has not answered is not waited for."""
         self._stopped.set()
         self._thread.join(_GIVE_UP_S if self._destination.reachability.is_down else _LAST_PUSH_S)
+        self._is_aborted = True
         self._destination.abort()
         self._thread.join(_GIVE_UP_S)
 

@@ -80,10 +80,12 @@ def bind_log_fields(**fields: Any) -> None:  # noqa: ANN401 (fields of any kind)
 class _Chatter(logging.Filter):
     """Says what other packages repeat once in a while, and without their tracebacks.
 
-    A client that cannot reach its broker logs each attempt. What it means for the job is told by the job's own lines.
+    A client that cannot reach its broker logs each attempt. What it means for the job is told by the job's own lines. Of OpenTelemetry's
+    exporters only why they gave up is shown: the job does not depend on them.
     """
 
     _EVERY_S = 10.0
+    _EXPORTERS, _EXPORTERS_EVERY_S = "opentelemetry.exporter.", 300.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,9 +95,13 @@ class _Chatter(logging.Filter):
         """Whether a record is shown."""
         if record.name.startswith("agentflow") or record.levelno < logging.WARNING:
             return True
+        is_exporter = record.name.startswith(self._EXPORTERS)
+        if is_exporter and record.levelno < logging.ERROR:
+            return False
         record.exc_info = record.exc_text = None
         slot, now = (record.name, str(record.msg)), time.monotonic()
-        if now - self._said.get(slot, -self._EVERY_S) < self._EVERY_S:
+        every_s = self._EXPORTERS_EVERY_S if is_exporter else self._EVERY_S
+        if now - self._said.get(slot, -every_s) < every_s:
             return False
         self._said[slot] = now
         return True

@@ -122,9 +122,37 @@ METRIC_OVERFLOWS = MetricName(
     "{metric}",
     "Metrics with more sets of attributes than metrics.cardinality-max.",
 )
-SPANS_DROPPED = MetricName("agentflow.spans.dropped", _COUNTER, "{span}", "Spans that found the exporter's queue full.")
 
 METRICS = tuple(one for one in list(globals().values()) if isinstance(one, MetricName))
 """All of them, in the order of the documentation."""
 USER_PREFIX = "agentflow.user."
 """Of the names of metrics that actions keep."""
+
+# -- spans
+RUN_SPAN, ACTION_SPAN, STEP_SPAN = "run", "action", "step"
+"""Spans are named by these and by what it is: ``run ReviewAgent``, ``action score``, ``step shop.charge``."""
+AGENT_NAME = "agentflow.agent.name"
+SUBTASK = "agentflow.subtask"
+RUN_ID = "agentflow.run.id"
+KEY_HASH = "agentflow.key.hash"
+"""The key itself may be a person's; the hash is the same for every run of the key."""
+RUN_OUTCOME = "agentflow.run.outcome"
+COMPLETED, DEAD_LETTER, FAILED, CANCELLED = "completed", "dead-letter", "failed", "cancelled"
+REJECTED = "rejected"
+"""The record never became a run."""
+ACTION_NAME = "agentflow.action.name"
+ACTION_OUTCOME = "agentflow.action.outcome"
+"""cancelled; of an attempt that answered it is the span's status."""
+TASK_PATH = "agentflow.task.path"
+ATTEMPT = "agentflow.attempt"
+STEP_NAME = "agentflow.step.name"
+STEP_PATH = "agentflow.step.path"
+STEP_CALL = "agentflow.step.call"
+"""Number of the call of the step: above 1 it is called again after an error."""
+ERROR_TYPE = "error.type"
+RESUMED = "agentflow.resumed"
+"""Event of an attempt that began again: its process had died, or it had slept. Its steps so far are answered, and are no spans."""
+STEPS_RECORDED = "agentflow.steps.recorded"
+LINK = "agentflow.link"
+"""Of a link: what it leads to."""
+PREVIOUS_ATTEMPT, LAST_STEP = "previous attempt", "last step before it began again"

@@ -22,9 +22,11 @@ from agentflow.api.codecs import MSGPACK
 from agentflow.api.encoding import encode_json, encode_msgpack
 from agentflow.api.metrics import MetricRegistry
 from agentflow.core.delta import POSITIONS_NAME, RESTORED_TABLES, StoredRow, Table, decode_positions
+from agentflow.core.effects import Headed
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.limits import OperatorLimits
 from agentflow.core.operator import Operator
+from agentflow.core.trace_context import TraceIds
 from agentflow.errors import (
     AgentflowError,
     ConfigError,
@@ -432,7 +434,10 @@ class Job:
             is_last = index == len(spec.stages) - 1
             rekeyed_source = spec.rekeyed_source if index == 0 else None
             policy = FailurePolicy(settings.job, stage.plan.name, "dead-letter" in sinks, codec.name)
-            operator = Operator(stage.plan, policy, _limits(settings), index=index, decode_input=input_decoder(codec))
+            decode_input, headed = input_decoder(codec), _headed(settings, incarnation)
+            operator = Operator(
+                stage.plan, policy, _limits(settings), index=index, decode_input=decode_input, headed=headed
+            )
             operator.restore(rows[index], now_ms, journal[index], self._counters.checkpoint)
             services = OperatorServices(
                 operator, settings, incarnation, state, spec.encode_output if is_last else encode_msgpack
@@ -460,6 +465,12 @@ class Job:
                 services.steps.enter_step = observation.enter_step
             subtask.add_stage(Stage(operator, runner, keys, services.steps, observation))
         return subtask
+
+
+def _headed(settings: JobSettings, incarnation: str) -> Headed | None:
+    """Return what makes the headers of outputs where runs are traced."""
+    tracing = settings.tracing
+    return TraceIds(incarnation, tracing.sample_ratio).headers_of if tracing.enabled else None
 
 
 def _limits(settings: JobSettings) -> OperatorLimits:

@@ -436,7 +436,7 @@ class Subtask:
         for effect in effects:  # grows while it is read
             kind = type(effect)
             if kind is StartAction:
-                answer = start(effect.task)  # type: ignore[union-attr]
+                answer = start(effect.task)  # type: ignore[union-attr,arg-type]
                 if answer is not None:
                     apply(answer, now_ms)
             elif kind is EmitRecord:

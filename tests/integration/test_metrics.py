@@ -178,10 +178,11 @@ def settings(**sections: Any) -> JobSettings:
     return JobSettings(**sections)
 
 
-def run_job(made: JobSettings, values: int = 20) -> list[Any]:
-    def act(event, ctx):
-        ctx.send_event(OutputEvent(ctx.key))
+def act(event: Any, ctx: Any) -> None:
+    ctx.send_event(OutputEvent(ctx.key))
 
+
+def run_job(made: JobSettings, values: int = 20, act: Any = act) -> list[Any]:
     env = AgentsExecutionEnvironment.get_execution_environment(made)
     agent = Agent("A").add_action("act", [EventType.InputEvent], act)
     outputs = env.from_list([{"k": n} for n in range(values)]).key_by("k").apply(agent).to_list()
@@ -202,18 +203,24 @@ def test_job_in_code_writes_its_last_numbers(tmp_path):
 
 def test_job_pushes_to_a_collector_at_its_interval_and_at_its_end():
     with collector() as seen:
+
+        async def wait(event, ctx):
+            await asyncio.to_thread(seen.wait, lambda: seen.pushes >= 2)
+            act(event, ctx)
+
         run_job(
             settings(
                 job="shop",
                 otlp=OtlpSettings(endpoint=seen.endpoint),
                 metrics=MetricsSettings(otlp=True, interval_ms=10),
             ),
-            2000,
+            20,
+            wait,
         )
-        assert seen.pushes >= 2
-        assert seen.value("agentflow.records.out", job="shop") == 2000
+        assert seen.pushes >= 3
+        assert seen.value("agentflow.records.out", job="shop") == 20
         ((_, duration),) = seen.metrics["agentflow.action.duration"]
-        assert duration.count == 2000
+        assert duration.count == 20
         assert seen.resource["service.name"] == "shop"
 
 

@@ -36,6 +36,7 @@ PORT_MODULES = (
     "agentflow.core.delta",
     "agentflow.core.inputs",
     "agentflow.core.effects",
+    "agentflow.core.trace_context",
     "agentflow.runtime.observation",
     "agentflow.runtime.ports",
     "agentflow.runtime.settings",  # plain values; a connector of a server has many

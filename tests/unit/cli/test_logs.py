@@ -207,3 +207,14 @@ def test_dead_letter_log_is_the_sink_it_stands_before():
     assert asyncio.run(life()) == Staged(("a",))
     assert (log.name, log.guarantee) == ("shelf", Guarantee.AT_LEAST_ONCE)
     assert shelf.calls == [("open", None), ("barrier", 1), ("stage", 1), ("publish", 1, Staged(("a",))), "close"]
+
+
+def test_exporters_of_opentelemetry_say_only_why_they_gave_up_and_rarely():
+    stream = configured()
+    exporter = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    for _ in range(3):
+        exporter.warning("Transient error %s encountered", "refused")
+        exporter.error("Failed to export %s batch code: %s", "spans", 401)
+    assert without_time(stream.getvalue()) == [
+        f'error   "Failed to export spans batch code: 401"  logger={exporter.name}'.replace('"', "")
+    ]
