@@ -196,17 +196,21 @@ def _kafka_steps(name: str, factor: float) -> float:
     return kafka.step_ms(factor)
 
 
-def _observability(name: str, factor: float) -> float:
-    from benchmarks import observability
+def _observability(name: str, *arguments: float) -> float:
+    from benchmarks import observability  # with the factor last
 
-    return float(getattr(observability, name)(factor))
+    return float(getattr(observability, name)(*arguments))
 
 
 def _telemetry_rows() -> dict[str, Workload]:
-    rows = [("off / off", "off_ratio", None), ("metrics on / off", "metrics_ratio", 0.95)]
+    def one(target: float | None, name: str, *arguments: float) -> Workload:
+        return Workload(partial(_observability, name, *arguments), "times", target, is_more_better=True)
+
     return {
-        name: Workload(partial(_observability, measure), "times", target, is_more_better=True)
-        for name, measure, target in rows
+        "off / off": one(None, "off_ratio"),
+        "metrics on / off": one(0.95, "metrics_ratio"),
+        "tracing 0 % on / off": one(None, "tracing_ratio", 0.0),
+        "tracing 1 % on / off": one(0.90, "tracing_ratio", 0.01),
     }
 
 

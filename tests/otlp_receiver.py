@@ -7,6 +7,7 @@ import gzip
 import http.server
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -136,8 +137,8 @@ def collector(port: int = 0) -> Iterator[Collector]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
+            decompress = {"gzip": gzip.decompress, "deflate": zlib.decompress}.get(self.headers.get("Content-Encoding"))
+            body = body if decompress is None else decompress(body)
             seen.headers = dict(self.headers)
             if seen.status == 200:
                 seen.take(self.path, body)

@@ -4,8 +4,12 @@ Everything is derived from the run's position and its input's headers, by hashin
 same span when it is made again, what was exported below it keeps its parent, and an output carries the same header after every
 recovery. Nothing is stored, and no tracer is needed to know it.
 
-A run continues the trace of its caller, and obeys the caller's decision to sample; a run without caller is sampled by the low half of
-its trace id. That half is an arithmetic sequence over the offsets of a source: it spreads evenly, and costs no hash per record.
+A run continues the trace of its caller, and obeys the caller's decision to sample; a run without caller is sampled by its trace id:
+
+    64 bits: hash of incarnation and source | 30 bits: the lot, which decides | 34 bits: offset
+
+The lot is an arithmetic sequence over the offsets of a source: it spreads evenly, and costs no hash per record. Thirty bits are what
+CPython calculates with at once.
 """
 
 from __future__ import annotations
@@ -26,8 +30,12 @@ TRACE_HEADERS = frozenset({TRACEPARENT, TRACESTATE, BAGGAGE})
 TRACEPARENT_BYTES_MAX = 256  # 55 today; a later version may have more behind it
 TRACESTATE_BYTES_MAX = 512
 BAGGAGE_BYTES_MAX = 8 * 2**10
-SPREAD = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
-MASK = 2**64 - 1
+SPREAD = 663_608_941  # 2**30 over the golden ratio
+LOTS = 2**30
+LOT_MASK = LOTS - 1
+_OFFSET_BITS = 34
+_OFFSET_MASK = 2**_OFFSET_BITS - 1
+_MASK = 2**64 - 1
 _RUN = 0xD6E8FEB86659FD93  # odd: the ids of runs stay apart
 _SOURCES_MAX = 1_024
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -93,34 +101,36 @@ class TraceIds:
         sample_ratio: Share of the runs without caller that are sampled.
 
     Attributes:
-        threshold: A run without caller is sampled if the low half of its trace id is below.
+        threshold: A run without caller is sampled if its lot is below.
     """
 
     def __init__(self, incarnation: str, sample_ratio: float) -> None:
-        self.threshold = round(sample_ratio * 2**64)
+        self.threshold = round(sample_ratio * LOTS)
         self._incarnation = incarnation
         self._sources: dict[str, tuple[int, int]] = {}
 
     def source(self, source: str) -> tuple[int, int]:
-        """Return what the trace ids of a source's runs are made of: the high half, and what the offset's share is added to."""
+        """Return what the trace ids of a source's runs are made of: the high half, and the lot of offset 0."""
         found = self._sources.get(source)
         if found is None:
             digest = hashlib.blake2b(f"{self._incarnation}/{source}".encode("utf-8", "surrogatepass"), digest_size=16)
             number = int.from_bytes(digest.digest(), "big")
             if len(self._sources) >= _SOURCES_MAX:  # the sources of timers and of chained agents are many
                 self._sources.clear()
-            found = self._sources[source] = number >> 64 or 1, number & MASK
+            found = self._sources[source] = number >> 64, number & LOT_MASK
         return found
 
     def run(self, record: Record) -> RunTrace:
         """Return where the run of a record stands."""
-        high, start = self.source(record.source)
-        low = (start + record.offset * SPREAD) & MASK
-        span_id = low * _RUN & MASK or 1
+        (high, start), offset = self.source(record.source), record.offset
+        lot = (offset * SPREAD + start) & LOT_MASK
+        low = lot << _OFFSET_BITS | offset & _OFFSET_MASK
+        high ^= offset >> _OFFSET_BITS
+        span_id = (low + high) * _RUN & _MASK or 1
         caller = caller_of(record.headers) if record.headers else None
         if caller is not None:
             return RunTrace(caller.trace_id, span_id, caller, caller.is_sampled)
-        return RunTrace(high << 64 | low, span_id, None, low < self.threshold)
+        return RunTrace(high << 64 | low or 1, span_id, None, lot < self.threshold)
 
     def headers_of(self, output: EmitRecord) -> Headers:
         """Return the headers of an output: what the action set; the span that produced it; what goes along with its trace."""

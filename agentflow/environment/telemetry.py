@@ -134,7 +134,8 @@ def _parts(settings: JobSettings) -> list[Part]:
         with _needing_packages("tracing.enabled"):
             from agentflow.observability.spans import SpanSink
             from agentflow.observability.traces import Tracing
-        parts.append(Tracing(SpanSink(settings.job, settings.otlp.endpoint), settings.tracing))
+        with _naming_collector():
+            parts.append(Tracing(SpanSink(settings.job, settings.otlp.endpoint), settings.tracing))
     return parts
 
 
@@ -155,7 +156,8 @@ def _metrics(settings: JobSettings, registry: MetricRegistry) -> JobMetrics | No
         with _needing_packages("metrics.otlp"):
             from agentflow.observability.otel import resource_of
             from agentflow.observability.otel_metrics import OtlpMetrics
-        made.push_to(OtlpMetrics(resource_of(settings.job), settings.otlp.endpoint))
+        with _naming_collector():
+            made.push_to(OtlpMetrics(resource_of(settings.job), settings.otlp.endpoint))
     return made
 
 
@@ -167,3 +169,11 @@ def _needing_packages(what: str) -> Iterator[None]:
         raise ConfigError(
             [f"{what} needs packages that are not installed ({error.name}): pip install 'agentflow[telemetry]'"]
         ) from error
+
+
+@contextlib.contextmanager
+def _naming_collector() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:  # a wrong variable; a certificate that cannot be read
+        raise ConfigError([f"otlp.endpoint, or OpenTelemetry's variables: {error}"]) from error

@@ -67,10 +67,6 @@ class Destination(Protocol):
         """Export; it may block, and says itself what went wrong."""
         ...
 
-    def abort(self) -> None:
-        """Let `push` end soon, and be the last one."""
-        ...
-
 
 class Pusher:
     """Pushes metrics from a thread of its own, every ``interval_ms`` and at the end.
@@ -86,23 +82,18 @@ class Pusher:
         self._destination = destination
         self._interval_s = interval_ms / 1000
         self._stopped = threading.Event()
-        self._is_aborted = False
         self._thread = threading.Thread(target=self._run, name="agentflow-metrics", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval_s):
             self._destination.push(self._collect())
-        if not self._is_aborted:
-            self._destination.push(self._collect())
+        self._destination.push(self._collect())
 
     def close(self) -> None:
-        """Push once more and stop; a place that has not answered is not waited for."""
+        """Push once more and stop; a place that does not answer is not waited for."""
         self._stopped.set()
         self._thread.join(_GIVE_UP_S if self._destination.reachability.is_down else _LAST_PUSH_S)
-        self._is_aborted = True
-        self._destination.abort()
-        self._thread.join(_GIVE_UP_S)
 
 
 class MetricsFile:
@@ -148,9 +139,6 @@ class MetricsFile:
             is_full = file.tell() >= _FILE_BYTES_MAX
         if is_full:
             self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-
-    def abort(self) -> None:
-        """Nothing: a file does not keep anybody waiting."""
 
 
 def document_of(series: Sequence[Series], now: datetime) -> dict[str, Any]:

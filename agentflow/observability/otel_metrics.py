@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics import export as sdk
@@ -22,7 +23,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from agentflow.api.metrics import Buckets
 from agentflow.observability.exporting import Reachability
 from agentflow.observability.names import MetricKind
-from agentflow.observability.otel import endpoint_of
+from agentflow.observability.otlp import OtlpSender
 from agentflow.observability.series import Series
 
 _SCOPE = InstrumentationScope("agentflow")
@@ -116,22 +117,15 @@ class OtlpMetrics:
     """
 
     def __init__(self, resource: Resource, endpoint: str | None) -> None:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-
-        url = endpoint_of(endpoint, "metrics")
-        self._exporter = OTLPMetricExporter(endpoint=url)
-        preferred = str(os.environ.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "")).upper()
+        self._sender = OtlpSender("metrics", endpoint)
+        preferred = os.environ.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").upper()
         self._encoder = MetricsEncoder(resource, is_delta=preferred in ("DELTA", "LOWMEMORY"))
-        self.reachability = Reachability("metrics", url)
+        self.reachability = Reachability("metrics", self._sender.url)
 
     def push(self, series: Sequence[Series]) -> None:
-        """Send the metrics; blocks for ten seconds at most."""
-        result = self._exporter.export(self._encoder.encode(series))
-        self.reachability.tell(is_sent=result is sdk.MetricExportResult.SUCCESS)
-
-    def abort(self) -> None:
-        """Stop trying."""
-        self._exporter.shutdown()
+        """Send the metrics, once: the next ones say what these did."""
+        refusal = self._sender.send(encode_metrics(self._encoder.encode(series)).SerializeToString())
+        self.reachability.tell(is_sent=refusal is None, reason=None if refusal is None else refusal.reason)
 
 
 class PrometheusText:

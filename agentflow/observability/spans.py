@@ -1,57 +1,61 @@
-"""Spans with ids of our own, as OpenTelemetry's SDK exports them; and the span that is current while user code runs."""
+"""The span that is current while user code runs, and the thread that exports spans."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import random
 import threading
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
-from agentflow.core.records import ErrorReport
-from agentflow.core.trace_context import RunTrace
-from agentflow.observability import names
 from agentflow.observability.exporting import Reachability
-from agentflow.observability.otel import endpoint_of, resource_of
+from agentflow.observability.otel import resource_of
+from agentflow.observability.otlp import OtlpSender
+from agentflow.observability.span_encoding import UNSET, EndedSpan, SpanEvent, SpanLink, encode_request
 
-_SCOPE = InstrumentationScope("agentflow")
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-_UNSET = Status(StatusCode.UNSET)
 _ADDED_MAX = 128
-_DELAY_MS = 1_000  # what a killed process loses
+_QUEUE_MAX = 8_192
+_BATCH = 512
+_DELAY_S = 1.0  # what a killed process loses is of its last moment
+_REPEAT_S, _BACKOFF_S = 10.0, 1.0
 _LAST_EXPORT_S, _GIVE_UP_S = 2.0, 0.2
-
-
-def context_of(trace_id: int, span_id: int, *, is_remote: bool = False, state: TraceState | None = None) -> SpanContext:
-    """Return the context of a span that is exported."""
-    return SpanContext(trace_id, span_id, is_remote, _SAMPLED, state)
 
 
 class LiveSpan(Span):
     """The current span of user code, which may add to it; the engine ends it.
 
     Args:
-        context: Its ids.
+        trace_id: Its trace.
+        span_id: Its id.
+        state: What the vendors of its trace have to say.
 
     Attributes:
-        attributes, events, links: What was added.
-        status: As it was set; None: it was not.
+        is_changed: Something was added.
+        events, links: What was added.
+        status, message: As they were set.
     """
 
-    def __init__(self, context: SpanContext) -> None:
-        self.attributes = BoundedAttributes(_ADDED_MAX, immutable=False)
-        self.events: list[Event] = []
-        self.links: list[Link] = []
-        self.status: Status | None = None
-        self._context = context
+    def __init__(self, trace_id: int, span_id: int, state: TraceState | None) -> None:
+        self.is_changed = False
+        self.events: list[SpanEvent] = []
+        self.links: list[SpanLink] = []
+        self.status, self.message = UNSET, ""
+        self._attributes: BoundedAttributes | None = None
+        self._context = SpanContext(trace_id, span_id, False, _SAMPLED, state)
+
+    @property
+    def attributes(self) -> BoundedAttributes:
+        """What was added; the oldest go when there are too many."""
+        if self._attributes is None:
+            self._attributes = BoundedAttributes(_ADDED_MAX, immutable=False)
+        return self._attributes
 
     def get_span_context(self) -> SpanContext:
         """Return its ids."""
@@ -62,30 +66,38 @@ class LiveSpan(Span):
         return True
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """Add attributes; there is a limit."""
+        """Add attributes."""
         for key, value in attributes.items():
-            self.attributes[key] = value
+            self.set_attribute(key, value)
 
     def set_attribute(self, key: str, value: Any) -> None:  # noqa: ANN401 (whatever OpenTelemetry takes)
         """Add an attribute."""
+        self.is_changed = True
         self.attributes[key] = value
 
     def add_event(self, name: str, attributes: Mapping[str, Any] | None = None, timestamp: int | None = None) -> None:
         """Add an event."""
+        self.is_changed = True
         if len(self.events) < _ADDED_MAX:
-            self.events.append(Event(name, BoundedAttributes(_ADDED_MAX, attributes), timestamp))
+            at_ns = time.time_ns() if timestamp is None else timestamp
+            self.events.append(SpanEvent(name, at_ns, BoundedAttributes(_ADDED_MAX, attributes)))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:
         """Add a link."""
-        if len(self.links) < _ADDED_MAX:
-            self.links.append(Link(context, attributes))
+        self.is_changed = True
+        if len(self.links) < _ADDED_MAX and context.is_valid:
+            own = BoundedAttributes(_ADDED_MAX, attributes)
+            self.links.append(SpanLink(context.trace_id, context.span_id, own))
 
     def update_name(self, name: str) -> None:
         """Nothing: the name says what it is."""
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Set the status; that of a failed attempt is its error, whatever was set."""
-        self.status = status if isinstance(status, Status) else Status(status, description)
+        self.is_changed = True
+        code = status.status_code if isinstance(status, Status) else status
+        self.status = code.value
+        self.message = (status.description if isinstance(status, Status) else description) or ""
 
     def record_exception(
         self,
@@ -110,105 +122,69 @@ def exception_attributes(kind: str, message: str, stacktrace: str = "") -> dict[
 
 
 class SpanSink:
-    """Takes ended spans, and exports them in a thread.
+    """Takes ended spans, and exports them in a thread of its own.
 
     Args:
         job: Name of the job.
         endpoint: Base URL of the collector; None: as OpenTelemetry's variables say.
+
+    Attributes:
+        dropped: Spans that found the queue full: the collector is too slow, or away.
+        reachability: Of the collector.
     """
 
     def __init__(self, job: str, endpoint: str | None) -> None:
-        self._resource = resource_of(job)
-        url = endpoint_of(endpoint, "traces")
-        self._exporter = _Exporter(url)
-        delay_ms = None if "OTEL_BSP_SCHEDULE_DELAY" in os.environ else _DELAY_MS
-        self._processor = BatchSpanProcessor(self._exporter, schedule_delay_millis=delay_ms)
+        self.dropped = 0
+        self._sender = OtlpSender("traces", endpoint)
+        self.reachability = Reachability("spans", self._sender.url)
+        self._resource = resource_of(job).attributes
+        self._queue: deque[EndedSpan] = deque()
+        self._is_awake = threading.Event()
+        self._is_closed = False
+        self._aborted = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="agentflow-spans", daemon=True)
+        self._thread.start()
 
-    def emit(
-        self,
-        name: str,
-        trace: RunTrace,
-        span_id: int,
-        parent: SpanContext | None,
-        began_ns: int,
-        ended_ns: int,
-        attributes: Mapping[str, Any],
-        *,
-        kind: SpanKind = SpanKind.INTERNAL,
-        links: Sequence[Link] = (),
-        events: Sequence[Event] = (),
-        error: ErrorReport | None = None,
-        live: LiveSpan | None = None,
-    ) -> None:
-        """Take one span.
+    def emit(self, span: EndedSpan) -> None:
+        """Take one span; on the loop."""
+        queue = self._queue
+        if len(queue) >= _QUEUE_MAX:
+            self.dropped += 1
+            return
+        queue.append(span)
+        if len(queue) >= _BATCH and not self._is_awake.is_set():
+            self._is_awake.set()
 
-        Args:
-            name: Its name.
-            trace: Where its run stands.
-            span_id: Its id.
-            parent: Its parent's; None: it begins its trace.
-            began_ns: When it began, epoch nanoseconds.
-            ended_ns: When it ended.
-            attributes: What it says.
-            kind: Its kind.
-            links: To other spans.
-            events: What happened in it.
-            error: What it failed with.
-            live: What user code has added.
-        """
-        status = _UNSET
-        if live is not None:
-            attributes = {**live.attributes, **attributes}
-            links, events, status = [*links, *live.links], [*events, *live.events], live.status or _UNSET
-        if error is not None:
-            attributes = {**attributes, names.ERROR_TYPE: error.type}
-            status = Status(StatusCode.ERROR, str(error))
-            told = exception_attributes(error.type, error.message, error.traceback)
-            events = [*events, Event("exception", told, ended_ns)]
-        self._processor.on_end(
-            ReadableSpan(
-                name,
-                context_of(trace.trace_id, span_id),
-                parent,
-                self._resource,
-                attributes,
-                events,
-                links,
-                kind,
-                status=status,
-                start_time=began_ns,
-                end_time=max(began_ns, ended_ns),
-                instrumentation_scope=_SCOPE,
-            )
-        )
+    def _run(self) -> None:
+        while not self._is_closed:
+            self._is_awake.wait(_DELAY_S)
+            self._is_awake.clear()
+            self._export()
+        self._export()
+
+    def _export(self) -> None:
+        queue = self._queue
+        while queue and not self._aborted.is_set():
+            batch = [queue.popleft() for _ in range(min(len(queue), _BATCH))]
+            self._send(encode_request(self._resource, "agentflow", batch))
+
+    def _send(self, body: bytes) -> None:
+        """Send a batch, for some seconds where to try again may help."""
+        give_up_s, backoff_s = time.monotonic() + _REPEAT_S, _BACKOFF_S
+        while True:
+            refusal = self._sender.send(body)
+            self.reachability.tell(is_sent=refusal is None, reason=None if refusal is None else refusal.reason)
+            if refusal is None or not refusal.is_passing:
+                return
+            wait_s = max(backoff_s * random.uniform(0.8, 1.2), refusal.wait_s)  # noqa: S311 (no secret)
+            if time.monotonic() + wait_s >= give_up_s or self._aborted.wait(wait_s):
+                return
+            backoff_s *= 2
 
     async def close(self) -> None:
-        """Export what is left; a collector that has not answered is not waited for."""
-        closing = threading.Thread(target=self._processor.shutdown, name="agentflow-spans", daemon=True)
-        closing.start()
-        await asyncio.to_thread(closing.join, _GIVE_UP_S if self._exporter.reachability.is_down else _LAST_EXPORT_S)
-        self._exporter.shutdown()
-        await asyncio.to_thread(closing.join, _GIVE_UP_S)
-
-
-class _Exporter(SpanExporter):
-    """OTLP over HTTP, and few words about a collector that does not answer."""
-
-    def __init__(self, url: str) -> None:
-        self._otlp = OTLPSpanExporter(endpoint=url)
-        self.reachability = Reachability("spans", url)
-        self._is_closed = False
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Export a batch."""
-        if self._is_closed:
-            return SpanExportResult.FAILURE
-        result = self._otlp.export(spans)
-        self.reachability.tell(is_sent=result is SpanExportResult.SUCCESS)
-        return result
-
-    def shutdown(self) -> None:
-        """Stop trying. Idempotent."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._otlp.shutdown()  # type: ignore[no-untyped-call]
+        """Export what is left; a collector that does not answer is not waited for."""
+        self._is_closed = True
+        self._is_awake.set()
+        await asyncio.to_thread(self._thread.join, _GIVE_UP_S if self.reachability.is_down else _LAST_EXPORT_S)
+        self._aborted.set()
+        await asyncio.to_thread(self._thread.join, _GIVE_UP_S)

@@ -16,20 +16,19 @@ from __future__ import annotations
 import contextvars
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from opentelemetry import context as otel_context
 from opentelemetry import trace as otel
-from opentelemetry.sdk.trace import Event
 
 from agentflow.api.events import EventType
 from agentflow.core.effects import CancelAction, DeadLetter, FailJob, ScheduleRetry, SkipTask
 from agentflow.core.inputs import ActionFailed, StepCall
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.trace_context import (
-    MASK,
+    LOT_MASK,
     SPREAD,
     TRACESTATE,
     TRACESTATE_BYTES_MAX,
@@ -41,7 +40,8 @@ from agentflow.core.trace_context import (
 )
 from agentflow.observability import names
 from agentflow.observability.operator_metrics import PlanView
-from agentflow.observability.spans import LiveSpan, SpanSink, context_of
+from agentflow.observability.span_encoding import CONSUMER, ERROR, INTERNAL, UNSET, EndedSpan, SpanEvent, SpanLink
+from agentflow.observability.spans import LiveSpan, SpanSink, exception_attributes
 from agentflow.runtime.observation import StepSeen, Turn, monotonic_ns
 from agentflow.runtime.settings import TracingSettings
 
@@ -52,12 +52,15 @@ _CALLED = (2, 3, 8)  # `RecordKind` of steps that were called: RESULT, ERROR, AT
 _MS = 1_000_000
 Task = Any
 Run = Any
+_End = tuple[RunTrace, str]  # where a run stands, how it ends
+_Times = dict[tuple[Task, int], tuple[int, int]]  # (task, attempt) → when it began and ended, epoch nanoseconds
 
 
 class _Attempt(msgspec.Struct, eq=False):
     """An attempt that is traced, while its user code runs."""
 
     trace: RunTrace
+    path: str
     span_id: int
     number: int
     live: LiveSpan
@@ -89,7 +92,7 @@ class Tracing:
 
     def observer(self, plan: PlanView, subtask: int, index: int, incarnation: str) -> OperatorTraces:  # noqa: ARG002 (the port)
         """Return what traces an agent in a life of its subtask."""
-        return OperatorTraces(self._sink, plan.name, subtask, TraceIds(incarnation, self._settings.sample_ratio))
+        return OperatorTraces(self._sink, plan.name, TraceIds(incarnation, self._settings.sample_ratio))
 
     async def close(self) -> None:
         """Export what is left."""
@@ -101,15 +104,15 @@ class OperatorTraces:
 
     needs_answers = False
 
-    def __init__(self, sink: SpanSink, agent: str, subtask: int, ids: TraceIds) -> None:
-        self._sink = sink
+    def __init__(self, sink: SpanSink, agent: str, ids: TraceIds) -> None:
+        self._emit = sink.emit
         self._agent = agent
-        self._subtask = subtask
+        self._run_name = f"{names.RUN_SPAN} {agent}"
         self._ids = ids
         self._open: dict[tuple[Task, int], _Attempt] = {}
         self._calls: dict[tuple[Task, str, int], tuple[_Attempt, LiveSpan]] = {}
         self._failing: dict[Run, list[_Failure]] = {}
-        self._ending: dict[Run, tuple[RunTrace, str]] = {}  # whose span is due when they are over; how they end then
+        self._ending: dict[Run, _End] = {}  # whose span is due when they are over
         self._sweep_ms = 0
         self.context_of = self._make_context_of()
 
@@ -125,7 +128,7 @@ class OperatorTraces:
                 if record.source is not last:
                     last = record.source
                     _, start = ids.source(last)
-                if (start + record.offset * SPREAD) & MASK >= threshold:
+                if (record.offset * SPREAD + start) & LOT_MASK >= threshold:
                     return None
             trace = ids.run(record)
             return self._open_attempt(task, trace) if trace.is_sampled else None
@@ -133,11 +136,11 @@ class OperatorTraces:
         return context_of
 
     def _open_attempt(self, task: Task, trace: RunTrace) -> contextvars.Context:
-        number, recorded = task.attempt, task.recorded
-        span_id = attempt_span_id(trace.span_id, task.path, number)
-        live = LiveSpan(context_of(trace.trace_id, span_id, state=_state(trace, task.run.record)))
+        number, recorded, path = task.attempt, task.recorded, task.path
+        span_id = attempt_span_id(trace.span_id, path, number)
+        live = LiveSpan(trace.trace_id, span_id, _state(trace, task.run.record))
         before = [] if recorded is None else [step for step in recorded.steps.values() if step.attempt == number]
-        self._open[task, number] = _Attempt(trace, span_id, number, live, before)
+        self._open[task, number] = _Attempt(trace, path, span_id, number, live, before)
         context = contextvars.copy_context()
         context.run(otel_context.attach, otel.set_span_in_context(live))
         return context
@@ -149,7 +152,7 @@ class OperatorTraces:
             return None
         trace = opened.trace
         span_id = step_span_id(opened.span_id, call.path, calls)
-        live = LiveSpan(context_of(trace.trace_id, span_id, state=_state(trace, task.run.record)))
+        live = LiveSpan(trace.trace_id, span_id, _state(trace, task.run.record))
         self._calls[task, call.path, calls] = opened, live
         token = otel_context.attach(otel.set_span_in_context(live))
         return lambda: otel_context.detach(token)
@@ -164,8 +167,8 @@ class OperatorTraces:
         for seen in turn.steps:
             if seen.calls:
                 self._end_step(seen, since_epoch_ns)
-        failed: dict[tuple[Task, int], tuple[int, int]] = {}
-        over: dict[Run, tuple[RunTrace, str]] = {}
+        failed: _Times = {}
+        over: dict[Run, _End] = {}
         for answer, attempt, began_ns, ended_ns in turn.answers:
             task = answer.task
             opened = self._open.pop((task, attempt), None)
@@ -173,7 +176,7 @@ class OperatorTraces:
                 error = answer.error if type(answer) is ActionFailed else None
                 self._end_attempt(task, opened, began_ns + since_epoch_ns, ended_ns + since_epoch_ns, error)
                 is_compensation = task.event_type == EventType.CancelEvent
-                over[task.run] = opened.trace, names.CANCELLED if is_compensation else names.COMPLETED
+                over[task.run] = opened.trace, names.CANCELLED if is_compensation else ""
             elif type(answer) is ActionFailed and began_ns:
                 failed[task, attempt] = began_ns + since_epoch_ns, ended_ns + since_epoch_ns
         if turn.notes:
@@ -193,15 +196,14 @@ class OperatorTraces:
         if seen.error:
             kind, _, message = seen.error.partition(": ")
             error = ErrorReport(kind, message)
-        attributes = {names.STEP_NAME: call.function, names.STEP_PATH: call.path, names.STEP_CALL: seen.calls}
-        self._sink.emit(
+        self._end(
             f"{names.STEP_SPAN} {call.function}",
             opened.trace,
             step_span_id(opened.span_id, call.path, seen.calls),
-            context_of(opened.trace.trace_id, opened.span_id),
+            opened.span_id,
             seen.began_ns + since_epoch_ns,
             seen.ended_ns + since_epoch_ns,
-            attributes,
+            {names.STEP_NAME: call.function, names.STEP_PATH: call.path, names.STEP_CALL: seen.calls},
             error=error,
             live=live,
         )
@@ -209,45 +211,82 @@ class OperatorTraces:
     def _end_attempt(
         self, task: Task, opened: _Attempt, began_ns: int, ended_ns: int, error: ErrorReport | None, outcome: str = ""
     ) -> None:
-        trace, events, links = opened.trace, [], []
-        if opened.number > 1:
-            links.append(
-                otel.Link(
-                    context_of(trace.trace_id, attempt_span_id(trace.span_id, task.path, opened.number - 1)),
-                    {names.LINK: names.PREVIOUS_ATTEMPT},
-                )
-            )
+        trace, path, action = opened.trace, opened.path, task.action.name
+        links = [_link_before(trace, path, opened.number)] if opened.number > 1 else []
+        events = []
         if opened.steps_before:
             recorded = sorted(opened.steps_before, key=lambda step: step.at_ms)
-            events.append(Event(names.RESUMED, {names.STEPS_RECORDED: len(recorded)}, began_ns))
+            events.append(SpanEvent(names.RESUMED, began_ns, {names.STEPS_RECORDED: len(recorded)}))
             began_ns = min(began_ns, recorded[0].at_ms * _MS)
             called = [step for step in recorded if step.kind in _CALLED]
             if called:
                 last = step_span_id(opened.span_id, called[-1].call.path, 1)
-                links.append(otel.Link(context_of(trace.trace_id, last), {names.LINK: names.LAST_STEP}))
-        attributes = {names.ACTION_NAME: task.action.name, names.TASK_PATH: task.path, names.ATTEMPT: opened.number}
-        self._sink.emit(
-            f"{names.ACTION_SPAN} {task.action.name}",
+                links.append(SpanLink(trace.trace_id, last, {names.LINK: names.LAST_STEP}))
+        attributes = {names.ACTION_NAME: action, names.TASK_PATH: path, names.ATTEMPT: opened.number}
+        if outcome:
+            attributes[names.ACTION_OUTCOME] = outcome
+        self._end(
+            f"{names.ACTION_SPAN} {action}",
             trace,
             opened.span_id,
-            context_of(trace.trace_id, trace.span_id),
+            trace.span_id,
             began_ns,
             ended_ns,
-            attributes | ({names.ACTION_OUTCOME: outcome} if outcome else {}),
+            attributes,
             links=links,
             events=events,
             error=error,
             live=opened.live,
         )
 
-    # -- failures
-    def _see_notes(
+    def _end(
         self,
-        notes: list[object],
-        failed: dict[tuple[Task, int], tuple[int, int]],
-        over: dict[Run, tuple[RunTrace, str]],
-        now_ns: int,
+        name: str,
+        trace: RunTrace,
+        span_id: int,
+        parent_id: int,
+        began_ns: int,
+        ended_ns: int,
+        attributes: dict[str, Any],
+        *,
+        links: Sequence[SpanLink] = (),
+        events: Sequence[SpanEvent] = (),
+        error: ErrorReport | None = None,
+        live: LiveSpan | None = None,
+        kind: int = INTERNAL,
     ) -> None:
+        """Export a span, with what user code has added to it and what it failed with."""
+        status, message = UNSET, ""
+        if live is not None and live.is_changed:
+            attributes = {**live.attributes, **attributes}
+            links, events = [*links, *live.links], [*events, *live.events]
+            status, message = live.status, live.message
+        if error is not None:
+            attributes[names.ERROR_TYPE] = error.type
+            status, message = ERROR, str(error)
+            told = exception_attributes(error.type, error.message, error.traceback)
+            events = [*events, SpanEvent("exception", ended_ns, told)]
+        is_remote = kind == CONSUMER and trace.caller is not None
+        self._emit(
+            EndedSpan(
+                name,
+                trace.trace_id,
+                span_id,
+                parent_id,
+                began_ns,
+                max(began_ns, ended_ns),
+                attributes,
+                kind,
+                is_remote,
+                links,
+                events,
+                status,
+                message,
+            )
+        )
+
+    # -- failures
+    def _see_notes(self, notes: list[object], failed: _Times, over: dict[Run, _End], now_ns: int) -> None:
         retries: dict[Task, list[ScheduleRetry]] = {}
         for note in notes:
             if isinstance(note, ScheduleRetry):
@@ -260,7 +299,7 @@ class OperatorTraces:
         for note in notes:
             if isinstance(note, SkipTask):
                 self._fail(note.task, note.error, failed, now_ns)
-                over[note.task.run] = self._ids.run(note.task.run.record), names.COMPLETED
+                over[note.task.run] = self._ids.run(note.task.run.record), ""
             elif isinstance(note, DeadLetter | FailJob):
                 self._end_failed(note, failed, over, now_ns)
             elif isinstance(note, CancelAction):
@@ -278,45 +317,28 @@ class OperatorTraces:
         failure = _Failure(task.action.name, task.path, attempt, error, *times)
         self._failing.setdefault(task.run, []).append(failure)
 
-    def _fail(
-        self, task: Task, error: ErrorReport, failed: dict[tuple[Task, int], tuple[int, int]], now_ns: int
-    ) -> None:
-        """Export the failed attempts of a task's run, the last one included, unless they are exported because the run is sampled."""
+    def _fail(self, task: Task, error: ErrorReport, failed: _Times, now_ns: int) -> None:
+        """Export the failed attempts of a task's run, the last one included; where the run is sampled, they are exported already."""
         run, attempt = task.run, task.attempt
         trace = self._ids.run(run.record)
         if trace.is_sampled:
             return
         self._note_failure(task, attempt, error, failed.get((task, attempt), (now_ns, now_ns)))
         for failure in self._failing.pop(run, ()):
-            links = []
-            if failure.attempt > 1:
-                before = attempt_span_id(trace.span_id, failure.path, failure.attempt - 1)
-                links = [otel.Link(context_of(trace.trace_id, before), {names.LINK: names.PREVIOUS_ATTEMPT})]
-            self._sink.emit(
+            self._end(
                 f"{names.ACTION_SPAN} {failure.action}",
                 trace,
                 attempt_span_id(trace.span_id, failure.path, failure.attempt),
-                context_of(trace.trace_id, trace.span_id),
+                trace.span_id,
                 failure.began_ns,
                 failure.ended_ns,
-                {
-                    names.ACTION_NAME: failure.action,
-                    names.TASK_PATH: failure.path,
-                    names.ATTEMPT: failure.attempt,
-                },
-                links=links,
+                {names.ACTION_NAME: failure.action, names.TASK_PATH: failure.path, names.ATTEMPT: failure.attempt},
+                links=[_link_before(trace, failure.path, failure.attempt)] if failure.attempt > 1 else (),
                 error=failure.error,
             )
 
-    def _end_failed(
-        self,
-        note: DeadLetter | FailJob,
-        failed: dict[tuple[Task, int], tuple[int, int]],
-        over: dict[Run, tuple[RunTrace, str]],
-        now_ns: int,
-    ) -> None:
+    def _end_failed(self, note: DeadLetter | FailJob, failed: _Times, over: dict[Run, _End], now_ns: int) -> None:
         task = note.task
-        outcome = names.DEAD_LETTER if type(note) is DeadLetter else names.FAILED
         if task is None:
             if isinstance(note, DeadLetter):
                 self._reject(note.record, note.error, now_ns)
@@ -324,18 +346,18 @@ class OperatorTraces:
         self._fail(task, note.error, failed, now_ns)
         over.pop(task.run, None)
         self._ending.pop(task.run, None)
+        outcome = names.DEAD_LETTER if isinstance(note, DeadLetter) else names.FAILED
         self._end_run(task.run, self._ids.run(task.run.record), now_ns, outcome, note.error)
 
     def _reject(self, record: Record, error: ErrorReport, now_ns: int) -> None:
         """Export a record that never became a run, as one that failed at once."""
-        trace = self._ids.run(record)
-        attributes = {names.RUN_ID: record.run_id, names.RUN_OUTCOME: names.REJECTED}
-        self._emit_run(trace, now_ns, now_ns, attributes, error)
+        attributes = {names.AGENT_NAME: self._agent, names.RUN_ID: record.run_id, names.RUN_OUTCOME: names.REJECTED}
+        self._end_span_of_run(self._ids.run(record), now_ns, now_ns, attributes, error)
 
     # -- runs
-    def _end_runs(self, over: dict[Run, tuple[RunTrace, str]], now_ns: int) -> None:
+    def _end_runs(self, over: dict[Run, _End], now_ns: int) -> None:
         for run, (trace, outcome) in {**self._ending, **over}.items():
-            if run.is_over and not run.is_parked:
+            if run.is_over and not run.is_parked:  # a folded run has let go of its tasks
                 self._ending.pop(run, None)
                 self._end_run(run, trace, now_ns, outcome, None)
             elif not trace.is_sampled:  # its later attempts are not seen
@@ -343,26 +365,20 @@ class OperatorTraces:
 
     def _end_run(self, run: Run, trace: RunTrace, now_ns: int, outcome: str, error: ErrorReport | None) -> None:
         attributes = {
+            names.AGENT_NAME: self._agent,
             names.RUN_ID: run.id,
             names.KEY_HASH: hashlib.blake2b(run.key, digest_size=8).hexdigest(),
-            names.RUN_OUTCOME: outcome,
         }
-        self._emit_run(trace, run.admitted_ms * _MS, now_ns, attributes, error)
+        if outcome:
+            attributes[names.RUN_OUTCOME] = outcome
+        self._end_span_of_run(trace, run.admitted_ms * _MS, now_ns, attributes, error)
 
-    def _emit_run(
-        self, trace: RunTrace, began_ns: int, ended_ns: int, attributes: dict[str, str], error: ErrorReport | None
+    def _end_span_of_run(
+        self, trace: RunTrace, began_ns: int, ended_ns: int, attributes: dict[str, Any], error: ErrorReport | None
     ) -> None:
-        caller = trace.caller
-        self._sink.emit(
-            f"{names.RUN_SPAN} {self._agent}",
-            trace,
-            trace.span_id,
-            None if caller is None else context_of(trace.trace_id, caller.span_id, is_remote=True),
-            began_ns,
-            ended_ns,
-            {names.AGENT_NAME: self._agent, names.SUBTASK: self._subtask, **attributes},
-            kind=otel.SpanKind.CONSUMER,
-            error=error,
+        parent_id = 0 if trace.caller is None else trace.caller.span_id
+        self._end(
+            self._run_name, trace, trace.span_id, parent_id, began_ns, ended_ns, attributes, error=error, kind=CONSUMER
         )
 
     def _sweep(self) -> None:
@@ -375,6 +391,12 @@ class OperatorTraces:
             del self._failing[run]
         for run in [run for run in self._ending if run.is_parked]:
             del self._ending[run]
+
+
+def _link_before(trace: RunTrace, path: str, attempt: int) -> SpanLink:
+    """Return the link of an attempt to the one before it."""
+    before = attempt_span_id(trace.span_id, path, attempt - 1)
+    return SpanLink(trace.trace_id, before, {names.LINK: names.PREVIOUS_ATTEMPT})
 
 
 def _state(trace: RunTrace, record: Record) -> otel.TraceState | None:

@@ -130,17 +130,20 @@ class Observation:
     def __init__(self, observers: Sequence[Observer], start: Start) -> None:
         self.turn = Turn([], [], [], [], [], [])
         self._observers = list(observers)
-        self._run, self._measured = start, _noted(start)
+        self._run = start
         self.context_of: Callable[[ActionTask], contextvars.Context | None] | None = self._first("context_of")
         self.enter_step: Callable[[ActionTask, StepCall, int], Callable[[], object] | None] | None
         self.enter_step = self._first("enter_step")
         self.needs_answers = any(getattr(observer, "needs_answers", True) for observer in observers)
-        if (measured := self._first("measured")) is not None:
-            self._measured = measured(start)
+        measured = self._first("measured")
         if self.needs_answers:
             self.start: Start = self._start_seen
+        elif self.context_of is None:
+            self.start = _noted(start) if measured is None else measured(start)
         else:
-            self.start = self._measured if self.context_of is None else self._start_in_context
+            self.start = _in_context(
+                self.context_of, self._see_start, start, None if measured is None else measured(start)
+            )
 
     def _first(self, name: str) -> Any:  # noqa: ANN401 (whatever an observer has)
         return next((found for one in self._observers if (found := getattr(one, name, None)) is not None), None)
@@ -148,14 +151,6 @@ class Observation:
     def _start_seen(self, task: ActionTask) -> Answer | None:
         """Start an attempt, measure it, and collect what came of it."""
         return self._see_start(task, None if self.context_of is None else self.context_of(task))
-
-    def _start_in_context(self, task: ActionTask) -> Answer | None:
-        """Start an attempt, and collect what came of it if an observer has a context for it."""
-        assert self.context_of is not None
-        context = self.context_of(task)
-        if context is not None:
-            return self._see_start(task, context)
-        return self._measured(task)
 
     def _see_start(self, task: ActionTask, context: contextvars.Context | None) -> Answer | None:
         task.began_ns = began_ns = monotonic_ns()
@@ -195,9 +190,36 @@ class Observation:
 
 
 def _noted(start: Start) -> Start:
-    """Return what starts an attempt and notes when one began that answers later."""
+    """Return what starts an attempt, and notes when one began that answers later."""
 
     def start_noted(task: ActionTask) -> Answer | None:
+        answer = start(task)
+        if answer is None:
+            task.began_ns = monotonic_ns()
+        return answer
+
+    return start_noted
+
+
+def _in_context(
+    context_of: Callable[[ActionTask], contextvars.Context | None],
+    see_start: Callable[[ActionTask, contextvars.Context], Answer | None],
+    start: Start,
+    measured: Start | None,
+) -> Start:
+    """Return what starts an attempt, and lets it be seen if an observer has a context for it; no method: that takes longer."""
+    if measured is not None:
+
+        def start_measured(task: ActionTask) -> Answer | None:
+            context = context_of(task)
+            return measured(task) if context is None else see_start(task, context)
+
+        return start_measured
+
+    def start_noted(task: ActionTask) -> Answer | None:
+        context = context_of(task)
+        if context is not None:
+            return see_start(task, context)
         answer = start(task)
         if answer is None:
             task.began_ns = monotonic_ns()

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agentflow import Agent, AgentsExecutionEnvironment, ConfigError, EventType, JobSettings, OutputEvent
 from agentflow.environment.telemetry import Telemetry
 from agentflow.observability.names import MetricKind, MetricName
-from agentflow.runtime.settings import AdminSettings, MetricsSettings, OtlpSettings
+from agentflow.runtime.settings import AdminSettings, MetricsSettings, OtlpSettings, TracingSettings
 from tests.otlp_receiver import collector
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,3 +284,14 @@ def test_missing_packages_are_named(made, needs, monkeypatch):
     with pytest.raises(ConfigError, match=needs) as refused:
         asyncio.run(make())
     assert "pip install 'agentflow[telemetry]'" in str(refused.value)
+
+
+def test_a_collector_that_is_no_url_is_a_wrong_setting():
+    for made in (
+        settings(otlp=OtlpSettings(endpoint="nowhere"), metrics=MetricsSettings(otlp=True)),
+        settings(otlp=OtlpSettings(endpoint="nowhere"), tracing=TracingSettings(enabled=True)),
+    ):
+        with pytest.raises(
+            ConfigError, match="otlp.endpoint, or OpenTelemetry's variables: a collector is named by a URL"
+        ):
+            Telemetry(made)

@@ -14,8 +14,9 @@ from agentflow.api.metrics import OVERFLOW, Buckets
 from agentflow.errors import ConfigError
 from agentflow.observability import exporting, names
 from agentflow.observability.exporting import MetricsFile, Pusher, Reachability
-from agentflow.observability.otel import endpoint_of, resource_of
+from agentflow.observability.otel import resource_of
 from agentflow.observability.otel_metrics import MetricsEncoder, OtlpMetrics, PrometheusText
+from agentflow.observability.otlp import OtlpSender, endpoint_of
 from agentflow.observability.series import Series
 from tests.otlp_receiver import collector
 
@@ -112,16 +113,13 @@ class Place:
     def __init__(self, *, is_hanging: bool) -> None:
         self.reachability = Reachability("metrics", "there")
         self.pushed: list[int] = []
-        self._may_end = threading.Event()
+        self.may_end = threading.Event()
         if not is_hanging:
-            self._may_end.set()
+            self.may_end.set()
 
     def push(self, series):
         self.pushed.append(len(series))
-        self._may_end.wait()
-
-    def abort(self):
-        self._may_end.set()
+        self.may_end.wait()
 
 
 def test_pusher_pushes_at_its_end():
@@ -138,6 +136,7 @@ def test_a_place_that_hangs_holds_up_the_end_for_a_moment_only(monkeypatch):
     pusher.close()
     assert time.monotonic() - began < 2
     assert place.pushed == [3]
+    place.may_end.set()
 
 
 # -- Prometheus
@@ -184,7 +183,6 @@ def test_collector_gets_metrics_with_their_kinds_and_units(no_variables):
     with collector() as seen:
         otlp = OtlpMetrics(resource_of("reviews"), seen.endpoint)
         otlp.push(samples())
-        otlp.abort()
         assert seen.value("agentflow.records.in", job="j") == 3
         assert seen.value("agentflow.checkpoint.duration") == 0.25
         (_, first), (_, other) = seen.metrics["agentflow.action.duration"]
@@ -214,8 +212,7 @@ def test_headers_come_from_the_standard_variable(no_variables):
     with collector() as seen:
         otlp = OtlpMetrics(resource_of("reviews"), seen.endpoint)
         otlp.push(samples())
-        otlp.abort()
-        assert seen.headers["x-token"] == "abc"
+        assert {name.lower(): value for name, value in seen.headers.items()}["x-token"] == "abc"
 
 
 def test_delta_says_what_came_since_the_last_push():
@@ -230,15 +227,54 @@ def test_delta_says_what_came_since_the_last_push():
     assert numbers(5) == [2, 0.25, [0, 2, 0], 1.0, 0]
 
 
-def test_collector_that_refuses_is_told_and_costs_nothing_else(no_variables, caplog):
+def test_collector_that_refuses_is_told_and_costs_nothing_else(no_variables):
     with collector() as seen:
-        seen.status = 400
+        seen.status = 401
         otlp = OtlpMetrics(resource_of("reviews"), seen.endpoint)
         with capture_logs() as logs:
             otlp.push(samples())
             otlp.push(samples())
-        assert [line["to"] for line in logs] == [f"{seen.endpoint}/v1/metrics"]
+        assert [(line["to"], line["reason"]) for line in logs] == [
+            (f"{seen.endpoint}/v1/metrics", "it answers 401 Unauthorized")
+        ]
         seen.status = 200
         otlp.push(samples())
         assert not otlp.reachability.is_down
-        otlp.abort()
+
+
+# -- sending
+def test_refusals_say_why_and_whether_to_try_again_may_help(no_variables):
+    with collector() as seen:
+        sender = OtlpSender("traces", seen.endpoint)
+        assert sender.send(b"") is None
+        for status, is_passing in ((400, False), (401, False), (429, True), (500, False), (503, True)):
+            seen.status = status
+            refusal = sender.send(b"")
+            assert refusal is not None
+            assert (refusal.is_passing, str(status) in refusal.reason) == (is_passing, True)
+    refusal = sender.send(b"")
+    assert refusal is not None
+    assert refusal.is_passing
+    assert "refused" in refusal.reason
+
+
+def test_a_collector_that_is_no_url_is_refused(no_variables):
+    with pytest.raises(ValueError, match="named by a URL, such as http://localhost:4318, not 'nowhere/v1/traces'"):
+        OtlpSender("traces", "nowhere")
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate", "none"])
+def test_bodies_are_compressed_as_the_variables_say(no_variables, compression):
+    no_variables.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", compression)
+    with collector() as seen:
+        otlp = OtlpMetrics(resource_of("reviews"), seen.endpoint)
+        otlp.push(samples())
+        assert seen.value("agentflow.records.in") == 3
+        assert seen.headers.get("Content-Encoding", "none").lower() == compression
+
+
+def test_a_compression_that_nobody_knows_is_refused(no_variables):
+    no_variables.setenv("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "snappy")
+    with pytest.raises(ValueError, match="none, gzip or deflate, not 'snappy'"):
+        OtlpSender("traces", None)
+    OtlpSender("metrics", None)

@@ -158,10 +158,8 @@ def test_a_run_is_a_trace_of_its_attempts_and_steps():
     assert (run.parent, one.parent, two.parent, step.parent) == ("", run.id, run.id, one.id)
     assert run.attributes == {
         "agentflow.agent.name": "A",
-        "agentflow.subtask": 0,
         "agentflow.run.id": "list/0",
         "agentflow.key.hash": run.attributes["agentflow.key.hash"],
-        "agentflow.run.outcome": "completed",
     }
     assert one.attributes == {
         "agentflow.action.name": "first", "agentflow.task.path": "0:first", "agentflow.attempt": 1,
