@@ -55,9 +55,12 @@ class ContextServices(Protocol):
     encode_event: Callable[[object], bytes]
     encode_output: Callable[[object], bytes]
     has_tombstones: bool
-    bind_logger: Callable[..., Any]
     steps: Any
     metrics: MetricRegistry
+
+    def logger(self, task: Any) -> Any:  # noqa: ANN401 (the operator's task; structlog's logger)
+        """Return the logger of an attempt."""
+        ...
 
     def fetch_memory(self, owner: Any, path: str) -> bytes | None:  # noqa: ANN401 (the operator's key state)
         """Return a memory value of a key that is not cached, and cache it."""
@@ -137,12 +140,12 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
 
     @property
     def logger(self) -> Any:  # noqa: ANN401 (structlog's bound loggers have no common type)
-        """A structlog logger, bound to job, agent, action, key and run."""
-        task = self._task
-        services = self._services
-        return services.bind_logger(
-            job=services.job, agent=services.agent, action=task.action.name, key=self.key, run=task.run.id
-        )
+        """A structlog logger, bound to job, agent, subtask, key, run, action, attempt, and the trace where there is one.
+
+        Cheap until a line is written. In a command's process lines go to standard error; in a service of your own to its standard
+        `logging`, as ``agentflow.agent``.
+        """
+        return self._services.logger(self._task)
 
     @property
     def random(self) -> random_module.Random:

@@ -80,9 +80,11 @@ def configured_logs(job_file: JobFile, *, is_live_wanted: bool = True) -> LiveLi
     from agentflow.observability.progress import LiveLine
 
     log = job_file.composition.log
-    is_live = is_live_wanted and sys.stderr.isatty() and log.format == "console" and os.environ.get("TERM") != "dumb"
+    is_terminal = sys.stderr.isatty()
+    shape = log.format if log.format != "auto" else "console" if is_terminal else "json"
+    is_live = is_live_wanted and is_terminal and shape == "console" and os.environ.get("TERM") != "dumb"
     line = LiveLine(sys.stderr) if is_live else None
-    configure_logs(format=log.format, level=log.level, stream=line or sys.stderr, is_colored=is_colored(sys.stderr))
+    configure_logs(format=shape, level=log.level, stream=line or sys.stderr, is_colored=is_colored(sys.stderr))
     return line
 
 

@@ -132,6 +132,11 @@ class TraceIds:
             return RunTrace(caller.trace_id, span_id, caller, caller.is_sampled)
         return RunTrace(high << 64 | low or 1, span_id, None, lot < self.threshold)
 
+    def sampled_trace_id(self, record: Record) -> str | None:
+        """Return the trace of a record's run as it is written, None: it is not sampled."""
+        trace = self.run(record)
+        return f"{trace.trace_id:032x}" if trace.is_sampled else None
+
     def headers_of(self, output: EmitRecord) -> Headers:
         """Return the headers of an output: what the action set; the span that produced it; what goes along with its trace."""
         own, record = output.own_headers or (), output.task.run.record

@@ -124,6 +124,7 @@ class _KafkaSubtask:
             open_signals=lambda: None if self._source is None else self._source.signals,
             observers=kafka.observers(number),
             metrics=kafka.metrics,
+            subtask=number,
             rekeyed_source=f"{kafka.topics.repartition[0]}/{number}" if kafka.is_rekeyed else None,
         )
         self.job = Job(spec, on_event=lambda name, fields: on_event(name, {"subtask": number, **fields}))

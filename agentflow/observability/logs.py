@@ -1,6 +1,7 @@
-"""Log lines of a command: structlog for the engine and for ``ctx.logger``, the standard library's for everybody else.
+"""Log lines: structlog for the engine and for ``ctx.logger``, the standard library's for everybody else.
 
-Only the command line configures this. Importing it changes nothing, and an embedding service keeps its own configuration.
+Only a command configures this. Importing it changes nothing: in an embedding service lines go to its own `logging`
+(`agentflow.runtime.logs`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 import structlog
 
 from agentflow.core.effects import DeadLetter
+from agentflow.runtime.logs import logger_of, take_lines
 
 if TYPE_CHECKING:
     from agentflow.core.effects import EmitRecord
@@ -58,6 +60,7 @@ def configure_logs(
         logger_factory=lambda *_: _Lines(stream),
         cache_logger_on_first_use=True,
     )
+    take_lines(structlog.get_logger, least)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -159,7 +162,7 @@ def _field(value: object) -> str:
 def log_event(event: str, level: str = "info", **fields: object) -> None:
     """Write one line of the engine; fields that are None are left out."""
     shown = {name: value for name, value in fields.items() if value is not None}
-    getattr(structlog.get_logger("agentflow"), level)(event, **shown)
+    getattr(logger_of("agentflow.engine"), level)(event, **shown)
 
 
 class DeadLetterLog:

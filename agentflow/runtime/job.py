@@ -91,6 +91,7 @@ class JobSpec(msgspec.Struct, frozen=True):
         rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
         observers: Makes what looks at an agent, given its plan, its place in the chain and the incarnation; called at each (re)start.
         metrics: What the agents' own metrics are kept in; None: something that nobody exports.
+        subtask: Number of the subtask.
         on_end: Called when the job has ended, for good.
     """
 
@@ -106,6 +107,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     open_signals: Callable[[], Signals | None] = lambda: None
     observers: Callable[[AgentPlan, int, str], Sequence[Observer]] = lambda plan, index, incarnation: ()  # noqa: ARG005
     metrics: MetricRegistry | None = None
+    subtask: int = 0
     on_end: Callable[[], Awaitable[None]] | None = None
 
 
@@ -442,7 +444,9 @@ class Job:
             services = OperatorServices(
                 operator, settings, incarnation, state, spec.encode_output if is_last else encode_msgpack
             )
-            services.metrics = self._metrics
+            services.metrics, services.subtask = self._metrics, spec.subtask
+            if settings.tracing.enabled:
+                services.trace_id = TraceIds(incarnation, settings.tracing.sample_ratio).sampled_trace_id
             services.has_tombstones = is_last and spec.has_tombstones
             if is_last and (output_max := sinks["sink"].record_max_bytes) is not None:
                 services.output_max = min(services.record_max, output_max)

@@ -66,7 +66,7 @@ def project(tmp_path: Path) -> Path:
 
 def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AGENTFLOW_", "OTEL_"))}
-    return kept | {"PYTHONPATH": str(ROOT)}
+    return kept | {"PYTHONPATH": str(ROOT), "AGENTFLOW_LOG_FORMAT": "console"}
 
 
 @contextlib.contextmanager
@@ -292,6 +292,6 @@ def test_a_collector_that_is_no_url_is_a_wrong_setting():
         settings(otlp=OtlpSettings(endpoint="nowhere"), tracing=TracingSettings(enabled=True)),
     ):
         with pytest.raises(
-            ConfigError, match="otlp.endpoint, or OpenTelemetry's variables: a collector is named by a URL"
+            ConfigError, match=r"otlp\.endpoint, or OpenTelemetry's variables: a collector is named by a URL"
         ):
             Telemetry(made)

@@ -37,6 +37,7 @@ PORT_MODULES = (
     "agentflow.core.inputs",
     "agentflow.core.effects",
     "agentflow.core.trace_context",
+    "agentflow.runtime.logs",  # where lines go
     "agentflow.runtime.observation",
     "agentflow.runtime.ports",
     "agentflow.runtime.settings",  # plain values; a connector of a server has many
@@ -52,7 +53,7 @@ VENDORS = {
     "prometheus_client": (r"agentflow\.observability\b",),  # what OpenTelemetry's exporter for it writes to
     "pytest": (r"agentflow\.testing\.conformance\b",),
     "rocksdict": (r"agentflow\.state\b",),
-    "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.services\b"),
+    "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.logs\b"),
     "uvloop": (r"agentflow\.(runtime|environment|cli)\b",),
     "yaml": (r"agentflow\.(plan|runtime|environment|cli)\b",),
 }

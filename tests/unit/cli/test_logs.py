@@ -15,6 +15,7 @@ import structlog
 from agentflow.core.effects import DeadLetter
 from agentflow.core.records import ErrorReport, Record
 from agentflow.observability.logs import DeadLetterLog, configure_logs, log_event
+from agentflow.runtime.logs import take_lines
 from agentflow.runtime.ports import Guarantee, Staged
 
 
@@ -24,6 +25,7 @@ def _as_it_was():
     handlers, level, own = list(root.handlers), root.level, logging.getLogger("agentflow").level
     yield
     structlog.reset_defaults()
+    take_lines(None)
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.getLogger("agentflow").setLevel(own)

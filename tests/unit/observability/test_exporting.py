@@ -8,7 +8,6 @@ import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from structlog.testing import capture_logs
 
 from agentflow.api.metrics import OVERFLOW, Buckets
 from agentflow.errors import ConfigError
@@ -76,34 +75,40 @@ def test_jsonl_file_gets_a_line_more_and_is_put_aside_when_it_is_large(tmp_path,
     assert len((tmp_path / "m.jsonl.1").read_text().splitlines()) == 1
 
 
-def test_file_that_cannot_be_written_is_refused_at_start_and_told_later(tmp_path):
+def told(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    """Return the fields of the engine's lines."""
+    return [{"level": record.levelname, **record.agentflow} for record in caplog.records]
+
+
+def test_file_that_cannot_be_written_is_refused_at_start_and_told_later(tmp_path, caplog):
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match=r"metrics.file: .* cannot be written"):
         MetricsFile(str(tmp_path / "taken" / "m.json"))
     file = MetricsFile(str(tmp_path / "there" / "m.json"))
     (tmp_path / "there" / "m.json").unlink()
     (tmp_path / "there").rmdir()
-    with capture_logs() as logs:
-        file.push(samples())
-        file.push(samples())
-    assert [line["event"] for line in logs] == ["metrics cannot be exported; the job goes on"]
+    file.push(samples())
+    file.push(samples())
+    ((line),) = told(caplog)
+    assert (line["level"], line["to"]) == ("WARNING", str(tmp_path / "there" / "m.json"))
+    assert "No such file" in str(line["reason"])
 
 
 # -- a place that does not answer
-def test_unreachable_place_is_told_once_in_a_while_and_when_it_is_back():
+def test_unreachable_place_is_told_once_in_a_while_and_when_it_is_back(caplog):
+    caplog.set_level("INFO", "agentflow")
     now = [0.0]
     place = Reachability("metrics", "http://x", now=lambda: now[0])
-    with capture_logs() as logs:
-        for second in range(0, 700, 10):
-            now[0] = second
-            place.tell(is_sent=False)
-        place.tell(is_sent=True)
-        place.tell(is_sent=True)
-    assert [(line["log_level"], line["failures"]) for line in logs] == [
-        ("warning", 1),
-        ("warning", 31),
-        ("warning", 61),
-        ("info", 70),
+    for second in range(0, 700, 10):
+        now[0] = second
+        place.tell(is_sent=False)
+    place.tell(is_sent=True)
+    place.tell(is_sent=True)
+    assert [(line["level"], line["failures"]) for line in told(caplog)] == [
+        ("WARNING", 1),
+        ("WARNING", 31),
+        ("WARNING", 61),
+        ("INFO", 70),
     ]
 
 
@@ -227,14 +232,13 @@ def test_delta_says_what_came_since_the_last_push():
     assert numbers(5) == [2, 0.25, [0, 2, 0], 1.0, 0]
 
 
-def test_collector_that_refuses_is_told_and_costs_nothing_else(no_variables):
+def test_collector_that_refuses_is_told_and_costs_nothing_else(no_variables, caplog):
     with collector() as seen:
         seen.status = 401
         otlp = OtlpMetrics(resource_of("reviews"), seen.endpoint)
-        with capture_logs() as logs:
-            otlp.push(samples())
-            otlp.push(samples())
-        assert [(line["to"], line["reason"]) for line in logs] == [
+        otlp.push(samples())
+        otlp.push(samples())
+        assert [(line["to"], line["reason"]) for line in told(caplog)] == [
             (f"{seen.endpoint}/v1/metrics", "it answers 401 Unauthorized")
         ]
         seen.status = 200
