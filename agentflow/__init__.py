@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from agentflow.connectors.jsonl_sink import JsonlSink
     from agentflow.environment.streams import AgentsExecutionEnvironment
     from agentflow.plan.plan import AgentPlan
-    from agentflow.runtime.settings import CheckpointSettings, JobSettings, StateSettings
+    from agentflow.runtime.settings import (
+        CheckpointSettings,
+        JobSettings,
+        MetricsSettings,
+        OtlpSettings,
+        StateSettings,
+        TracingSettings,
+    )
 
 __version__ = "0.1.0"
 
@@ -51,8 +58,10 @@ __all__ = [
     "MemoryObject",
     "MemoryRef",
     "MemoryType",
+    "MetricsSettings",
     "NotConfigured",
     "OnError",
+    "OtlpSettings",
     "OutputEvent",
     "PlanError",
     "ResourceDescriptor",
@@ -62,6 +71,7 @@ __all__ = [
     "StateSettings",
     "StepIntent",
     "TimerEvent",
+    "TracingSettings",
     "Verdict",
     "action",
     "reconcile",
@@ -76,7 +86,10 @@ _LAZY = {  # what runs a job is imported when it is asked for: an agent's module
     "JobSettings": "agentflow.runtime.settings",
     "JsonlSink": "agentflow.connectors.jsonl_sink",
     "JsonlSource": "agentflow.connectors.jsonl",
+    "MetricsSettings": "agentflow.runtime.settings",
+    "OtlpSettings": "agentflow.runtime.settings",
     "StateSettings": "agentflow.runtime.settings",
+    "TracingSettings": "agentflow.runtime.settings",
 }
 
 

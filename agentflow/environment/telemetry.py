@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Observers = Callable[[AgentPlan, int, str], Sequence[Observer]]
 """Makes the observers of an agent: its plan, its place in the chain, the incarnation of the job's state."""
+Read = Callable[[], Iterable[tuple[float, Mapping[str, str]]]]
+"""Returns values with their attributes."""
 
 
 class Part(Protocol):
@@ -53,7 +55,7 @@ class Telemetry:
         self.registry = MetricRegistry(settings.metrics.cardinality_max)
         self._settings = settings
         self._metrics = _metrics(settings, self.registry)
-        self._parts: list[Part] = _parts(settings)
+        self._parts: list[Part] = _parts(settings, self.observe)
         if self._metrics is not None:
             self._parts.append(self._metrics)
 
@@ -76,7 +78,7 @@ class Telemetry:
         else:
             self._metrics.watch_worker(watched)
 
-    def observe(self, name: MetricName, read: Callable[[], Iterable[tuple[float, Mapping[str, str]]]]) -> None:
+    def observe(self, name: MetricName, read: Read) -> None:
         """Let metrics show something else: ``read`` returns values with their attributes when an exporter asks, in its thread."""
         if self._metrics is not None:
             self._metrics.observe(name, read)
@@ -128,14 +130,17 @@ class _OneJob:
         return {} if figures is None else {0: figures}
 
 
-def _parts(settings: JobSettings) -> list[Part]:
+def _parts(settings: JobSettings, observe: Callable[[MetricName, Read], None]) -> list[Part]:
     parts: list[Part] = []
     if settings.tracing.enabled:
         with _needing_packages("tracing.enabled"):
+            from agentflow.observability.names import SPANS_DROPPED
             from agentflow.observability.spans import SpanSink
             from agentflow.observability.traces import Tracing
         with _naming_collector():
-            parts.append(Tracing(SpanSink(settings.job, settings.otlp.endpoint), settings.tracing))
+            sink = SpanSink(settings.job, settings.otlp.endpoint)
+        observe(SPANS_DROPPED, lambda: [(sink.dropped, {})])
+        parts.append(Tracing(sink, settings.tracing))
     return parts
 
 

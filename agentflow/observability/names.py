@@ -123,6 +123,13 @@ METRIC_OVERFLOWS = MetricName(
     "Metrics with more sets of attributes than metrics.cardinality-max.",
 )
 
+SPANS_DROPPED = MetricName(
+    "agentflow.spans.dropped",
+    _COUNTER,
+    "{span}",
+    "Spans that found the exporter's queue full: its collector is slow, or away.",
+)
+
 METRICS = tuple(one for one in list(globals().values()) if isinstance(one, MetricName))
 """All of them, in the order of the documentation."""
 USER_PREFIX = "agentflow.user."
