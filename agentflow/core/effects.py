@@ -111,11 +111,6 @@ class EmitRecord(msgspec.Struct, gc=False):  # nothing that it refers to refers 
     headed: Headed | None = None
 
     @property
-    def has_headers(self) -> bool:
-        """Whether there may be any; cheaper than to look at them."""
-        return self.own_headers is not None or self.headed is not None or bool(self.task.run.record.headers)
-
-    @property
     def event_id(self) -> str:
         """Deterministic id: the same on every attempt and after every recovery."""
         return f"{self.task.id}/{self.index}"

@@ -233,6 +233,24 @@ def test_collector_that_is_away_costs_a_job_a_moment_at_its_end():
     assert time.monotonic() - began < 5
 
 
+def test_attributes_beyond_the_limit_are_counted_together_and_told_once(tmp_path, caplog):
+    path = tmp_path / "metrics.json"
+
+    def per_user(event, ctx):
+        ctx.action_metric_group.get_sub_group("user", str(ctx.key)).get_counter("calls").inc()
+
+    made = settings(metrics=MetricsSettings(file=str(path), interval_ms=10, cardinality_max=5))
+    run_job(made, 20, per_user)
+    by_name = {metric["name"]: metric["points"] for metric in json.loads(path.read_text())["metrics"]}
+    calls = {point["attributes"].get("user", "others"): point["value"] for point in by_name["agentflow.user.calls"]}
+    assert calls == {"0": 1, "1": 1, "2": 1, "3": 1, "4": 1, "others": 15}
+    (others,) = (point for point in by_name["agentflow.user.calls"] if "user" not in point["attributes"])
+    assert others["attributes"] == {"job": "agentflow", "otel.metric.overflow": "true"}
+    assert by_name["agentflow.metrics.overflows"][0]["value"] == 1
+    told = [record.agentflow for record in caplog.records if "too many sets of attributes" in record.getMessage()]
+    assert told == [{"metric": "agentflow.user.calls", "limit": 5}]
+
+
 def test_something_else_can_be_shown_beside_the_job():
     async def show() -> str:
         telemetry = Telemetry(settings(admin=AdminSettings(host="127.0.0.1", port=0)))
