@@ -29,7 +29,7 @@ from agentflow.runtime.settings import MetricsSettings, OtlpSettings, TracingSet
 from benchmarks.workloads import CountingSink, PreparedSource, check_outputs, stateful
 
 _KEYS = 100
-_PAIRS = 15
+_PAIRS = 9
 Settings = Callable[[Path], JobSettings]
 
 
@@ -79,7 +79,7 @@ def ratio(on: Settings, factor: float) -> float:
 
     def one(make: Settings) -> float:
         with tempfile.TemporaryDirectory() as directory:
-            return rate(make(Path(directory)), int(60_000 * factor))
+            return rate(make(Path(directory)), int(150_000 * factor))
 
     ratios = []
     one(on)  # warms up what is made once in a process

@@ -22,7 +22,7 @@ from agentflow.observability.span_encoding import UNSET, EndedSpan, SpanEvent, S
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _ADDED_MAX = 128
 _QUEUE_MAX = 8_192
-_BATCH = 512
+_BATCH = 1_024
 _DELAY_S = 1.0  # what a killed process loses is of its last moment
 _REPEAT_S, _BACKOFF_S = 10.0, 1.0
 _LAST_EXPORT_S, _GIVE_UP_S = 2.0, 0.2
@@ -48,7 +48,8 @@ class LiveSpan(Span):
         self.links: list[SpanLink] = []
         self.status, self.message = UNSET, ""
         self._attributes: BoundedAttributes | None = None
-        self._context = SpanContext(trace_id, span_id, False, _SAMPLED, state)
+        self._ids = trace_id, span_id, state
+        self._context: SpanContext | None = None
 
     @property
     def attributes(self) -> BoundedAttributes:
@@ -58,7 +59,10 @@ class LiveSpan(Span):
         return self._attributes
 
     def get_span_context(self) -> SpanContext:
-        """Return its ids."""
+        """Return its ids; made when user code asks first."""
+        if self._context is None:
+            trace_id, span_id, state = self._ids
+            self._context = SpanContext(trace_id, span_id, is_remote=False, trace_flags=_SAMPLED, trace_state=state)
         return self._context
 
     def is_recording(self) -> bool:
@@ -157,14 +161,15 @@ class SpanSink:
 
     def _run(self) -> None:
         while not self._is_closed:
-            self._is_awake.wait(_DELAY_S)
+            is_full = self._is_awake.wait(_DELAY_S)
             self._is_awake.clear()
-            self._export()
-        self._export()
+            self._export(_BATCH if is_full and not self._is_closed else 1)
+        self._export(1)
 
-    def _export(self) -> None:
+    def _export(self, least: int) -> None:
+        """Export batches for as long as there are so many spans."""
         queue = self._queue
-        while queue and not self._aborted.is_set():
+        while len(queue) >= least and not self._aborted.is_set():
             batch = [queue.popleft() for _ in range(min(len(queue), _BATCH))]
             self._send(encode_request(self._resource, "agentflow", batch))
 

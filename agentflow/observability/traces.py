@@ -39,7 +39,7 @@ from agentflow.core.trace_context import (
     step_span_id,
 )
 from agentflow.observability import names
-from agentflow.observability.operator_metrics import PlanView
+from agentflow.observability.operator_metrics import PlanView, Start
 from agentflow.observability.span_encoding import CONSUMER, ERROR, INTERNAL, UNSET, EndedSpan, SpanEvent, SpanLink
 from agentflow.observability.spans import LiveSpan, SpanSink, exception_attributes
 from agentflow.runtime.observation import StepSeen, Turn, monotonic_ns
@@ -114,26 +114,30 @@ class OperatorTraces:
         self._failing: dict[Run, list[_Failure]] = {}
         self._ending: dict[Run, _End] = {}  # whose span is due when they are over
         self._sweep_ms = 0
-        self.context_of = self._make_context_of()
 
     # -- while user code runs
-    def _make_context_of(self) -> Callable[[Task], contextvars.Context | None]:
-        """Return the function that decides, for each attempt, whether its run is sampled: it has to be quick."""
-        ids, threshold, last, start = self._ids, self._ids.threshold, "", 0
+    def context_of(self, task: Task) -> contextvars.Context | None:
+        """Return the context of an attempt whose run is sampled."""
+        trace = self._ids.run(task.run.record)
+        return self._open_attempt(task, trace) if trace.is_sampled else None
 
-        def context_of(task: Task) -> contextvars.Context | None:
-            nonlocal last, start
+    def choosing(self, start: Start, see_start: Callable[[Task, contextvars.Context], Any]) -> Start:
+        """Return what starts an attempt, in a context if its run is sampled; of all that traces do, this is done for every attempt."""
+        ids, threshold, last, first_lot = self._ids, self._ids.threshold, "", 0
+
+        def start_chosen(task: Task) -> Any:  # noqa: ANN401 (an answer)
+            nonlocal last, first_lot
             record = task.run.record
             if not record.headers:
                 if record.source is not last:
                     last = record.source
-                    _, start = ids.source(last)
-                if (record.offset * SPREAD + start) & LOT_MASK >= threshold:
-                    return None
-            trace = ids.run(record)
-            return self._open_attempt(task, trace) if trace.is_sampled else None
+                    _, first_lot = ids.source(last)
+                if (record.offset * SPREAD + first_lot) & LOT_MASK >= threshold:
+                    return start(task)
+            context = self.context_of(task)
+            return start(task) if context is None else see_start(task, context)
 
-        return context_of
+        return start_chosen
 
     def _open_attempt(self, task: Task, trace: RunTrace) -> contextvars.Context:
         number, recorded, path = task.attempt, task.recorded, task.path

@@ -112,6 +112,8 @@ class Observation:
     - ``measured``, a function `Start` → `Start`: measures attempts that answer at once, where no observer needs answers. An attempt
       that answers later is in `Turn.answers`, and its `ActionTask.began_ns` is to be set;
     - ``context_of``: returns the context that an attempt runs in, None: that of the turn. For whoever traces what user code calls;
+    - ``choosing``, a function of two functions that start attempts: what is seen or not (a `Start`), and what is seen, in a context. It
+      returns a `Start` that does as ``context_of`` says, with a call less;
     - ``enter_step``: called with task, step and number of the call before the function of a step is called, in the context that it
       is called in; returns what is called behind it, None: nothing.
 
@@ -141,8 +143,10 @@ class Observation:
         elif self.context_of is None:
             self.start = _noted(start) if measured is None else measured(start)
         else:
-            self.start = _in_context(
-                self.context_of, self._see_start, start, None if measured is None else measured(start)
+            other = _noted(start) if measured is None else measured(start)
+            choosing = self._first("choosing")
+            self.start = (
+                choosing(other, self._see_start) if choosing else _in_context(self.context_of, other, self._see_start)
             )
 
     def _first(self, name: str) -> Any:  # noqa: ANN401 (whatever an observer has)
@@ -203,26 +207,13 @@ def _noted(start: Start) -> Start:
 
 def _in_context(
     context_of: Callable[[ActionTask], contextvars.Context | None],
-    see_start: Callable[[ActionTask, contextvars.Context], Answer | None],
     start: Start,
-    measured: Start | None,
+    see_start: Callable[[ActionTask, contextvars.Context], Answer | None],
 ) -> Start:
-    """Return what starts an attempt, and lets it be seen if an observer has a context for it; no method: that takes longer."""
-    if measured is not None:
+    """Return what starts an attempt, and lets it be seen if an observer has a context for it."""
 
-        def start_measured(task: ActionTask) -> Answer | None:
-            context = context_of(task)
-            return measured(task) if context is None else see_start(task, context)
-
-        return start_measured
-
-    def start_noted(task: ActionTask) -> Answer | None:
+    def start_in_context(task: ActionTask) -> Answer | None:
         context = context_of(task)
-        if context is not None:
-            return see_start(task, context)
-        answer = start(task)
-        if answer is None:
-            task.began_ns = monotonic_ns()
-        return answer
+        return start(task) if context is None else see_start(task, context)
 
-    return start_noted
+    return start_in_context
