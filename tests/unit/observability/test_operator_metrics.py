@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,21 @@ def metered(agent: Agent, values: list[Any], *others: Any, cardinality_max: int 
     return meter
 
 
+class Choosy:
+    """An observer that has a context for every third attempt, as traces of a share of the runs have."""
+
+    needs_answers = False
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def context_of(self, task: Any) -> contextvars.Context | None:
+        return contextvars.copy_context() if task.run.record.offset % 3 == 0 else None
+
+    def observe(self, turn: Any, now_ms: int) -> None:
+        self.seen += len(turn.answers)
+
+
 def output(event: Event, ctx: Any) -> None:
     ctx.send_event(OutputEvent(ctx.key))
 
@@ -76,6 +92,19 @@ def test_an_action_that_waits_is_measured_each_time(others):
     action = metered(Agent("A").add_action("act", [EventType.InputEvent], wait), records(20), *others).actions["act"]
     assert action.durations.counts == [0, 0, 20, 0]
     assert action.durations.sum > 20 * 2_000_000
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_attempts_in_a_context_of_another_observer_count_once(*, is_async):
+    async def later(event, ctx):
+        await asyncio.sleep(0)
+
+    choosy = Choosy()
+    action = metered(
+        Agent("A").add_action("act", [EventType.InputEvent], later if is_async else output), records(90), choosy
+    ).actions["act"]
+    assert (action.attempts, sum(action.durations.counts)) == (90, 90)
+    assert choosy.seen == (90 if is_async else 30)
 
 
 @BOTH
