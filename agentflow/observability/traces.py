@@ -121,21 +121,32 @@ class OperatorTraces:
         trace = self._ids.run(task.run.record)
         return self._open_attempt(task, trace) if trace.is_sampled else None
 
-    def choosing(self, start: Start, see_start: Callable[[Task, contextvars.Context], Any]) -> Start:
-        """Return what starts an attempt, in a context if its run is sampled; of all that traces do, this is done for every attempt."""
+    def choosing(
+        self,
+        context_of: Callable[[Task], contextvars.Context | None],
+        start: Start,
+        see_start: Callable[[Task, contextvars.Context], Any],
+    ) -> Start:
+        """See `agentflow.runtime.observation.start_in_context`. Of all that traces do, this is done for every attempt."""
         ids, threshold, last, first_lot = self._ids, self._ids.threshold, "", 0
 
         def start_chosen(task: Task) -> Any:  # noqa: ANN401 (an answer)
             nonlocal last, first_lot
             record = task.run.record
-            if not record.headers:
+            if record.headers:
+                is_chosen = True  # perhaps: its caller says so
+            else:
                 if record.source is not last:
                     last = record.source
                     _, first_lot = ids.source(last)
-                if (record.offset * SPREAD + first_lot) & LOT_MASK >= threshold:
-                    return start(task)
-            context = self.context_of(task)
-            return start(task) if context is None else see_start(task, context)
+                is_chosen = (record.offset * SPREAD + first_lot) & LOT_MASK < threshold
+            if is_chosen and (context := context_of(task)) is not None:
+                return see_start(task, context)
+            task.began_ns = 0
+            answer = start(task)
+            if answer is None and not task.began_ns:
+                task.began_ns = monotonic_ns()
+            return answer
 
         return start_chosen
 

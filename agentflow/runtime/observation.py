@@ -112,8 +112,7 @@ class Observation:
     - ``measured``, a function `Start` → `Start`: measures attempts that answer at once, where no observer needs answers. An attempt
       that answers later is in `Turn.answers`, and its `ActionTask.began_ns` is to be set;
     - ``context_of``: returns the context that an attempt runs in, None: that of the turn. For whoever traces what user code calls;
-    - ``choosing``, a function of two functions that start attempts: what is seen or not (a `Start`), and what is seen, in a context. It
-      returns a `Start` that does as ``context_of`` says, with a call less;
+    - ``choosing``, which stands for `start_in_context`, and takes a call less;
     - ``enter_step``: called with task, step and number of the call before the function of a step is called, in the context that it
       is called in; returns what is called behind it, None: nothing.
 
@@ -143,11 +142,9 @@ class Observation:
         elif self.context_of is None:
             self.start = _noted(start) if measured is None else measured(start)
         else:
-            other = _noted(start) if measured is None else measured(start)
-            choosing = self._first("choosing")
-            self.start = (
-                choosing(other, self._see_start) if choosing else _in_context(self.context_of, other, self._see_start)
-            )
+            other = start if measured is None else measured(start)
+            choosing = self._first("choosing") or start_in_context
+            self.start = choosing(self.context_of, other, self._see_start)
 
     def _first(self, name: str) -> Any:  # noqa: ANN401 (whatever an observer has)
         return next((found for one in self._observers if (found := getattr(one, name, None)) is not None), None)
@@ -205,15 +202,24 @@ def _noted(start: Start) -> Start:
     return start_noted
 
 
-def _in_context(
+def start_in_context(
     context_of: Callable[[ActionTask], contextvars.Context | None],
     start: Start,
     see_start: Callable[[ActionTask, contextvars.Context], Answer | None],
 ) -> Start:
-    """Return what starts an attempt, and lets it be seen if an observer has a context for it."""
+    """Return what starts an attempt with ``see_start`` if an observer has a context for it, else with ``start``.
 
-    def start_in_context(task: ActionTask) -> Answer | None:
+    It notes when an attempt began that answers later.
+    """
+
+    def start_somewhere(task: ActionTask) -> Answer | None:
         context = context_of(task)
-        return start(task) if context is None else see_start(task, context)
+        if context is not None:
+            return see_start(task, context)
+        task.began_ns = 0
+        answer = start(task)
+        if answer is None and not task.began_ns:
+            task.began_ns = monotonic_ns()
+        return answer
 
-    return start_in_context
+    return start_somewhere
