@@ -81,21 +81,24 @@ class JobMetrics:
         self._watched: Watched | None = None
         self._figures: Mapping[int, Any] = {}
         self._told: set[str] = set()
+        self._destinations: list[Destination] = []
         self._pushers: list[Pusher] = []
         self._loop: LoopWatch | None = None
         self._ticking: asyncio.Task[None] | None = None
         self.observe(names.METRIC_OVERFLOWS, lambda: [(len(self._overflows()), {})])
 
     def push_to(self, destination: Destination) -> None:
-        """Push everything to a place, from now on."""
-        self._pushers.append(Pusher(self.collect, destination, self._settings.interval_ms))
+        """Push everything to a place, from `start` on."""
+        self._destinations.append(destination)
 
     def start(self) -> LoopWatch:
-        """Watch the running loop; again: nothing."""
+        """Watch the running loop, and push; again: nothing."""
         if self._loop is None:
             self._loop = watch = LoopWatch()
             self.observe(names.LOOP_LAG, lambda: [(watch.lag_s(), {})])
             self._ticking = asyncio.ensure_future(self._tick())
+            interval_ms = self._settings.interval_ms
+            self._pushers = [Pusher(self.collect, destination, interval_ms) for destination in self._destinations]
         return self._loop
 
     # -- what is looked at

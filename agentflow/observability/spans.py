@@ -146,11 +146,13 @@ class SpanSink:
         self._is_awake = threading.Event()
         self._is_closed = False
         self._aborted = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="agentflow-spans", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def emit(self, span: EndedSpan) -> None:
-        """Take one span; on the loop."""
+        """Take one span; on the loop. The first one starts the thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="agentflow-spans", daemon=True)
+            self._thread.start()
         queue = self._queue
         if len(queue) >= _QUEUE_MAX:
             self.dropped += 1
@@ -188,6 +190,8 @@ class SpanSink:
 
     async def close(self) -> None:
         """Export what is left; a collector that does not answer is not waited for."""
+        if self._thread is None:
+            return
         self._is_closed = True
         self._is_awake.set()
         await asyncio.to_thread(self._thread.join, _GIVE_UP_S if self.reachability.is_down else _LAST_EXPORT_S)

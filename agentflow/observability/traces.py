@@ -400,8 +400,9 @@ class OperatorTraces:
         """Forget attempts that are parked: they begin again; and failures of runs that did not fail, or sleep."""
         for key in [key for key in self._open if key[0].status != _RUNNING]:
             del self._open[key]
-        for call in [call for call, (opened, _) in self._calls.items() if (call[0], opened.number) not in self._open]:
-            del self._calls[call]
+        for call, (opened, _) in list(self._calls.items()):  # at once: threads add to it
+            if (call[0], opened.number) not in self._open:
+                del self._calls[call]
         for run in [run for run in self._failing if run.is_over or run.is_sleeping]:
             del self._failing[run]
         for run in [run for run in self._ending if run.is_parked]:

@@ -74,7 +74,7 @@ def start(project: Path, seen: Collector) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-m", "agentflow", "run", "job.yaml", "--set", f"otlp.endpoint={seen.endpoint}"],
             cwd=project,
-            env={**kept, "PYTHONPATH": str(ROOT), "OTEL_BSP_SCHEDULE_DELAY": "20"},
+            env={**kept, "PYTHONPATH": str(ROOT), "AGENTFLOW_LOG_FORMAT": "console"},
             stderr=log,
         )
 
