@@ -50,17 +50,23 @@ class Collector:
         pushes: Requests with metrics.
         headers: Of the last request.
         status: What it answers.
+        refused: Requests that were not answered by 200.
     """
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self.metrics: dict[str, list[tuple[dict[str, Any], Any]]] = {}
         self.resource: dict[str, Any] = {}
-        self.pushes = 0
+        self.pushes = self.refused = 0
         self.headers: dict[str, str] = {}
         self.status = 200
         self.endpoint = ""
         self._changed = threading.Condition()
+
+    def refuse(self) -> None:
+        with self._changed:
+            self.refused += 1
+            self._changed.notify_all()
 
     def take(self, path: str, body: bytes) -> None:
         with self._changed:
@@ -142,6 +148,8 @@ def collector(port: int = 0) -> Iterator[Collector]:
             seen.headers = dict(self.headers)
             if seen.status == 200:
                 seen.take(self.path, body)
+            else:
+                seen.refuse()
             self.send_response(seen.status)
             self.send_header("Content-Length", "0")
             self.end_headers()
