@@ -53,9 +53,12 @@ if TYPE_CHECKING:
         CheckpointSettings,
         EventLogSettings,
         JobSettings,
+        MetricsSettings,
         ObjectStoreSettings,
+        OtlpSettings,
         RedactionSettings,
         StateSettings,
+        TracingSettings,
     )
 
 __version__ = "0.1.0"
@@ -99,9 +102,11 @@ __all__ = [
     "MemoryObject",
     "MemoryRef",
     "MemoryType",
+    "MetricsSettings",
     "NotConfigured",
     "ObjectStoreSettings",
     "OnError",
+    "OtlpSettings",
     "OutputEvent",
     "OutputRecord",
     "ParquetSink",
@@ -118,6 +123,7 @@ __all__ = [
     "StepIntent",
     "TimerEvent",
     "ToolExecutionMetadataKeys",
+    "TracingSettings",
     "UnknownRun",
     "Verdict",
     "action",
@@ -143,11 +149,14 @@ _LAZY = {  # what runs a job is imported when it is asked for: an agent's module
     "JobSettings": "agentflow.runtime.settings",
     "JsonlSink": "agentflow.connectors.jsonl_sink",
     "JsonlSource": "agentflow.connectors.jsonl",
+    "MetricsSettings": "agentflow.runtime.settings",
     "ObjectStoreSettings": "agentflow.runtime.settings",
+    "OtlpSettings": "agentflow.runtime.settings",
     "ParquetSink": "agentflow.connectors.arrow_sinks",
     "ParquetSource": "agentflow.connectors.arrow_source",
     "RedactionSettings": "agentflow.runtime.settings",
     "StateSettings": "agentflow.runtime.settings",
+    "TracingSettings": "agentflow.runtime.settings",
 }
 
 

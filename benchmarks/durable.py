@@ -27,7 +27,8 @@ from agentflow import Agent, EventType, JobSettings, OutputEvent, RunnerContext,
 from agentflow.environment.openers import new_event_loop, state_opener
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.collection import rare_collections
-from agentflow.runtime.job import AgentStage, Job, JobSpec
+from agentflow.runtime.job import Job
+from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.settings import CheckpointSettings, JournalSettings, RunSettings
 from benchmarks.footprint import WaitingSource, rss_bytes
 from benchmarks.workloads import CountingSink, PreparedSource

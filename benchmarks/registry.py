@@ -239,11 +239,29 @@ def _event_log_rows() -> dict[str, Workload]:
     }
 
 
+def _observability(name: str, *arguments: float) -> float:
+    from benchmarks import observability  # with the factor last
+
+    return float(getattr(observability, name)(*arguments))
+
+
+def _telemetry_rows() -> dict[str, Workload]:
+    def one(target: float | None, name: str, *arguments: float) -> Workload:
+        return Workload(partial(_observability, name, *arguments), "times", target, is_more_better=True)
+
+    return {
+        "off / off": one(None, "off_ratio"),
+        "metrics on / off": one(0.95, "metrics_ratio"),
+        "tracing 0 % on / off": one(None, "tracing_ratio", 0.0),
+        "tracing 1 % on / off": one(0.90, "tracing_ratio", 0.01),
+    }
+
+
 SUITES = {
     "durable": _durable_suite(),
     "engine": ENGINE,
     "kafka": {**_kafka_rates(), **_kafka_peers(), **_kafka_rest()},
-    "observability": _event_log_rows(),
+    "observability": {**_telemetry_rows(), **_event_log_rows()},
 }
 
 RATIOS = (

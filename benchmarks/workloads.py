@@ -21,7 +21,8 @@ from agentflow.core.records import Record
 from agentflow.environment.openers import new_event_loop, state_opener
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.collection import rare_collections
-from agentflow.runtime.job import AgentStage, Job, JobSpec
+from agentflow.runtime.job import Job
+from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.ports import Guarantee, Staged
 from agentflow.runtime.settings import RunSettings
 

@@ -23,6 +23,8 @@ settings.register_profile(
     "ci", max_examples=200, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("dev", max_examples=25, deadline=None, print_blob=True)
+# Tests read log lines as people do; what is written where no terminal is has tests of its own.
+os.environ.setdefault("AGENTFLOW_LOG_FORMAT", "console")
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

@@ -16,7 +16,8 @@ from agentflow.environment.openers import signals_opener
 from agentflow.environment.telemetry import Telemetry
 from agentflow.errors import JobFailed
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.job import AgentStage, Job, JobSpec
+from agentflow.runtime.job import Job
+from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.settings import (
     EventLogSettings,
     EventTraceSettings,

@@ -15,6 +15,7 @@ from agentflow.api.durations import duration_ms
 from agentflow.api.events import Event, EventType
 from agentflow.api.executions import ExecutionStatus
 from agentflow.api.memory import MemoryLimits, MemoryObject, MemoryScope, MemoryType
+from agentflow.api.metrics import MetricGroup, MetricRegistry
 from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 
 if TYPE_CHECKING:
@@ -55,9 +56,13 @@ class ContextServices(Protocol):
     encode_event: Callable[[object], bytes]
     encode_output: Callable[[object], bytes]
     has_tombstones: bool
-    bind_logger: Callable[..., Any]
     steps: Any
     report: Callable[..., object] | None
+    metrics: MetricRegistry
+
+    def logger(self, task: Any) -> Any:  # noqa: ANN401 (the operator's task; structlog's logger)
+        """Return the logger of an attempt."""
+        ...
 
     def fetch_memory(self, owner: Any, path: str) -> bytes | None:  # noqa: ANN401 (the operator's key state)
         """Return a memory value of a key that is not cached, and cache it."""
@@ -137,12 +142,12 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
 
     @property
     def logger(self) -> Any:  # noqa: ANN401 (structlog's bound loggers have no common type)
-        """A structlog logger, bound to job, agent, action, key and run."""
-        task = self._task
-        services = self._services
-        return services.bind_logger(
-            job=services.job, agent=services.agent, action=task.action.name, key=self.key, run=task.run.id
-        )
+        """A structlog logger, bound to job, agent, subtask, key, run, action, attempt, and the trace where there is one.
+
+        Cheap until a line is written. In a command's process lines go to standard error; in a service of your own to its standard
+        `logging`, as ``agentflow.agent``.
+        """
+        return self._services.logger(self._task)
 
     @property
     def random(self) -> random_module.Random:
@@ -155,6 +160,23 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     def uuid(self) -> uuid_module.UUID:
         """Return a version 4 UUID from `random`: the same on every attempt and replay."""
         return uuid_module.UUID(int=self.random.getrandbits(128), version=4)
+
+    # -- metrics
+    @property
+    def agent_metric_group(self) -> MetricGroup:
+        """Metrics of the agent, which all of its actions share.
+
+        An update counts at once, in memory, whoever exports it or not. It is no state: it counts also when the attempt fails, and
+        again when the attempt is made again; a restarted process begins at zero.
+        """
+        services = self._services
+        return services.metrics.group(services.agent)
+
+    @property
+    def action_metric_group(self) -> MetricGroup:
+        """Metrics of the action; as those of the agent, with the attribute ``action``."""
+        services = self._services
+        return services.metrics.group(services.agent, self._task.action.name)
 
     # -- memory
     @property
@@ -469,16 +491,6 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     def long_term_memory(self) -> Any:  # noqa: ANN401
         """External memory."""
         _not_configured("long_term_memory", "no long-term memory is configured")
-
-    @property
-    def agent_metric_group(self) -> Any:  # noqa: ANN401
-        """Metrics of the agent."""
-        _not_configured("agent_metric_group", "no metrics are configured")
-
-    @property
-    def action_metric_group(self) -> Any:  # noqa: ANN401
-        """Metrics of the action."""
-        _not_configured("action_metric_group", "no metrics are configured")
 
 
 _ENGINE_TYPES = frozenset({EventType.InputEvent, EventType.TimerEvent, EventType.CancelEvent})

@@ -48,6 +48,11 @@ def check_job(job_file: JobFile, problems: ProblemList) -> None:
             note="name a field of the value, or module:function" if is_named else "such as  key-by: product_id",
             help="" if is_named else describe_command(()),
         )
+    try:
+        settings.metrics.bounds_ns()
+    except ValueError as error:
+        place = job_file.place("metrics.histogram-buckets")
+        problems.add(f"metrics.histogram-buckets: {error}", place, note="such as  [1ms, 10ms, 100ms, 1s]")
     if settings.on_overflow == "dead-letter" and composition.dead_letter is None:
         problems.add(
             "on-overflow: dead-letter needs a dead-letter sink",

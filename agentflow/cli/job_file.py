@@ -272,7 +272,10 @@ FileSink = JsonlSink | CsvSink | ParquetSink | ArrowSink
 class LogSettings(_Section, frozen=True, kw_only=True):
     """`log.*`"""
 
-    format: Annotated[Literal["console", "json"], Meta(description="How log lines look.")] = "console"
+    format: Annotated[
+        Literal["auto", "console", "json"],
+        Meta(description="How log lines look; auto: console on a terminal, json elsewhere."),
+    ] = "auto"
     level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least level of the engine's log lines.")
     ] = "info"

@@ -279,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
         command = _add_command(commands, name, summary)
         _add_job_file(command)
         if name in ("run", "worker"):
-            command.add_argument("--log-format", choices=["console", "json"], help="how log lines look")
+            command.add_argument("--log-format", choices=["auto", "console", "json"], help="how log lines look")
             command.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="least level shown")
             command.add_argument("--no-uvloop", action="store_true", help="use asyncio's own event loop")
             command.add_argument(

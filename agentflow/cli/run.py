@@ -16,12 +16,16 @@ from agentflow.cli.output import EXIT_DONE, is_colored
 if TYPE_CHECKING:
     from agentflow.cli.job_file import JobFile
     from agentflow.cli.loading import Program
+    from agentflow.environment.telemetry import Telemetry
+    from agentflow.observability.admin import AdminServer
     from agentflow.observability.progress import LiveLine
-    from agentflow.runtime.job import Job, JobSpec, JobStatus
+    from agentflow.runtime.job import Job, JobStatus
+    from agentflow.runtime.job_spec import JobSpec
     from agentflow.runtime.ports import Sink
     from agentflow.runtime.worker import Worker
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_READY = ("running", "draining")
 _TOTALS = ("records_in", "records_out", "dead_letters", "runs_in_flight", "checkpoint", "restarts")
 
 
@@ -54,7 +58,7 @@ def job_spec(job_file: JobFile, program: Program) -> JobSpec:
     from agentflow.environment.savepoints import savepoint_writer
     from agentflow.observability.logs import DeadLetterLog
     from agentflow.plan.plan import AgentPlan
-    from agentflow.runtime.job import AgentStage, JobSpec
+    from agentflow.runtime.job_spec import AgentStage, JobSpec
     from agentflow.runtime.redaction import Redaction
 
     composition, settings = job_file.composition, job_file.settings
@@ -85,9 +89,11 @@ def configured_logs(job_file: JobFile, *, is_live_wanted: bool = True) -> LiveLi
     from agentflow.observability.progress import LiveLine
 
     log = job_file.composition.log
-    is_live = is_live_wanted and sys.stderr.isatty() and log.format == "console" and os.environ.get("TERM") != "dumb"
+    is_terminal = sys.stderr.isatty()
+    shape = log.format if log.format != "auto" else "console" if is_terminal else "json"
+    is_live = is_live_wanted and is_terminal and shape == "console" and os.environ.get("TERM") != "dumb"
     line = LiveLine(sys.stderr) if is_live else None
-    configure_logs(format=log.format, level=log.level, stream=line or sys.stderr, is_colored=is_colored(sys.stderr))
+    configure_logs(format=shape, level=log.level, stream=line or sys.stderr, is_colored=is_colored(sys.stderr))
     return line
 
 
@@ -189,6 +195,20 @@ def _size_of(directory: str | None) -> str | None:
     return f"{size:.1f}GiB"
 
 
+def serve(telemetry: Telemetry, not_ready: Callable[[], str | None]) -> AdminServer | None:
+    """Serve health and metrics, where the job has a port for them, and say where.
+
+    Raises:
+        ConfigError: The port cannot be had.
+    """
+    from agentflow.observability.logs import log_event
+
+    admin = telemetry.serve(not_ready)
+    if admin is not None:
+        log_event("admin listens", address=admin.address)
+    return admin
+
+
 class StopSignals:
     """Turns SIGINT and SIGTERM into requests to stop; after the second one signals are the system's again.
 
@@ -236,8 +256,13 @@ async def _run(
 
     telemetry = Telemetry(spec.settings, listeners)
     job = Job(
-        msgspec.structs.replace(spec, observers=telemetry.observers(0), on_end=telemetry.close), on_event=log.tell
+        msgspec.structs.replace(
+            spec, observers=telemetry.observers(0), metrics=telemetry.registry, on_end=telemetry.close
+        ),
+        on_event=log.tell,
     )
+    telemetry.watch(job)
+    admin = serve(telemetry, lambda: None if job.status.state in _READY else f"the job is {job.status.state}")
     signals = StopSignals(job)
 
     def status() -> JobStatus:
@@ -253,6 +278,8 @@ async def _run(
         raise
     finally:
         signals.close()
+        if admin is not None:
+            admin.close()
         following.cancel()
         await asyncio.wait([following])
     if ended.state == "stopped" and signals.received is not None:

@@ -130,7 +130,8 @@ def _value_schema(key: Key) -> dict[str, Any]:
     schema: dict[str, Any] = {"description": key.description, "anyOf": shapes}
     if not key.is_required:
         is_text = key.kind in (Kind.DURATION, Kind.SIZE) and key.default is not None
-        schema["default"] = key.default_text if is_text else key.default
+        default = list(key.default) if isinstance(key.default, tuple) else key.default
+        schema["default"] = key.default_text if is_text else default
     return schema
 
 

@@ -19,6 +19,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from agentflow.cli.output import EXIT_DONE, EXIT_JOB_FAILED, EXIT_WRONG_USE
@@ -38,13 +39,16 @@ def supervise(chosen: argparse.Namespace, job_file: JobFile) -> int:
 
 
 def _command(chosen: argparse.Namespace, job_file: JobFile, number: int) -> list[str]:
-    """Return the command of one member: the supervisor's own, with a name and a port for each."""
+    """Return the command of one member: the supervisor's own, with a name, a port and a file of metrics for each."""
     settings = list(chosen.settings)
-    kafka, admin = job_file.settings.kafka, job_file.settings.admin
+    kafka, admin, metrics_file = job_file.settings.kafka, job_file.settings.admin, job_file.settings.metrics.file
     if kafka.instance_id:
         settings.append(f"kafka.instance-id={kafka.instance_id}-{number}")
     if admin.port:
         settings.append(f"admin.port={admin.port + number}")
+    if metrics_file:
+        path = PurePath(metrics_file)
+        settings.append(f"metrics.file={path.with_stem(f'{path.stem}-{number}')}")
     command = [sys.executable, "-m", "agentflow", "worker", chosen.config, "--process", str(number)]
     for setting in settings:
         command += ["--set", setting]

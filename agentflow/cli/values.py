@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -76,7 +77,7 @@ def _wanted(key: Key) -> str:
         Kind.DURATION: "a duration is wanted, such as 5s",
         Kind.SIZE: "a size is wanted, such as 64MiB",
         Kind.COUNT: "a whole number is wanted",
-        Kind.NUMBER: "a number is wanted",
+        Kind.NUMBER: "a number is wanted, such as 0.01",
         Kind.FLAG: "true or false is wanted",
         Kind.CHOICE: f"one of {', '.join(key.choices)}",
         Kind.COLUMNS: "names and types are wanted, such as {stars: int64, text: string}",
@@ -108,8 +109,8 @@ def _measure(key: Key, value: Scalar, problems: ProblemList) -> Any:  # noqa: AN
 def _count(key: Key, value: Scalar, problems: ProblemList) -> Any:  # noqa: ANN401 (a number, or NO_VALUE)
     number = plain_scalar(value.text) if value.is_loose else value.value
     if key.kind is Kind.NUMBER:
-        if type(number) not in (int, float):
-            return _wrong(key, value, problems, f"is not a number: '{value.text}'", "digits, such as 0.5")
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            return _wrong(key, value, problems, f"is not a number: '{value.text}'", _wanted(key))
         return _limited(key, value, float(number), problems)
     if type(number) is not int:
         return _wrong(key, value, problems, f"is not a whole number: '{value.text}'", "digits, such as 1000")
@@ -124,7 +125,7 @@ def _limited(key: Key, value: Scalar, number: float, problems: ProblemList) -> A
 
     if key.least is not None and number < key.least:
         return _wrong(key, value, problems, f"is too small: {value.text}", f"at least {shown(key.least)}")
-    if key.most is not None and not number <= key.most:
+    if key.most is not None and number > key.most:
         return _wrong(key, value, problems, f"is too large: {value.text}", f"at most {shown(key.most)}")
     if key.above is not None and number <= key.above:
         return _wrong(key, value, problems, f"is too small: {value.text}", f"more than {shown(key.above)}")

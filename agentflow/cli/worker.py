@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from agentflow.cli.job_file import KafkaDeadLetters, KafkaSink, KafkaSource
 from agentflow.cli.output import EXIT_DONE
-from agentflow.cli.run import StopSignals, configured_logs, loop_factory, total_fields
+from agentflow.cli.run import StopSignals, configured_logs, loop_factory, serve, total_fields
 from agentflow.errors import ConfigError
 
 if TYPE_CHECKING:
     from agentflow.cli.job_file import JobFile
     from agentflow.environment.kafka_job import KafkaJob
-    from agentflow.observability.admin import AdminServer, LoopWatch
     from agentflow.observability.progress import LiveLine
     from agentflow.runtime.job import JobStatus
-    from agentflow.runtime.worker import Worker
 
 
 def worker(chosen: argparse.Namespace) -> int:
@@ -70,7 +68,7 @@ def kafka_job(job_file: JobFile) -> KafkaJob:
     from agentflow.environment.kafka_job import KafkaJob
     from agentflow.observability.logs import DeadLetterLog
     from agentflow.plan.plan import AgentPlan
-    from agentflow.runtime.job import AgentStage
+    from agentflow.runtime.job_spec import AgentStage
     from agentflow.runtime.redaction import Redaction
 
     source, sink, dead = check_is_kafka(job_file)
@@ -152,25 +150,9 @@ def _stop_without_supervisor(signals: StopSignals) -> None:
     loop.add_reader(supervisor, gone)
 
 
-def _admin(job_file: JobFile, member: Worker, watch: LoopWatch) -> AdminServer | None:
-    from agentflow.observability.admin import AdminServer
-    from agentflow.observability.logs import log_event
-
-    settings = job_file.settings.admin
-    if settings.port is None:
-        return None
-    from agentflow.observability.metrics import WorkerMetrics  # 60 ms that a worker without them does not pay
-
-    metrics = WorkerMetrics(job_file.settings.job, member, watch.lag_s)
-    admin = AdminServer(settings.host, settings.port, watch.is_alive, lambda: member.not_ready, metrics.text)
-    log_event("admin listens", address=admin.address)
-    return admin
-
-
 async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process: int | None) -> int:
     from agentflow.environment.telemetry import Telemetry
     from agentflow.errors import AgentflowError
-    from agentflow.observability.admin import LoopWatch
     from agentflow.observability.logs import bind_log_fields, log_event
     from agentflow.observability.progress import follow_live, follow_log
 
@@ -178,11 +160,11 @@ async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process:
     if process is not None:
         bind_log_fields(process=process)
     telemetry = Telemetry(job.settings, job.event_listeners)
-    job.observers = telemetry.observers
+    job.observers, job.metrics = telemetry.observers, telemetry.registry
     member = await job.worker(log.tell)
     log.started(job.facts.subtasks)
-    watch = LoopWatch()
-    admin = _admin(job_file, member, watch)
+    telemetry.watch(member)
+    admin = serve(telemetry, lambda: member.not_ready)
     signals = StopSignals(member)
     if process is not None:
         _stop_without_supervisor(signals)
@@ -202,7 +184,6 @@ async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process:
         signals.close()
         if admin is not None:
             admin.close()
-        await watch.close()
         await telemetry.close()
         following.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agentflow.api.codecs import JSON
-from agentflow.core.effects import TRACE_HEADERS
+from agentflow.core.trace_context import TRACE_HEADERS
 from agentflow.errors import (
     AgentflowError,
     ConfigError,

@@ -6,19 +6,21 @@ which holds it back until its checkpoint completes; that is the one place where 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from agentflow.core.records import ErrorReport, Headers, Record
+from agentflow.core.trace_context import TRACE_HEADERS
 
 if TYPE_CHECKING:
     from agentflow.core.delta import DeltaSlices
     from agentflow.core.inputs import ActionCompleted, ActionFailed
     from agentflow.core.runs import ActionTask
 
-
-TRACE_HEADERS = frozenset({"traceparent", "tracestate", "baggage"})
+Headed = Callable[["EmitRecord"], Headers]
+"""Returns the headers of an output, trace context included; pure."""
 
 
 class StartAction(msgspec.Struct, gc=False):  # nothing that it refers to refers to it
@@ -98,6 +100,7 @@ class EmitRecord(msgspec.Struct, gc=False):  # nothing that it refers to refers 
         index: Place among the events that the task sent.
         timestamp_ms: Event time of the run's input; None where it has none.
         own_headers: What the action set; None: nothing.
+        headed: Makes its headers where runs are traced; None: the trace context of the input goes along as it is.
     """
 
     value: bytes | None
@@ -105,6 +108,7 @@ class EmitRecord(msgspec.Struct, gc=False):  # nothing that it refers to refers 
     index: int
     timestamp_ms: int | None
     own_headers: Headers | None = None
+    headed: Headed | None = None
 
     @property
     def event_id(self) -> str:
@@ -113,7 +117,9 @@ class EmitRecord(msgspec.Struct, gc=False):  # nothing that it refers to refers 
 
     @property
     def headers(self) -> Headers:
-        """What the action set, and the trace context of the run's input (W3C) unless the action set one."""
+        """What the action set, and the trace context (W3C) unless the action set one."""
+        if self.headed is not None:
+            return self.headed(self)
         own, carried = self.own_headers or (), self.task.run.record.headers
         if carried:
             names = {name for name, _ in own}
@@ -163,12 +169,14 @@ class DeadLetter(msgspec.Struct):
         error: The last error.
         reason: Header names and texts: job, agent, action, task, completed-tasks, attempt, …
         value: The same as one self-contained JSON document, for sinks that have no headers.
+        task: The task that failed; None: the record never became a run.
     """
 
     record: Record
     error: ErrorReport
     reason: dict[str, str]
     value: bytes
+    task: ActionTask | None = None
 
 
 class SkipTask(msgspec.Struct):
@@ -215,10 +223,11 @@ class Drained(msgspec.Struct, gc=False):
 
 
 class FailJob(msgspec.Struct):
-    """Stop the job: the failure policy says so. Nothing of the open epoch may be committed."""
+    """Stop the job: the failure policy says so. Nothing of the open epoch may be committed. ``task`` is as in `DeadLetter`."""
 
     error: ErrorReport
     reason: dict[str, str]
+    task: ActionTask | None = None
 
 
 Effect = (

@@ -56,7 +56,7 @@ class FailurePolicy(msgspec.Struct, frozen=True):
     ) -> DeadLetter | FailJob:
         """Return what ends a record that cannot be processed: its dead letter, or the job's failure."""
         if self.last_resort(None if task is None else task.action.on_error) is OnError.FAIL:
-            return FailJob(error, self.reason(record, error, run, task))
+            return FailJob(error, self.reason(record, error, run, task), task)
         return self.dead_letter(record, error, run, task)
 
     def dead_letter(
@@ -70,7 +70,7 @@ class FailurePolicy(msgspec.Struct, frozen=True):
         is_source_value = run is None or not run.event_type.startswith("_timer")
         codec = "none" if record.fault is not None else self.input_codec if is_source_value else "msgpack"
         document |= _readable(record.value, codec)
-        return DeadLetter(record, error, reason, msgspec.json.encode(document))
+        return DeadLetter(record, error, reason, msgspec.json.encode(document), task)
 
 
 def _readable(value: bytes | None, codec: str) -> dict[str, object]:

@@ -27,7 +27,7 @@ from agentflow.api.events import EventType
 from agentflow.core.admission import Admission
 from agentflow.core.cancelling import Cancelling
 from agentflow.core.delta import POSITIONS_NAME, StateWrite, StoredRow, Table
-from agentflow.core.effects import Effect, ForwardWatermark, TakeSnapshot
+from agentflow.core.effects import Effect, ForwardWatermark, Headed, TakeSnapshot
 from agentflow.core.epoch import META_NAME, EpochChanges, decode_meta, encode_meta, operator_meta
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import (
@@ -61,8 +61,7 @@ from agentflow.core.waiting import Waiting, earliest
 from agentflow.errors import InternalError
 from agentflow.plan.plan import AgentPlan
 
-_INPUT = EventType.InputEvent
-_TIMER = EventType.TimerEvent
+_INPUT, _TIMER = EventType.InputEvent, EventType.TimerEvent
 
 
 class Operator:
@@ -77,6 +76,7 @@ class Operator:
         index: int = 0,
         decode_input: Callable[[bytes], Any] = msgspec.json.decode,
         takes_requests: bool = False,
+        headed: Headed | None = None,
     ) -> None:
         self.plan = plan
         self.index = index
@@ -96,7 +96,7 @@ class Operator:
         self._tasks = TaskScheduler(self.effects, policy, limits.tasks_max, self._steps)
         self._changes = EpochChanges(index)
         self._outcomes = Outcomes(
-            self.effects, self._changes, self._router, self._tasks, self._timers, limits.timers_max
+            self.effects, self._changes, self._router, self._tasks, self._timers, limits.timers_max, headed
         )
         self._waiting = Waiting(
             self.effects, policy, self._changes, self._steps, self._tasks, self._outcomes, self._segments, self._timers,

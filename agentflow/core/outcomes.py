@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from agentflow.core.effects import Effect, EmitRecord
+from agentflow.core.effects import Effect, EmitRecord, Headed
 from agentflow.core.epoch import EpochChanges
 from agentflow.core.inputs import ActionCompleted, ActionFailed, SentEvent
 from agentflow.core.records import ErrorReport, Headers
@@ -25,6 +25,7 @@ class Outcomes:
         tasks: TaskScheduler,
         timers: TimerTable,
         timers_max: int,
+        headed: Headed | None = None,
     ) -> None:
         self._effects = effects
         self._changes = changes
@@ -32,6 +33,7 @@ class Outcomes:
         self._tasks = tasks
         self._timers = timers
         self._timers_max = timers_max
+        self._headed = headed
 
     def take(self, task: ActionTask, outcome: ActionCompleted, now_ms: int) -> None:
         """Take the outcome of a task: apply it, or keep it until its group is applied; fail the task over a limit."""
@@ -60,7 +62,7 @@ class Outcomes:
             event_type, payload = sent[index]
             if event_type is None:
                 own = None if headers is None else headers.get(index)
-                self._effects.append(EmitRecord(payload, task, index, task.run.record.timestamp_ms, own))
+                self._effects.append(EmitRecord(payload, task, index, task.run.record.timestamp_ms, own, self._headed))
                 if task.run.request is not None:
                     task.run.request.outputs.append(payload)
         if len(sent) > task.emitted:
@@ -84,7 +86,9 @@ class Outcomes:
                 if event_type is None:
                     if index >= task.emitted:  # else it left before a wait
                         own = None if headers is None else headers.get(index)
-                        self._effects.append(EmitRecord(payload, task, index, run.record.timestamp_ms, own))
+                        self._effects.append(
+                            EmitRecord(payload, task, index, run.record.timestamp_ms, own, self._headed)
+                        )
                         if run.request is not None:
                             run.request.outputs.append(payload)
                 else:

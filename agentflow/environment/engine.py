@@ -40,7 +40,8 @@ from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import RECORD_KEY, encode_key, is_key
 from agentflow.runtime.inspection import RunView
 from agentflow.runtime.intake import Intake
-from agentflow.runtime.job import AgentStage, Job, JobSpec, SystemClock
+from agentflow.runtime.job import Job, SystemClock
+from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.ports import Clock, Sink
 from agentflow.runtime.requests import OpenRequest, RequestTable, closed
 from agentflow.runtime.settings import JobSettings

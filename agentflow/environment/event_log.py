@@ -60,4 +60,4 @@ def _target(name: str, settings: JobSettings) -> RecordTarget:
         return LogFiles(settings.job, log)
     from agentflow.observability.event_log_targets import OtelLogs, StdoutLines
 
-    return StdoutLines() if name == "stdout" else OtelLogs(settings.job, log.otel.endpoint)
+    return StdoutLines() if name == "stdout" else OtelLogs(settings.job, settings.otlp.endpoint)

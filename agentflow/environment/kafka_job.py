@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentflow.api.codecs import JSON, Codec
+from agentflow.api.metrics import MetricRegistry
 from agentflow.environment.event_log import EventListener
 from agentflow.environment.telemetry import Observers
 from agentflow.errors import StateLocked, StateUnavailable
 from agentflow.runtime.codecs import RECORD_KEY
-from agentflow.runtime.job import AgentStage, Job, JobSpec
+from agentflow.runtime.job import Job
+from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.ports import KeyedState, Sink, Source
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.worker import Worker
@@ -57,6 +59,7 @@ class KafkaJob:
     Attributes:
         observers: Makes, for a subtask, what looks at its agents.
         event_listeners: Called with each record of the event log.
+        metrics: What the agents' own metrics are kept in.
         facts: What the brokers say of the topics, when a worker was made.
         partitioner: The one in use, when a worker was made.
     """
@@ -74,6 +77,7 @@ class KafkaJob:
         self.watch_dead_letters = watch_dead_letters
         self.event_listeners: Sequence[EventListener] = ()
         self.observers: Callable[[int], Observers] = lambda subtask: lambda plan, index, incarnation: ()  # noqa: ARG005
+        self.metrics = MetricRegistry()
         from agentflow.connectors.kafka.partitioners import murmur2
         from agentflow.connectors.kafka.topics import TopicFacts
 
@@ -136,6 +140,8 @@ class _KafkaSubtask:
             first_interval_share=1 - number * _GOLDEN_RATIO % 1,  # spread evenly, however many subtasks there are
             open_signals=lambda: None if self._source is None else self._source.signals,
             observers=kafka.observers(number),
+            metrics=kafka.metrics,
+            subtask=number,
             rekeyed_source=f"{kafka.topics.repartition[0]}/{number}" if kafka.is_rekeyed else None,
         )
         self.job = Job(spec, on_event=lambda name, fields: on_event(name, {"subtask": number, **fields}))

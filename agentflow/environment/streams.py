@@ -28,7 +28,8 @@ from agentflow.errors import PlanError
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import KeyBy
 from agentflow.runtime.collection import rare_collections
-from agentflow.runtime.job import AgentStage, Job, JobSpec, JobStatus
+from agentflow.runtime.job import Job, JobStatus
+from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.ports import Sink, Source
 from agentflow.runtime.settings import JobSettings
 
@@ -147,7 +148,7 @@ class AgentsExecutionEnvironment:
             return {"sink": open_sink()} if open_dead is None else {"sink": open_sink(), "dead-letter": open_dead()}
 
         telemetry = Telemetry(self.settings, self._listeners)
-        return Job(
+        job = Job(
             JobSpec(
                 self.settings,
                 tuple(stream.stages),
@@ -157,9 +158,12 @@ class AgentsExecutionEnvironment:
                 open_signals=signals_opener(self.settings),
                 write_savepoint=savepoint_writer(self.settings),
                 observers=telemetry.observers(0),
+                metrics=telemetry.registry,
                 on_end=telemetry.close,
             )
         )
+        telemetry.watch(job)
+        return job
 
     def execute(self) -> JobStatus:
         """Run the job to the end of its input and return its totals; not inside a running event loop.

@@ -14,6 +14,7 @@ import msgspec
 from agentflow.api.executions import ExecutionStatus
 from agentflow.errors import NotConfigured
 from agentflow.observability.event_log_buffer import Tell
+from agentflow.observability.otlp import endpoint_of
 
 EventListener = Callable[[dict[str, Any]], object]
 """Called with each record, as it is written: decoded, redacted, and its own to change."""
@@ -111,7 +112,7 @@ class OtelLogs:
 
     Args:
         job: Name of the job.
-        endpoint: URL that they are posted to; None: as the OTEL_EXPORTER_OTLP_… variables say.
+        endpoint: Base URL of the collector; None: as OpenTelemetry's variables say.
 
     Raises:
         NotConfigured: The extra `telemetry` is not installed.
@@ -126,17 +127,18 @@ class OtelLogs:
             from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
             from opentelemetry.sdk._logs import ReadableLogRecord
             from opentelemetry.sdk._logs.export import LogRecordExportResult
-            from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+            from agentflow.observability.otel import resource_of
         except ImportError as error:
             raise NotConfigured(
                 f"event-log.target: otel needs a package that is not installed ({error.name})",
                 fix="pip install 'agentflow[telemetry]'",
             ) from error
-        self._exporter = OTLPLogExporter(endpoint=endpoint)
+        self._exporter = OTLPLogExporter(endpoint=endpoint_of(endpoint, "logs"))
         self._success = LogRecordExportResult.SUCCESS
         self._new_record, self._readable = LogRecord, ReadableLogRecord
-        self._resource = Resource.create({"service.name": "agentflow", "agentflow.job": job})
+        self._resource = resource_of(job)
         self._scope = InstrumentationScope("agentflow.event_log")
         self._severities = {
             ExecutionStatus.FAILED: SeverityNumber.ERROR,

@@ -1,6 +1,7 @@
-"""Log lines of a command: structlog for the engine and for ``ctx.logger``, the standard library's for everybody else.
+"""Log lines: structlog for the engine and for ``ctx.logger``, the standard library's for everybody else.
 
-Only the command line configures this. Importing it changes nothing, and an embedding service keeps its own configuration.
+Only a command configures this. Importing it changes nothing: in an embedding service lines go to its own `logging`
+(`agentflow.runtime.logs`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 import structlog
 
 from agentflow.core.effects import DeadLetter
+from agentflow.runtime.logs import logger_of, take_lines
 from agentflow.runtime.redaction import Redaction
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ def configure_logs(
         logger_factory=lambda *_: _Lines(stream),
         cache_logger_on_first_use=True,
     )
+    take_lines(structlog.get_logger, least)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -82,10 +85,12 @@ def bind_log_fields(**fields: Any) -> None:  # noqa: ANN401 (fields of any kind)
 class _Chatter(logging.Filter):
     """Says what other packages repeat once in a while, and without their tracebacks.
 
-    A client that cannot reach its broker logs each attempt. What it means for the job is told by the job's own lines.
+    A client that cannot reach its broker logs each attempt. What it means for the job is told by the job's own lines. Of OpenTelemetry's
+    exporters only why they gave up is shown: the job does not depend on them.
     """
 
     _EVERY_S = 10.0
+    _EXPORTERS, _EXPORTERS_EVERY_S = "opentelemetry.exporter.", 300.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,9 +100,13 @@ class _Chatter(logging.Filter):
         """Whether a record is shown."""
         if record.name.startswith("agentflow") or record.levelno < logging.WARNING:
             return True
+        is_exporter = record.name.startswith(self._EXPORTERS)
+        if is_exporter and record.levelno < logging.ERROR:
+            return False
         record.exc_info = record.exc_text = None
         slot, now = (record.name, str(record.msg)), time.monotonic()
-        if now - self._said.get(slot, -self._EVERY_S) < self._EVERY_S:
+        every_s = self._EXPORTERS_EVERY_S if is_exporter else self._EVERY_S
+        if now - self._said.get(slot, -every_s) < every_s:
             return False
         self._said[slot] = now
         return True
@@ -155,7 +164,7 @@ def _field(value: object) -> str:
 def log_event(event: str, level: str = "info", **fields: object) -> None:
     """Write one line of the engine; fields that are None are left out."""
     shown = {name: value for name, value in fields.items() if value is not None}
-    getattr(structlog.get_logger("agentflow"), level)(event, **shown)
+    getattr(logger_of("agentflow.engine"), level)(event, **shown)
 
 
 class DeadLetterLog:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -191,10 +192,11 @@ class ActionRunner:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants the answer any more
                 self._loop.call_soon_threadsafe(self._thread_done, task, answer)
 
+        context = contextvars.copy_context()
         self._in_threads[task] = ctx
         if action.timeout_ms is not None:
             self._timeouts[task] = self._loop.call_later(action.timeout_ms / 1000, self._leave_thread, task)
-        self._threads.submit(call)
+        self._threads.submit(lambda: context.run(call))
 
     def _thread_done(self, task: ActionTask, answer: Answer | BaseException | None) -> None:
         timeout = self._timeouts.pop(task, None)

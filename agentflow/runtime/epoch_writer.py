@@ -56,6 +56,11 @@ class EpochWriter:
         """Close the epoch of every sink; in the turn of the operators' barrier, right before `write`."""
         self._checkpoints.barrier(checkpoint)
 
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of keyed state, by part."""
+        return self._state.sizes
+
     async def export(self, request: str) -> None:
         """Hand out the state of the last checkpoint, before the next one is taken; see `KeyedState.export`."""
         await self._state.export(request, facts_of(self._state))

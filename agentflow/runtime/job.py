@@ -13,16 +13,19 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 import msgspec
 
-from agentflow.api.codecs import JSON, MSGPACK, Codec
+from agentflow.api.codecs import MSGPACK, Codec
+from agentflow.api.metrics import MetricRegistry
 from agentflow.core.delta import StateWrite, StoredRow, Table
+from agentflow.core.effects import Headed
 from agentflow.core.failures import FailurePolicy
 from agentflow.core.limits import OperatorLimits
 from agentflow.core.operator import Operator
+from agentflow.core.trace_context import TraceIds
 from agentflow.errors import (
     AgentflowError,
     ConfigError,
@@ -32,21 +35,21 @@ from agentflow.errors import (
     RestartsExhausted,
     StateMismatch,
 )
-from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.checkpoints import EmbeddedCheckpoints
-from agentflow.runtime.codecs import KeyBy, KeyReader, TimestampReader, input_decoder, output_encoder
+from agentflow.runtime.codecs import KeyReader, TimestampReader, input_decoder, output_encoder
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.epoch_writer import EpochWriter
+from agentflow.runtime.figures import SubtaskFigures
 from agentflow.runtime.inspection import RunView, unfinished_runs
 from agentflow.runtime.intake import Intake
+from agentflow.runtime.job_spec import JobSpec
 from agentflow.runtime.observation import Observation
-from agentflow.runtime.ports import Clock, Guarantee, Ingress, KeyedState, Observer, Signals, Sink, Source
+from agentflow.runtime.ports import Clock, Guarantee, Ingress, KeyedState, Signals, Sink, Source
 from agentflow.runtime.record_reader import RecordReader
 from agentflow.runtime.replay_check import diverging_runs, is_changed
 from agentflow.runtime.requests import RequestTable, closed
-from agentflow.runtime.savepoints import WriteSavepoint
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader, encode_control, encode_signal
@@ -68,52 +71,6 @@ class SystemClock:
         if now_ms > self._last_ms:  # noqa: PLR1730 (asked for with every step: max() takes twice as long)
             self._last_ms = now_ms
         return self._last_ms
-
-
-class AgentStage(msgspec.Struct, frozen=True):
-    """One agent of a chain and the key its records are grouped by."""
-
-    plan: AgentPlan
-    key_by: KeyBy
-
-
-class JobSpec(msgspec.Struct, frozen=True):
-    """What a job is made of.
-
-    Attributes:
-        settings: Settings.
-        stages: The chain of agents, first one first.
-        open_source: Makes the source; called at each (re)start.
-        open_sinks: Makes the sinks by role: ``sink`` and perhaps ``dead-letter``; called at each (re)start.
-        open_state: Opens keyed state, at once or as a coroutine; called at each (re)start.
-        output_codec: How outputs are encoded for the sink.
-        has_tombstones: Whether the sink's records may have no value: that is what an output of None becomes.
-        first_interval_share: Share of the checkpoint interval before the first checkpoint; subtasks of one worker have different
-            ones, so that they do not all commit at once.
-        open_signals: Makes what signals come from, None: the job takes none; called at each (re)start, behind ``open_source``.
-        rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
-        observers: Makes what looks at an agent, given its plan, its place in the chain and the incarnation; called at each (re)start.
-        requests: Inputs that are submitted to the running job; None: it takes none, but those of an `Ingress`.
-        is_chain: Each agent but the first gets the outputs of the one before it; else each is asked for itself.
-        on_end: Called when the job has ended, for good.
-        write_savepoint: Writes savepoints; None: the job's state cannot be handed out.
-    """
-
-    settings: JobSettings
-    stages: Sequence[AgentStage]
-    open_source: Callable[[], Source]
-    open_sinks: Callable[[], Mapping[str, Sink]]
-    open_state: Callable[[], KeyedState | Awaitable[KeyedState]]
-    output_codec: Codec = JSON
-    has_tombstones: bool = False
-    first_interval_share: float = 1.0
-    rekeyed_source: str | None = None
-    open_signals: Callable[[], Signals | None] = lambda: None
-    observers: Callable[[AgentPlan, int, str], Sequence[Observer]] = lambda plan, index, incarnation: ()  # noqa: ARG005
-    requests: RequestTable | None = None
-    is_chain: bool = True
-    on_end: Callable[[], Awaitable[None]] | None = None
-    write_savepoint: WriteSavepoint | None = None
 
 
 class JobStatus(msgspec.Struct):
@@ -179,6 +136,12 @@ class Job:
         self._requests = spec.requests
         self._stops = 0
         self._stopped = asyncio.Event()
+        self._metrics = spec.metrics or MetricRegistry()
+
+    @property
+    def figures(self) -> SubtaskFigures | None:
+        """What its subtask holds now, None: there is none; on the loop."""
+        return None if self._subtask is None else self._subtask.figures
 
     @property
     def status(self) -> JobStatus:
@@ -521,10 +484,14 @@ class Job:
                 index=index,
                 decode_input=input_decoder(codec),
                 takes_requests=self._requests is not None,
+                headed=_headed(settings, incarnation),
             )
             operator.restore(stored.rows[index], now_ms, stored.journal[index], self._counters.checkpoint)
             output_codec = spec.output_codec if is_last else MSGPACK
             services = OperatorServices(operator, settings, incarnation, state, output_encoder(output_codec))
+            services.metrics, services.subtask = self._metrics, spec.subtask
+            if settings.tracing.enabled:
+                services.trace_id = TraceIds(incarnation, settings.tracing.sample_ratio).sampled_trace_id
             services.has_tombstones = is_last and spec.has_tombstones
             if is_last and (output_max := sinks["sink"].record_max_bytes) is not None:
                 services.output_max = min(services.record_max, output_max)
@@ -545,7 +512,7 @@ class Job:
             if observation is not None:
                 services.report, observation.step_path = observation.report, current_step
                 if services.steps is not None:
-                    services.steps.seen = observation.see_step
+                    services.steps.seen, services.steps.enter_step = observation.see_step, observation.enter_step
                     services.steps.began = observation.begin_step if observation.wants_progress else None
             reader = self._record_reader(keys, codec) if index == 0 else None
             subtask.add_stage(Stage(operator, runner, keys, services.steps, observation, is_last, reader))
@@ -560,6 +527,12 @@ class Job:
 def _stored(write: StateWrite) -> StoredRow:
     _, operator, key, name, value = write
     return StoredRow(operator, key, name, value or b"")
+
+
+def _headed(settings: JobSettings, incarnation: str) -> Headed | None:
+    """Return what makes the headers of outputs where runs are traced."""
+    tracing = settings.tracing
+    return TraceIds(incarnation, tracing.sample_ratio).headers_of if tracing.enabled else None
 
 
 def _limits(settings: JobSettings) -> OperatorLimits:

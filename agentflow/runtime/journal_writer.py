@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from agentflow.core.inputs import JournalAppended
+from agentflow.runtime.observation import JournalSeen, monotonic_ns
 from agentflow.runtime.ports import Journal
 
 
@@ -17,6 +18,7 @@ class JournalWriter:
         deliver: Takes the answers, one per operator and append; called on the loop.
         fail: Takes the error that ends the subtask.
         position: Behind what was read.
+        seen: Told of appends, for observers; None: nobody looks.
 
     Attributes:
         position: Behind what is durable.
@@ -28,11 +30,13 @@ class JournalWriter:
         deliver: Callable[[int, JournalAppended], None],
         fail: Callable[[BaseException], None],
         position: int,
+        seen: Callable[[JournalSeen], object] | None = None,
     ) -> None:
         self.position = position
         self._journal = journal
         self._deliver = deliver
         self._fail = fail
+        self._seen = seen
         self._pending: list[tuple[int, bytes]] = []
         self._appending: asyncio.Task[None] | None = None
 
@@ -46,7 +50,10 @@ class JournalWriter:
         try:
             while self._pending:
                 records, self._pending = self._pending, []
+                began_ns = 0 if self._seen is None else monotonic_ns()
                 self.position = await self._journal.append(records)
+                if self._seen is not None:
+                    self._seen(JournalSeen(len(records), began_ns, monotonic_ns()))
                 counts: dict[int, int] = {}
                 for operator, _ in records:
                     counts[operator] = counts.get(operator, 0) + 1

@@ -3,6 +3,10 @@
 Nobody looks, nothing is collected: the subtask then starts actions by the runner itself. Else `Observation.start` stands in its
 place, and what was collected goes to the observers behind each turn, in one call.
 
+Whoever looks at each attempt pays for it: a clock is read twice, and what the attempt did stays in memory until the turn ends, which
+is a twentieth of a small record. So an observer says whether it `needs_answers`. Where none does, attempts that answer at once are
+measured where they run, as the observer sees fit (`measured`), and only those that answer later are collected.
+
 Rejected: telling of each fact when it happens (a call for each costs more than what most observers do with it); an effect of the
 core for the end of a run (a run without tasks is over, and whoever looks can see that).
 """
@@ -105,18 +109,34 @@ class ExecutionReported(msgspec.Struct):
     category: str = ""
 
 
+class JournalSeen(msgspec.Struct):
+    """One append to the journal of the subtask, told to the observers of its first operator.
+
+    Attributes:
+        records: How many records were in it.
+        began_ns: When it began.
+        ended_ns: When they were durable.
+    """
+
+    records: int
+    began_ns: int
+    ended_ns: int
+
+
 class Turn(msgspec.Struct):
     """What one operator was told in one turn. Times are those of `monotonic_ns`. Its lists are emptied when the observers return.
 
     Attributes:
-        records: Records that were admitted, in order.
-        started: Attempts that began and go on behind this turn.
-        answers: (answer, attempt, when the attempt began, when it answered), in order. Times are 0 where no observer wants them: each
-            says so by an attribute `wants_times` that is false.
+        records: Records that were admitted, in order; empty where no observer needs answers.
+        started: Attempts that began and go on behind this turn; the same.
+        answers: (answer, attempt, when the attempt began, when it answered), in order; where no observer needs them, only of attempts
+            that answered behind their turn, or run in a context of an observer. Times are 0 where no observer wants them.
         left: Waits that let outputs leave: (the wait, place of the first event that had not been looked at).
         steps: Steps that were called, or answered from the journal.
-        notes: All other facts, in order: what follows from failures, cancellations and limits, signals, watermarks, checkpoints, and
-            what user code reports.
+        notes: All other facts, in order: what follows from failures, cancellations and limits, signals, watermarks, checkpoints,
+            the journal, and what user code reports.
+        admitted: How many records were admitted.
+        emitted: How many outputs were given to the next operator, or the sink.
         input_codec: How values of records are encoded.
         output_codec: How outputs are.
     """
@@ -127,23 +147,44 @@ class Turn(msgspec.Struct):
     left: list[tuple[WaitRequested, int]]
     steps: list[StepSeen]
     notes: list[object]
+    admitted: int = 0
+    emitted: int = 0
     input_codec: Codec = JSON
     output_codec: Codec = JSON
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to tell."""
-        return not (self.records or self.answers or self.notes or self.started or self.left or self.steps)
+        is_quiet = not (self.records or self.answers or self.notes or self.started or self.left or self.steps)
+        return is_quiet and not (self.admitted or self.emitted)
+
+
+Start = Callable[[ActionTask], Answer | None]
+"""Starts an attempt; None: it answers later."""
 
 
 class Observation:
     """Collects what happens to one operator.
 
+    What an observer may have beside `Observer.observe`, as attributes:
+
+    - ``needs_answers``, False: it does not need every record and answer (True where it says nothing);
+    - ``wants_times``, False: it does not need to know when attempts began and ended (True where it says nothing);
+    - ``wants_progress``, True: it wants to be told soon of steps that begin and of reports. Else these come with the next turn;
+    - ``measured``, a function `Start` → `Start`: measures attempts that answer at once, where no observer needs answers. An attempt
+      that answers later is in `Turn.answers`, and its `ActionTask.began_ns` is to be set;
+    - ``context_of``: returns the context that an attempt runs in, None: that of the turn. For whoever traces what user code calls;
+    - ``choosing``, which stands for `start_in_context`, and takes a call less;
+    - ``enter_step``: called with task, step and number of the call before the function of a step is called, in the context that it
+      is called in; returns what is called behind it, None: nothing.
+
     Attributes:
         turn: What was collected since the observers were told.
-        context_of: Returns the context that an attempt runs in, None: that of the turn. For whoever traces what user code calls.
-        wants_progress: Whether an observer wants to be told soon of steps that begin and of reports (it says so by an attribute of this
-            name). Else reports are told with the next turn, whenever it comes.
+        start: Starts an attempt, as the action runner does.
+        context_of: That of the first observer which has one.
+        enter_step: The same.
+        needs_answers: Whether an observer needs every record and answer.
+        wants_progress: Whether an observer wants to be told soon of steps that begin and of reports.
         step_path: Returns the path of the step that user code is called by; empty: by none.
         wake: Lets a turn come soon; called on the loop.
 
@@ -155,38 +196,51 @@ class Observation:
     """
 
     def __init__(
-        self,
-        observers: Sequence[Observer],
-        start: Callable[[ActionTask], Answer | None],
-        input_codec: Codec = JSON,
-        output_codec: Codec = JSON,
+        self, observers: Sequence[Observer], start: Start, input_codec: Codec = JSON, output_codec: Codec = JSON
     ) -> None:
-        self.turn = Turn([], [], [], [], [], [], input_codec, output_codec)
+        self.turn = Turn([], [], [], [], [], [], input_codec=input_codec, output_codec=output_codec)
         self._observers = list(observers)
-        self._start = start
-        contexts = [context_of for one in observers if (context_of := getattr(one, "context_of", None)) is not None]
-        self.context_of: Callable[[ActionTask], contextvars.Context | None] | None = contexts[0] if contexts else None
-        self.wants_progress = any(getattr(one, "wants_progress", False) for one in observers)
+        self._run = start
+        self.context_of: Callable[[ActionTask], contextvars.Context | None] | None = self._first("context_of")
+        self.enter_step: Callable[[ActionTask, StepCall, int], Callable[[], object] | None] | None
+        self.enter_step = self._first("enter_step")
+        self.needs_answers = any(getattr(observer, "needs_answers", True) for observer in observers)
+        self.wants_progress = any(getattr(observer, "wants_progress", False) for observer in observers)
         self.step_path: Callable[[], str] = str
         self.wake: Callable[[], object] = bool
-        if not any(getattr(one, "wants_times", True) for one in observers) and self.context_of is None:
-            self.start = self._untimed_start()  # type: ignore[method-assign,assignment]  # half the cost, where nobody wants the other half
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-
-    def start(self, task: ActionTask) -> Answer | None:
-        """Start an attempt, as the action runner does, and measure it."""
-        context = None if self.context_of is None else self.context_of(task)
-        task.began_ns = began_ns = monotonic_ns()
-        answer = self._start(task) if context is None else context.run(self._start, task)
-        if answer is None:
-            self.turn.started.append(task)
+        wants_times = any(getattr(observer, "wants_times", True) for observer in observers)
+        measured = self._first("measured")
+        if self.needs_answers and (wants_times or self.context_of is not None):
+            self.start: Start = self._start_seen
+        elif self.needs_answers:
+            self.start = self._untimed_start()
+        elif self.context_of is None:
+            self.start = _noted(start) if measured is None else measured(start)
         else:
+            other = start if measured is None else measured(start)
+            choosing = self._first("choosing") or start_in_context
+            self.start = choosing(self.context_of, other, self._see_start)
+
+    def _first(self, name: str) -> Any:  # noqa: ANN401 (whatever an observer has)
+        return next((found for one in self._observers if (found := getattr(one, name, None)) is not None), None)
+
+    def _start_seen(self, task: ActionTask) -> Answer | None:
+        """Start an attempt, measure it, and collect what came of it."""
+        return self._see_start(task, None if self.context_of is None else self.context_of(task))
+
+    def _see_start(self, task: ActionTask, context: contextvars.Context | None) -> Answer | None:
+        task.began_ns = began_ns = monotonic_ns()
+        answer = self._run(task) if context is None else context.run(self._run, task)
+        if answer is not None:
             self.turn.answers.append((answer, task.attempt, began_ns, monotonic_ns()))
+        elif self.needs_answers:
+            self.turn.started.append(task)
         return answer
 
-    def _untimed_start(self) -> Callable[[ActionTask], Answer | None]:
-        start_attempt, started, answered = self._start, self.turn.started.append, self.turn.answers.append
+    def _untimed_start(self) -> Start:
+        start_attempt, started, answered = self._run, self.turn.started.append, self.turn.answers.append
 
         def start(task: ActionTask) -> Answer | None:
             answer = start_attempt(task)
@@ -197,6 +251,12 @@ class Observation:
             return answer
 
         return start
+
+    def see_record(self, received: RecordReceived | RequestReceived) -> None:
+        """Take a record from the operator before this one, or a request."""
+        self.turn.admitted += 1
+        if self.needs_answers:
+            self.turn.records.append(received)
 
     def see(self, received: object) -> None:
         """Take an input that comes late, before it is applied."""
@@ -260,5 +320,41 @@ class Observation:
             return
         for observer in self._observers:
             observer.observe(turn, now_ms)
+        turn.admitted = turn.emitted = 0
         for collected in (turn.records, turn.started, turn.answers, turn.left, turn.steps, turn.notes):
             collected.clear()
+
+
+def _noted(start: Start) -> Start:
+    """Return what starts an attempt, and notes when one began that answers later."""
+
+    def start_noted(task: ActionTask) -> Answer | None:
+        answer = start(task)
+        if answer is None:
+            task.began_ns = monotonic_ns()
+        return answer
+
+    return start_noted
+
+
+def start_in_context(
+    context_of: Callable[[ActionTask], contextvars.Context | None],
+    start: Start,
+    see_start: Callable[[ActionTask, contextvars.Context], Answer | None],
+) -> Start:
+    """Return what starts an attempt with ``see_start`` if an observer has a context for it, else with ``start``.
+
+    It notes when an attempt began that answers later.
+    """
+
+    def start_somewhere(task: ActionTask) -> Answer | None:
+        context = context_of(task)
+        if context is not None:
+            return see_start(task, context)
+        task.began_ns = 0
+        answer = start(task)
+        if answer is None and not task.began_ns:
+            task.began_ns = monotonic_ns()
+        return answer
+
+    return start_somewhere

@@ -382,6 +382,11 @@ class KeyedState(Protocol):
         ...
 
     @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes that it takes, by part; cheap, for metrics. Empty: nobody knows."""
+        ...
+
+    @property
     def journal(self) -> Journal | None:
         """The journal beside it; None: it has none, and durable steps are refused."""
         ...

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+import msgspec
 
 from agentflow.api.encoding import encode_msgpack
 from agentflow.api.memory import MemoryLimits
+from agentflow.api.metrics import MetricRegistry
 from agentflow.core.operator import Operator
-from agentflow.core.runs import KeyState
+from agentflow.core.records import Record
+from agentflow.core.runs import ActionTask, KeyState
+from agentflow.runtime.logs import Fields, LazyLogger
 from agentflow.runtime.ports import KeyedState
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.step_runner import StepRunner
 
-
-def _bind_logger(**fields: Any) -> Any:  # noqa: ANN401 (structlog's bound loggers have no common type)
-    import structlog  # 25 ms at import that a job without log calls does not pay
-
-    return structlog.get_logger("agentflow.agent").bind(**fields)
+_decode_key = msgspec.msgpack.Decoder().decode
 
 
 class OperatorServices:
@@ -51,11 +53,14 @@ class OperatorServices:
         self.encode_event: Callable[[object], bytes] = encode_msgpack
         self.encode_output = encode_output
         self.has_tombstones = False
-        self.bind_logger: Callable[..., Any] = _bind_logger
+        self.subtask = 0
+        self.shown_key: Callable[[Any], Any] = lambda key: key  # the one place where keys go into log lines
+        self.trace_id: Callable[[Record], str | None] = lambda record: None  # noqa: ARG005 (runs are not traced)
         self._get, self._scan = state.get, state.scan
         self._operator = operator.index
         self.steps: StepRunner | None = None
         self.report: Callable[..., object] | None = None
+        self.metrics = MetricRegistry()
         self._grow = operator.keys.grow
 
     def fetch_memory(self, owner: KeyState, path: str) -> bytes | None:
@@ -77,3 +82,22 @@ class OperatorServices:
         self._grow(owner, [value for _, value in found])
         owner.is_loaded = True
         return memory.get(path)
+
+    def logger(self, task: ActionTask) -> LazyLogger:
+        """Return the logger of an attempt."""
+        return LazyLogger("agentflow.agent", partial(self._log_fields, task, task.attempt))
+
+    def _log_fields(self, task: ActionTask, attempt: int) -> Fields:
+        """Return what every log line of an attempt says. The names are those of the engine's own lines."""
+        run = task.run
+        fields = {
+            "job": self.job,
+            "agent": self.agent,
+            "subtask": self.subtask,
+            "key": self.shown_key(_decode_key(run.state.key)),
+            "run": run.id,
+            "action": task.action.name,
+            "attempt": attempt,
+        }
+        trace_id = self.trace_id(run.record)
+        return fields if trace_id is None else {**fields, "trace_id": trace_id}

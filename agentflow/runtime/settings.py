@@ -6,6 +6,7 @@ suffix names what the engine holds. `Meta(description=…)` is the documentation
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -17,6 +18,11 @@ DurationMs = Annotated[int, Meta(ge=0, extra={"unit": "duration"})]
 PositiveMs = Annotated[int, Meta(ge=1, extra={"unit": "duration"})]
 SizeBytes = Annotated[int, Meta(ge=0, extra={"unit": "size"})]
 Count = Annotated[int, Meta(ge=1)]
+_BOUND = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m)")
+_DEFAULT_BOUNDS = (
+    "10us", "100us", "1ms", "5ms", "10ms", "50ms", "100ms", "250ms", "500ms", "1s", "2.5s", "5s", "10s", "30s", "1m", "5m",
+)  # fmt: skip
+_BOUND_NS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
 
 
 def key_name(field: str) -> str:
@@ -281,13 +287,76 @@ class ObjectStoreSettings(_Section, frozen=True):
 
 
 class AdminSettings(_Section, frozen=True):
-    """`admin.*`: /livez, /readyz and /metrics of a worker, over HTTP."""
+    """`admin.*`: /livez, /readyz and /metrics, over HTTP."""
 
     host: Annotated[str, Meta(description="Address to listen on; 127.0.0.1 keeps it on this machine.")] = "0.0.0.0"  # noqa: S104
     port: Annotated[
         int | None,
         Meta(ge=0, description="Port; 0: any free one; null: no HTTP. Process n of --processes takes port + n."),
     ] = None
+
+
+class OtlpSettings(_Section, frozen=True):
+    """`otlp.*`: the collector that metrics, traces and records of the event log are pushed to, OTLP over HTTP (protobuf)."""
+
+    endpoint: Annotated[
+        str | None,
+        Meta(
+            description="Base URL of the collector; null: as OpenTelemetry's variables OTEL_EXPORTER_OTLP_… say, else http://localhost:4318."
+        ),
+    ] = None
+
+
+class MetricsSettings(_Section, frozen=True):
+    """`metrics.*`; `admin.port` serves them too, as Prometheus text."""
+
+    otlp: Annotated[bool, Meta(description="Push metrics to the collector of otlp.endpoint.")] = False
+    file: Annotated[
+        str | None,
+        Meta(description="JSON file that is replaced each interval; one named .jsonl gets a line more. null: none."),
+    ] = None
+    interval_ms: Annotated[PositiveMs, Meta(description="Time between pushes, and between writes of the file.")] = (
+        15_000
+    )
+    histogram_buckets: Annotated[
+        tuple[str, ...],
+        Meta(description="Upper bounds of the buckets of durations, ascending (units: us, ms, s, m)."),
+    ] = _DEFAULT_BOUNDS
+    cardinality_max: Annotated[
+        Count, Meta(description="Sets of attributes that a metric may have; others are counted together.")
+    ] = 1_000
+
+    def bounds_ns(self) -> tuple[int, ...]:
+        """Return the upper bounds of buckets in nanoseconds.
+
+        Raises:
+            ValueError: One is no duration, or not above the one before.
+        """
+        bounds: list[int] = []
+        for text in self.histogram_buckets:
+            match = _BOUND.fullmatch(text)
+            if match is None:
+                msg = f"{text!r} is not a duration; write a number with a unit (us, ms, s, m), such as '250us'"
+                raise ValueError(msg)
+            bounds.append(round(float(match[1]) * _BOUND_NS[match[2]]))
+            if bounds[-1] <= max(bounds[:-1], default=0):
+                msg = f"{text!r} is not above the bound before it"
+                raise ValueError(msg)
+        return tuple(bounds)
+
+
+class TracingSettings(_Section, frozen=True):
+    """`tracing.*`: spans of runs, actions and steps, pushed to the collector of `otlp.endpoint`."""
+
+    enabled: Annotated[bool, Meta(description="Trace runs.")] = False
+    sample_ratio: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of the runs that are traced, of those whose caller has not decided; runs that fail always are.",
+        ),
+    ] = 0.01
 
 
 class TopicSettings(_Section, frozen=True):
@@ -368,14 +437,6 @@ class EventLogKafkaSettings(_Section, frozen=True):
     topic: Annotated[str | None, Meta(description="Topic of the records; null: {job}-event-log.")] = None
 
 
-class EventLogOtelSettings(_Section, frozen=True):
-    """`event-log.otel.*`: target otel, OTLP over HTTP. Headers and certificates: OTEL_EXPORTER_OTLP_… variables."""
-
-    endpoint: Annotated[
-        str | None, Meta(description="URL that logs are posted to; null: as the OTEL_EXPORTER_OTLP_… variables say.")
-    ] = None
-
-
 class EventLogSettings(_Section, frozen=True):
     """`event-log.*`: what happened in runs, a record for each event."""
 
@@ -408,7 +469,6 @@ class EventLogSettings(_Section, frozen=True):
     ] = 64 * 2**20
     flush_interval_ms: Annotated[PositiveMs, Meta(description="Longest time that a record is buffered.")] = 200
     kafka: EventLogKafkaSettings = EventLogKafkaSettings()
-    otel: EventLogOtelSettings = EventLogOtelSettings()
 
     @property
     def is_on(self) -> bool:
@@ -478,3 +538,6 @@ class JobSettings(_Section, frozen=True):
     admin: AdminSettings = AdminSettings()
     event_log: EventLogSettings = EventLogSettings()
     redaction: RedactionSettings = RedactionSettings()
+    otlp: OtlpSettings = OtlpSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()

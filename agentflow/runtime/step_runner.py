@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextvars
-import functools
 import hashlib
-import inspect
 import itertools
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -21,28 +18,30 @@ from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import StepIntent
 from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
 from agentflow.core.inputs import ParkRequested, StepCall, StepEnded, StepRequested, WaitOrder, WaitRequested
-from agentflow.core.journal_records import ATTEMPT, CANCELLED, ERROR, RESULT, WAITED
+from agentflow.core.journal_records import CANCELLED, RESULT, WAITED
 from agentflow.core.recorded import PATCH
 from agentflow.core.runs import PARKED, ActionTask
 from agentflow.core.waits import SLEEP, WAIT_FOR, decode_outcome
-from agentflow.errors import ContextClosed, Divergence, RecordTooLarge, WrongContext
+from agentflow.errors import ContextClosed, Divergence, WrongContext
 from agentflow.runtime.observation import StepSeen, monotonic_ns
-from agentflow.runtime.step_cache import cached_result, keep_result
+from agentflow.runtime.step_cache import cached_result
+from agentflow.runtime.step_calls import (
+    answered,
+    call_anywhere,
+    failed,
+    is_coroutine_function,
+    place_of,
+    recordable,
+    seen,
+    step_id,
+)
 from agentflow.runtime.step_values import (
     decode_error,
-    decode_result,
-    describe_error,
     digest,
-    encode_error,
-    encode_result,
     function_id,
-    innermost,
 )
 from agentflow.runtime.step_work import StepWork
 from agentflow.runtime.task_steps import Answer, TaskSteps
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 _STOPPING_PARK_S = 0.05
 _PARKED_AT_ONCE = 64  # some 5 ms of the loop
@@ -68,6 +67,7 @@ class StepRunner:
         leave: Gives up a coroutine without an answer; the action runner sets it.
         seen: Told of calls that ended and of answers from the journal; None: nobody looks.
         began: Told of calls that begin; None: nobody wants to know.
+        enter_step: Called before the function of a step, and returns what is called behind it (see `Observation`); None: nobody looks.
 
     Args:
         decide: Takes an input of the operator, at once, on the loop; returns the answer to a step if that is all that follows.
@@ -97,6 +97,7 @@ class StepRunner:
         self.leave: Callable[[ActionTask], object] = _unknown
         self.seen: Callable[[StepSeen], object] | None = None
         self.began: Callable[[ActionTask, StepCall, int, int], object] | None = None
+        self.enter_step: Callable[[ActionTask, StepCall, int], Callable[[], object] | None] | None = None
         self._park_after_s = park_after_ms / 1000
         self._sleepers: dict[TaskSteps, float] = {}  # until when they are kept, the first one first
         self._sweeper: asyncio.TimerHandle | None = None
@@ -180,11 +181,11 @@ class StepRunner:
 
     def _call(self, steps: TaskSteps, work: StepWork, current: asyncio.Task[Any] | None) -> StepCall:
         name, arguments = work.name or function_id(work.function), digest(work.function, work.args, work.kwargs)
-        return StepCall(steps.next_path(name, arguments, current), name, arguments, _where(sys._getframe(3)))  # noqa: SLF001
+        return StepCall(steps.next_path(name, arguments, current), name, arguments, place_of(sys._getframe(3)))  # noqa: SLF001
 
     async def _execute(self, steps: TaskSteps, call: StepCall, work: StepWork) -> Any:  # noqa: ANN401 (a user's value)
         result = await self._outcome(steps, call, StepRequested(steps.task, call, work.needs_intent), work)
-        return _answered(steps, call, work, result)
+        return answered(steps, call, work, result)
 
     async def _outcome(
         self, steps: TaskSteps, call: StepCall, request: StepRequested | WaitRequested, work: StepWork | None
@@ -200,7 +201,7 @@ class StepRunner:
                 settled = await self._settle_doubt(steps, call, work) if answer.is_in_doubt else None
                 ended = settled or await self._run(steps, call, work, answer.calls)
                 if self.seen is not None:
-                    self.seen(_seen(ended, began_ns, answer.calls + 1))
+                    self.seen(seen(ended, began_ns, answer.calls + 1))
                 answer = self._decide(ended) or await self._wait_answer(steps, call, ended)
         except asyncio.CancelledError:
             if not steps.is_interrupted:  # by user code
@@ -253,14 +254,14 @@ class StepRunner:
         ask = work.reconciler
         steps.calls += 1
         try:
-            verdict = work.verdict if ask is None else await _await(ask, (self._intent(steps, call, work),), {})
+            verdict = work.verdict if ask is None else await call_anywhere(ask, (self._intent(steps, call, work),), {})
         finally:
             steps.calls -= 1
         outcome = work.outcome_in_doubt(call, verdict)
         return None if outcome is None else StepEnded(steps.task, call, *outcome)
 
     def _intent(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepIntent:
-        key = self._key_of(_id_of(steps, call))
+        key = self._key_of(step_id(steps, call))
         return StepIntent(call.function, work.args, work.kwargs, steps.task.attempt, key)
 
     async def _run(self, steps: TaskSteps, call: StepCall, work: StepWork, calls: int) -> StepEnded:
@@ -268,25 +269,28 @@ class StepRunner:
         if work.cache_ms is not None and (kept := cached_result(steps.ctx, call)) is not None:
             return StepEnded(steps.task, call, RESULT, kept)
         token = _current.set((steps, call))
+        leave = None if self.enter_step is None else self.enter_step(steps.task, call, calls + 1)
         steps.calls += 1
         limit = None
         try:
             if work.timeout_ms is None:
-                result = await _await(work.function, work.args, work.kwargs)
+                result = await call_anywhere(work.function, work.args, work.kwargs)
             else:
                 async with asyncio.timeout(work.timeout_ms / 1000) as limit:
-                    result = await _await(work.function, work.args, work.kwargs)
+                    result = await call_anywhere(work.function, work.args, work.kwargs)
         except Exception as error:  # noqa: BLE001 (an error is an outcome too)
             if limit is None or not isinstance(error, TimeoutError) or not limit.expired():
-                return _failed(steps, call, work, calls + 1, error)
+                return failed(steps, call, work, calls + 1, error)
             if work.needs_intent and (settled := await self._settle_doubt(steps, call, work)) is not None:
                 return settled
             late = f"step {call.function} took longer than its timeout of {work.timeout_ms} ms"
-            return _failed(steps, call, work, calls + 1, TimeoutError(late))
+            return failed(steps, call, work, calls + 1, TimeoutError(late))
         finally:
             steps.calls -= 1
+            if leave is not None:
+                leave()
             _current.reset(token)
-        return StepEnded(steps.task, call, RESULT, _recordable(steps.ctx, call, work.function, result))
+        return StepEnded(steps.task, call, RESULT, recordable(steps.ctx, call, work.function, result))
 
     # -- changed code
     def patch(self, ctx: RunnerContext, change: str) -> bool:
@@ -330,7 +334,7 @@ class StepRunner:
         steps = self._steps(ctx, current)
         arguments = digest(WaitOrder, (order.duration_ms, order.correlation), {})
         path = steps.next_path(function, arguments, current)
-        call = StepCall(path, function, arguments, _where(sys._getframe(3)))  # noqa: SLF001
+        call = StepCall(path, function, arguments, place_of(sys._getframe(3)))  # noqa: SLF001
         return self._await_signal(steps, call, order, default)
 
     async def _await_signal(self, steps: TaskSteps, call: StepCall, order: WaitOrder, default: object) -> Any:  # noqa: ANN401
@@ -450,7 +454,7 @@ class StepRunner:
         call = self._call(steps, work, None)
         task = steps.task
         for function in (work.function, work.reconciler):
-            if function is not None and _is_coroutine_function(function):
+            if function is not None and is_coroutine_function(function):
                 raise WrongContext(
                     f"durable_execute was given the coroutine function {function_id(function)}",
                     where={"task": task.id},
@@ -470,9 +474,9 @@ class StepRunner:
             settled = self._settle_doubt_in_thread(steps, call, work) if answer.is_in_doubt else None
             ended = settled or self._run_in_thread(steps, call, work, answer.calls)
             if self.seen is not None:
-                self.seen(_seen(ended, began_ns, answer.calls + 1))
+                self.seen(seen(ended, began_ns, answer.calls + 1))
             answer = self._ask_from_thread(steps, call, ended)
-        return _answered(steps, call, work, self._recorded(task, answer))
+        return answered(steps, call, work, self._recorded(task, answer))
 
     def _settle_doubt_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepEnded | None:
         ask = work.reconciler
@@ -484,13 +488,16 @@ class StepRunner:
         if work.cache_ms is not None and (kept := cached_result(steps.ctx, call)) is not None:
             return StepEnded(steps.task, call, RESULT, kept)
         token = _current.set((steps, call))
+        leave = None if self.enter_step is None else self.enter_step(steps.task, call, calls + 1)
         try:
             result = work.function(*work.args, **work.kwargs)
         except Exception as error:  # noqa: BLE001 (an error is an outcome too)
-            return _failed(steps, call, work, calls + 1, error)
+            return failed(steps, call, work, calls + 1, error)
         finally:
+            if leave is not None:
+                leave()
             _current.reset(token)
-        return StepEnded(steps.task, call, RESULT, _recordable(steps.ctx, call, work.function, result))
+        return StepEnded(steps.task, call, RESULT, recordable(steps.ctx, call, work.function, result))
 
     def _ask_from_thread(self, steps: TaskSteps, call: StepCall, received: StepRequested | StepEnded) -> Answer:
         async def ask() -> Answer:
@@ -508,7 +515,7 @@ class StepRunner:
                 where={"task": ctx.task_id},
                 fix="read it in the function that durable_execute calls",
             )
-        return self._key_of(_id_of(*step))
+        return self._key_of(step_id(*step))
 
     def _key_of(self, step: str) -> str:
         return hashlib.blake2b(f"{self._incarnation}/{step}".encode(), digest_size=16).hexdigest()
@@ -532,68 +539,5 @@ async def _end(branches: Sequence[asyncio.Future[Any]]) -> None:
             branch.exception()
 
 
-def _id_of(steps: TaskSteps, call: StepCall) -> str:
-    """Return the id of a step: the same on every attempt, by every owner, and in every run of the record."""
-    task = steps.task
-    position = task.run.record.first_position
-    return f"{position}/{task.path}{call.path}/{call.function}:{call.digest.hex()}"
-
-
-def _is_coroutine_function(function: Callable[..., Any]) -> bool:
-    if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
-        return True  # as nearly always, and ten times as fast
-    return inspect.iscoroutinefunction(innermost(function))
-
-
-async def _await(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-    """Call a function: a coroutine function here, any other in a thread."""
-    if _is_coroutine_function(function):
-        return await function(*args, **kwargs)
-    result = await asyncio.to_thread(function, *args, **kwargs)
-    return await result if inspect.isawaitable(result) else result
-
-
-def _recordable(ctx: RunnerContext, call: StepCall, function: Callable[..., Any], result: object) -> bytes:
-    payload = encode_result(function, result)
-    record_max = ctx._services.record_max  # noqa: SLF001 (the context's engine side)
-    if len(payload) > record_max:
-        raise RecordTooLarge(
-            f"step {call.function} returned {len(payload):,} bytes",
-            where={"called at": call.where},
-            expected=f"at most {record_max:,} bytes (record-max)",
-            fix="store it elsewhere, and return where",
-        )
-    return payload
-
-
-def _answered(steps: TaskSteps, call: StepCall, work: StepWork, result: bytes) -> Any:  # noqa: ANN401 (a user's value)
-    """Return a recorded result to user code."""
-    if work.cache_ms is not None:
-        keep_result(steps.ctx, call, result, work.cache_ms)
-    return decode_result(work.function, result)
-
-
-def _failed(steps: TaskSteps, call: StepCall, work: StepWork, calls: int, error: Exception) -> StepEnded:
-    """Return how a call ended that raised: the step's outcome, or an attempt that another one follows."""
-    retry = work.next_call(_id_of(steps, call), calls, error)
-    return StepEnded(steps.task, call, ERROR if retry is None else ATTEMPT, encode_error(error), retry)
-
-
-def _seen(ended: StepEnded, began_ns: int, calls: int) -> StepSeen:
-    """Return how a call ended, for observers."""
-    error = describe_error(ended.payload) if ended.kind in (ERROR, ATTEMPT) else ""
-    return StepSeen(ended.task, ended.call, began_ns, monotonic_ns(), calls, error, is_final=ended.kind != ATTEMPT)
-
-
 def _unknown(task: ActionTask) -> None:  # noqa: ARG001 (the signature)
     return None
-
-
-def _where(frame: FrameType) -> str:
-    """Return file and line, the file with its directory: it is in every record."""
-    return _place_of(frame.f_code.co_filename, frame.f_lineno)
-
-
-@functools.lru_cache(maxsize=4096)
-def _place_of(file: str, line: int) -> str:
-    return f"{'/'.join(file.split('/')[-2:])}:{line}"

@@ -58,8 +58,10 @@ from agentflow.core.segments import END_OF_TIME_MS
 from agentflow.runtime.alarm import Alarm
 from agentflow.runtime.checkpoint_schedule import CheckpointSchedule
 from agentflow.runtime.counters import Counters
+from agentflow.runtime.draining import Draining
 from agentflow.runtime.epoch_writer import EpochWriter
 from agentflow.runtime.failing import look_at, unless_failed
+from agentflow.runtime.figures import SubtaskFigures, figures_of
 from agentflow.runtime.journal_writer import JournalWriter
 from agentflow.runtime.mailbox import Mailbox
 from agentflow.runtime.ports import CheckpointedSource, Clock, Journal, Repartition, Signals, Sink, Source
@@ -115,9 +117,7 @@ class Subtask:
         self._loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self._failure.add_done_callback(look_at)
-        self._drained = asyncio.Event()
         self._checkpointed = source if isinstance(source, CheckpointedSource) else None
-        self._hurry = asyncio.Event()
         self._answers: deque[tuple[int, _Answer]] = deque()
         self._journal: JournalWriter | None = None
         self._requests: RequestTable | None = None
@@ -131,7 +131,7 @@ class Subtask:
         self._is_restored = False
         self.checkpoint_schedule = CheckpointSchedule(self._take_checkpoint, self.fail, settings.checkpoint.interval_ms)
         self._mailbox = Mailbox(source, self._schedule, self.fail, sinks.values(), self.checkpoint_schedule.take_extra)
-        self._stopping = self._mailbox.stopping
+        self._draining = Draining(self._mailbox.stopping, settings.shutdown.drain_timeout_ms, self._begin_drain)
         self._alarm = Alarm(self._schedule)
         event_time = settings.event_time
         self._watermarks = WatermarkGenerator(event_time, source.partitions, source.idle_timeout_ms, clock.now_ms())
@@ -155,8 +155,10 @@ class Subtask:
         }
 
     def use_journal(self, journal: Journal, position: int) -> None:
-        """Record durable steps in ``journal``, which has been read up to ``position``."""
-        writer = self._journal = self._epochs.journal = JournalWriter(journal, self._deliver, self.fail, position)
+        """Record durable steps in ``journal``, which has been read up to ``position``; called behind `add_stage`."""
+        first = self._stages[0].observation
+        seen = None if first is None else first.turn.notes.append
+        writer = self._journal = self._epochs.journal = JournalWriter(journal, self._deliver, self.fail, position, seen)
         self._carry_out[PersistStep] = lambda index, effect, _: writer.append(index, effect.record)
 
     def use_signals(self, signals: Signals, reader: SignalReader) -> None:
@@ -191,6 +193,11 @@ class Subtask:
         """Return operator ``index``, to look at."""
         return self._stages[index].operator
 
+    @property
+    def figures(self) -> SubtaskFigures:
+        """What it holds now; on the loop."""
+        return figures_of((stage.operator for stage in self._stages), self._mailbox, self._epochs.sizes)
+
     # -- life
     async def run(self) -> None:
         """Process to the end of input, or until `stop`; then drain and take a final checkpoint.
@@ -208,7 +215,7 @@ class Subtask:
             if self._requests is not None:  # none is admitted before the life and the incarnation are durable
                 await unless_failed(self.checkpoint_schedule.take(), self._failure)
                 self._requests.open(self._schedule)
-            await unless_failed(self._wait_drained(), self._failure)
+            await unless_failed(self._draining.wait(), self._failure)
             timer.cancel()
             await asyncio.wait([timer])
             await unless_failed(self.checkpoint_schedule.take(), self._failure)
@@ -229,9 +236,7 @@ class Subtask:
 
     def stop(self) -> None:
         """Admit nothing more, drain, take a final checkpoint; called again: do not wait for runs in flight."""
-        if self._stopping.is_set():
-            self._hurry.set()
-        self._stopping.set()
+        self._draining.stop()
         if self._requests is not None:
             self._requests.stop(closed())
 
@@ -240,25 +245,12 @@ class Subtask:
         if not self._failure.done():
             self._failure.set_exception(error)
 
-    async def _wait_drained(self) -> None:
-        drained, stopping = (self._loop.create_task(event.wait()) for event in (self._drained, self._stopping))
-        try:
-            await asyncio.wait([drained, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not drained.done():
-                self._drain_requested = True
-                for stage in self._stages:
-                    if stage.steps is not None:
-                        stage.steps.park_soon()
-                self._schedule()
-                hurry = self._loop.create_task(self._hurry.wait())
-                timeout = self._settings.shutdown.drain_timeout_ms / 1000
-                try:
-                    await asyncio.wait([drained, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    hurry.cancel()
-        finally:
-            drained.cancel()
-            stopping.cancel()
+    def _begin_drain(self) -> None:
+        self._drain_requested = True
+        for stage in self._stages:
+            if stage.steps is not None:
+                stage.steps.park_soon()
+        self._schedule()
 
     def _take_signal(self, record: Record, now_ms: int) -> None:
         index, received = self._signal_reader.read(record)
@@ -385,17 +377,23 @@ class Subtask:
         stage = self._stages[0]
         apply, read = stage.operator.apply, cast("RecordReader", stage.reader).read
         rekeyed_source = stage.keys.rekeyed_source
-        seen = None if stage.observation is None else stage.observation.turn.records
+        observation, others = stage.observation, 0
+        seen = None if observation is None or not observation.needs_answers else observation.turn.records
         for record in batch:
             received = read(record)
             if type(received) is RecordReceived:
                 if rekeyed_source not in (None, record.source):
+                    others += 1
                     self._repartition.forward(record, received.key)
                     self._has_output = True
                     continue
                 if seen is not None:
                     seen.append(received)
+            else:
+                others += 1
             apply(received, now_ms)
+        if observation is not None:
+            observation.turn.admitted += len(batch) - others
         self._positions.update({record.source: record.next_offset for record in batch})
         self._counters.records_in += len(batch)
         self._run_effects(0, now_ms)
@@ -411,7 +409,7 @@ class Subtask:
             request.epoch = stage.operator.epoch
             received = RequestReceived(request.record, request.key, request.is_kept, request.wants_receipt)
             if stage.observation is not None:
-                stage.observation.turn.records.append(received)
+                stage.observation.see_record(received)
             stage.operator.apply(received, now_ms)
         self._counters.records_in += len(taken)
         for index in sorted({request.agent for request in taken}):
@@ -443,13 +441,13 @@ class Subtask:
         for effect in effects:  # grows while it is read
             kind = type(effect)
             if kind is StartAction:
-                answer = start(effect.task)  # type: ignore[union-attr]
+                answer = start(effect.task)  # type: ignore[union-attr,arg-type]
                 if answer is not None:
                     apply(answer, now_ms)
             elif kind is EmitRecord:
+                emitted += 1
                 if is_terminal:
                     write(effect)  # type: ignore[arg-type]
-                    emitted += 1
                 else:
                     self._pass_record(index + 1, effect, now_ms)  # type: ignore[arg-type]
             else:
@@ -458,11 +456,13 @@ class Subtask:
                 self._carry_out[kind](index, effect, now_ms)
         effects.clear()
         self._is_in_effects = False
-        if emitted:
-            self._counters.records_out += emitted
-            self._has_output = True
+        if observation is not None:
+            observation.turn.emitted += emitted
         if not is_terminal:
             self._run_effects(index + 1, now_ms)
+        elif emitted:
+            self._counters.records_out += emitted
+            self._has_output = True
 
     def _pass_record(self, index: int, effect: EmitRecord, now_ms: int) -> None:
         stage = self._stages[index]
@@ -473,7 +473,7 @@ class Subtask:
             stage.operator.apply(without_key(record, error), now_ms)
         else:
             if stage.observation is not None:
-                stage.observation.turn.records.append(received)
+                stage.observation.see_record(received)
             stage.operator.apply(received, now_ms)
 
     def _pass_watermark(self, index: int, effect: ForwardWatermark, now_ms: int) -> None:
@@ -482,13 +482,13 @@ class Subtask:
 
     def _drain(self) -> DrainRequested:
         """Runs that sleep stay state when the job is stopped; at the end of its input they are part of its work."""
-        return DrainRequested(awaits_sleepers=not self._stopping.is_set())
+        return DrainRequested(awaits_sleepers=not self._mailbox.stopping.is_set())
 
     def _pass_drain(self, index: int, effect: Drained, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         if index < self._last:
             self._stages[index + 1].operator.apply(self._drain(), now_ms)
         else:
-            self._drained.set()
+            self._draining.drained.set()
 
     def _dead_letter(self, index: int, effect: DeadLetter, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         self._sinks["dead-letter"].write(effect)

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentflow.errors import AgentflowError, Recovery
+from agentflow.runtime.figures import SubtaskFigures
 from agentflow.runtime.job import Job, JobStatus
 from agentflow.runtime.settings import RestartSettings
 
@@ -115,6 +116,12 @@ class Worker:
     def statuses(self) -> Mapping[int, JobStatus]:
         """Status of each subtask that runs here."""
         return {number: owned.job.status for number, owned in list(self._owned.items())}
+
+    @property
+    def figures(self) -> Mapping[int, SubtaskFigures]:
+        """What each subtask that runs here holds now; on the loop."""
+        found = {number: owned.job.figures for number, owned in self._owned.items()}
+        return {number: figures for number, figures in found.items() if figures is not None}
 
     @property
     def lags(self) -> Mapping[str, int]:

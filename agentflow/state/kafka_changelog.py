@@ -53,6 +53,11 @@ class ChangelogCopy(Protocol):
         """When that was noted."""
         ...
 
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """See `KeyedState`."""
+        ...
+
     def get(self, operator: int, key: bytes, path: str) -> bytes | None:
         """See `KeyedState`."""
         ...
@@ -107,6 +112,11 @@ class ChangelogKeyedState:
     def checkpoint(self) -> int:
         """Number of the last completed checkpoint; 0 when there is none."""
         return self._copy.checkpoint
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of the copy, by part."""
+        return self._copy.sizes
 
     def rows(self, table: Table) -> Iterable[StoredRow]:
         """Iterate over a whole table."""

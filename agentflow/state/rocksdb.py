@@ -146,6 +146,11 @@ class RocksDBKeyedState:
         """The decided checkpoint that is not completed; None when there is none."""
         return self._prepared.decided
 
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of its table files, and of what waits in memory to become some. The journal is not in it."""
+        return self._store.sizes
+
     def get(self, operator: int, key: bytes, path: str) -> bytes | None:
         """Return one memory value; None when there is none.
 

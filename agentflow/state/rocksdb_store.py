@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -309,6 +309,13 @@ class RocksDBStore:
         size = sum(rows.property_int_value(name) or 0 for name in _SIZES)
         if size >= _RECLAIMED_BYTES and (self._reclaiming is None or self._reclaiming.done()):
             self._reclaiming = self._reclaimer.submit(_compact, rows)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of its table files and of its memtables; about 20 µs. Empty when it is closed."""
+        families = self._families
+        sizes = zip(("files", "memtables"), _SIZES, strict=True)
+        return {part: sum(rows.property_int_value(name) or 0 for rows in families) for part, name in sizes if families}
 
     def close(self) -> None:
         """Drop every handle, so that the directory can be opened again. Idempotent. Waits for what is under way."""

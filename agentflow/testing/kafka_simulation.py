@@ -26,7 +26,8 @@ from agentflow.core.delta import StoredRow, Table
 from agentflow.core.records import Record
 from agentflow.errors import AgentflowError, StateLocked, StateUnavailable
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.job import AgentStage, Job, JobSpec
+from agentflow.runtime.job import Job
+from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.ports import Sink, Source
 from agentflow.runtime.settings import CheckpointSettings, KafkaSettings
 from agentflow.runtime.worker import Worker
@@ -65,6 +66,7 @@ class SimulatedCopy:
     """`ChangelogCopy` on a `CopyStorage`; a killed process writes nothing more."""
 
     changelog_applied_ms = 2**62  # never too old
+    sizes: Mapping[str, int] = {}
 
     def __init__(self, storage: CopyStorage, link: Link) -> None:
         if link.is_dead:

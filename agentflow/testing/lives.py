@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from agentflow.errors import AgentflowError
-from agentflow.runtime.job import Job, JobSpec
+from agentflow.runtime.job import Job
+from agentflow.runtime.job_spec import JobSpec
 from agentflow.testing.faults import Machine, SimulatedCrash
 from agentflow.testing.virtual_time import VirtualClock, VirtualTimeLoop, VirtualTimeStopped
 

@@ -18,7 +18,8 @@ from agentflow.core.results import decode_result, result_name_of_id
 from agentflow.errors import AgentflowError, RequestError, RequestMismatch
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import RECORD_KEY, encode_key
-from agentflow.runtime.job import AgentStage, Job, JobSpec
+from agentflow.runtime.job import Job
+from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.ports import Sink
 from agentflow.runtime.requests import RequestTable
 from agentflow.testing.faults import Fault, FaultySignals, FaultySink, FaultySource, FaultyState, Fuse, Machine

@@ -15,7 +15,7 @@ import msgspec
 
 from agentflow.core.records import Record
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.job import AgentStage, JobSpec
+from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.ports import Sink
 from agentflow.runtime.settings import (
     CheckpointSettings,

@@ -12,7 +12,7 @@ from agentflow.observability.event_log_files import LogFiles, log_files
 from agentflow.observability.event_log_targets import Listeners, OtelLogs, StdoutLines
 from agentflow.runtime.settings import EventLogSettings, KafkaSettings, TopicSettings
 from agentflow.testing.conformance.record_target import RecordTargetConformance, record
-from tests.otlp_receiver import collector, plain_attributes
+from tests.otlp_receiver import attributes_of, collector
 
 
 class TestLogFiles(RecordTargetConformance):
@@ -67,11 +67,11 @@ class TestOtelLogs(RecordTargetConformance):
 
     @pytest.fixture
     def new_target(self, received):
-        return lambda: OtelLogs("job", received.url)
+        return lambda: OtelLogs("job", received.endpoint)
 
     @pytest.fixture
     def read_records(self, received):
-        return lambda: [plain_attributes(one.attributes)["agentflow.event.id"] for _, one in received.records]
+        return lambda: [attributes_of(one.attributes)["agentflow.event.id"] for _, one in received.records]
 
 
 @pytest.mark.kafka

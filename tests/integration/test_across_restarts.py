@@ -21,7 +21,8 @@ from agentflow.core.records import Record
 from agentflow.environment.openers import state_opener
 from agentflow.errors import RestartsExhausted, SinkError, SourceError
 from agentflow.runtime.codecs import encode_key
-from agentflow.runtime.job import AgentStage, Job, JobSpec
+from agentflow.runtime.job import Job
+from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.settings import (
     CheckpointSettings,
     EventTimeSettings,

@@ -77,7 +77,7 @@ def write_records(project: Path, *records: tuple[str, int]) -> None:
 
 def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AGENTFLOW_")}
-    return kept | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "AGENTFLOW_LOG_FORMAT": "console"}
 
 
 COMMAND = [sys.executable, "-m", "agentflow", "run", "job.yaml"]
@@ -170,7 +170,7 @@ def test_json_log_is_one_object_per_line(project):
 def test_log_level_is_that_of_the_flag_and_reaches_the_agents_logger(project):
     assert run(project, "--log-level", "error").stderr == ""
     assert (
-        "dividing  job=division  agent=Divide  action=divide  key=a"
+        "dividing  job=division  agent=Divide  subtask=0  key=a"
         in run(project, "--log-level", "debug", "--set", "state.dir=other", "--set", "sink.jsonl.path=other-out").stderr
     )
 
@@ -280,7 +280,7 @@ def test_second_signal_does_not_wait_for_runs_which_are_state_then(project):
         "checkpoint.interval=1h",
     ]
     with started(project, *forever) as process:
-        wait_for_line(process, "waiting  job=division  agent=Forever  action=wait  key=b")
+        wait_for_line(process, "waiting  job=division  agent=Forever  subtask=0  key=b")
         process.send_signal(signal.SIGTERM)
         wait_for_line(process, "job stops: draining")
         process.send_signal(signal.SIGTERM)

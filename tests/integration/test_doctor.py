@@ -487,18 +487,25 @@ def collector():
         thread.join()
 
 
+PUSHES = ("tracing.enabled=true", "metrics.otlp=true", "event-log.level=standard", "event-log.target=[otel]")
+
+
 def test_a_collector_that_takes_an_empty_message_is_well(project, collector):
     assert results(network_checks.telemetry(project.subject())) == ["skipped"]
-    found = network_checks.telemetry(
-        project.subject(OTEL_EXPORTER_OTLP_ENDPOINT=collector, OTEL_EXPORTER_OTLP_HEADERS="x-key=a%20b,other=1")
-    )
-    assert results(found) == ["ok", "ok", "ok"]
-    assert Collector.seen == [(f"/v1/{signal}", b"", "a b") for signal in ("traces", "metrics", "logs")]
+    headers = {"OTEL_EXPORTER_OTLP_HEADERS": "x-key=a%20b,other=1"}
+    for subject in (
+        project.subject(*PUSHES, OTEL_EXPORTER_OTLP_ENDPOINT=collector, **headers),
+        project.subject(*PUSHES, f"otlp.endpoint={collector}", OTEL_EXPORTER_OTLP_LOGS_ENDPOINT="elsewhere", **headers),
+    ):
+        Collector.seen = []
+        assert results(network_checks.telemetry(subject)) == ["ok", "ok", "ok"]
+        assert Collector.seen == [(f"/v1/{signal}", b"", "a b") for signal in ("traces", "metrics", "logs")]
 
 
 def test_a_collector_that_refuses_or_has_another_path_is_a_warning(project, collector):
     found = network_checks.telemetry(
         project.subject(
+            *PUSHES[:2],
             OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector}/denied",
             OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"{collector}/wrong",
         )
@@ -513,12 +520,14 @@ def test_a_collector_that_is_not_there_or_does_not_answer_is_a_warning_in_time(p
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]
         (silent,) = network_checks.telemetry(
-            project.subject(OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"http://127.0.0.1:{port}/x")
+            project.subject(*PUSHES[2:], OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"http://127.0.0.1:{port}/x")
         )
     assert "no answer within 0.2 s" in silent.found
-    (gone,) = network_checks.telemetry(project.subject(OTEL_EXPORTER_OTLP_LOGS_ENDPOINT="http://127.0.0.1:4317/x"))
+    (gone,) = network_checks.telemetry(
+        project.subject(*PUSHES[2:], OTEL_EXPORTER_OTLP_LOGS_ENDPOINT="http://127.0.0.1:4317/x")
+    )
     assert (gone.result, "4317 is the port of gRPC" in gone.fix) == ("warning", True)
-    (nonsense,) = network_checks.telemetry(project.subject(OTEL_EXPORTER_OTLP_LOGS_ENDPOINT="collector"))
+    (nonsense,) = network_checks.telemetry(project.subject(*PUSHES[2:], OTEL_EXPORTER_OTLP_LOGS_ENDPOINT="collector"))
     assert "is no URL" in nonsense.found
 
 

@@ -18,16 +18,16 @@ from agentflow.errors import ConfigError
 from agentflow.observability.event_log_buffer import BufferedTarget, Chunk
 from agentflow.observability.event_log_files import LogFiles, log_files
 from agentflow.runtime.settings import (
-    EventLogOtelSettings,
     EventLogSettings,
     JobSettings,
+    OtlpSettings,
     RedactionSettings,
     RetentionSettings,
     RotationSettings,
 )
 from agentflow.testing.conformance.record_target import record
 from tests.event_log_world import World
-from tests.otlp_receiver import collector, plain, plain_attributes
+from tests.otlp_receiver import attributes_of, collector, plain
 from tests.unit.connectors.test_sink_full_disk import fill, small_disk  # noqa: F401 (a fixture)
 
 
@@ -278,12 +278,10 @@ def test_records_are_posted_as_opentelemetry_logs(tmp_path):
 
     agent = Agent("A").add_action("act", [EventType.InputEvent], act, on_error="skip", retry=None)
     with collector() as received:
-        world = World(tmp_path, agent, target=("otel",), otel=EventLogOtelSettings(received.url), trace=True)
+        world = World(tmp_path, agent, target=("otel",), settings={"otlp": OtlpSettings(received.endpoint)}, trace=True)
         world.run([{"k": "a", "n": 0}, {"k": 5, "n": 1}])
-    records = [(resource, one, plain_attributes(one.attributes)) for resource, one in received.records]
-    assert {(resource["service.name"], resource["agentflow.job"]) for resource, _, _ in records} == {
-        ("agentflow", "test")
-    }
+    records = [(resource, one, attributes_of(one.attributes)) for resource, one in received.records]
+    assert {(resource["service.name"], resource["agentflow.job"]) for resource, _, _ in records} == {("test", "test")}
     by_id = {attributes["agentflow.event.id"]: (one, attributes) for _, one, attributes in records}
     one, attributes = by_id["list/0/0:act/0"]
     assert one.event_name == "_output_event"
@@ -305,7 +303,7 @@ def test_records_are_posted_as_opentelemetry_logs(tmp_path):
 def test_a_collector_that_refuses_stops_nothing(tmp_path, capsys):
     with collector() as received:
         received.status = 400
-        world = World(tmp_path, echo(), target=("otel", "file"), otel=EventLogOtelSettings(received.url))
+        world = World(tmp_path, echo(), target=("otel", "file"), settings={"otlp": OtlpSettings(received.endpoint)})
         assert len(world.run(VALUES)) == 2 * len(VALUES)
         assert world.outputs == VALUES
     assert "the collector has not taken the records" in capsys.readouterr().out

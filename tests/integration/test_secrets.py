@@ -16,7 +16,7 @@ from agentflow.cli.main import main
 from agentflow.core.delta import Table
 from agentflow.runtime.inspection import unfinished_runs, waits_for_signals
 from agentflow.runtime.redaction import Redaction
-from agentflow.runtime.settings import EventLogOtelSettings, RedactionSettings
+from agentflow.runtime.settings import OtlpSettings, RedactionSettings
 from agentflow.state.memory import MemoryKeyedState
 from tests.event_log_world import World
 from tests.otlp_receiver import collector
@@ -112,7 +112,11 @@ def test_a_secret_is_in_no_file_no_export_and_no_message(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(sys, "stdout", Console())
     with collector() as received:
-        options = {"level": level, "target": ("file", "stdout", "otel"), "otel": EventLogOtelSettings(received.url)}
+        options = {
+            "level": level,
+            "target": ("file", "stdout", "otel"),
+            "settings": {"otlp": OtlpSettings(received.endpoint)},
+        }
         tells = rules is not BY_PATH  # a path names no place in a text
         world = World(tmp_path, agent(tells=tells), trace=True, redaction=rules, **options)
         records = world.run(inputs(), act=stop)
@@ -121,7 +125,7 @@ def test_a_secret_is_in_no_file_no_export_and_no_message(tmp_path, monkeypatch, 
     for name, text in {
         **{path.name: path.read_bytes() for path in world.files()},
         "stdout": stdout.getvalue(),
-        "otel": b"".join(received.raw),
+        "otel": b"".join(received.bodies),
         "messages": "".join(capfd.readouterr()).encode(),
     }.items():
         assert text or name == "messages", f"{name} is empty: nothing was tested"

@@ -36,6 +36,8 @@ PORT_MODULES = (
     "agentflow.core.delta",
     "agentflow.core.inputs",
     "agentflow.core.effects",
+    "agentflow.core.trace_context",
+    "agentflow.runtime.logs",  # where lines go
     "agentflow.runtime.ports",
     "agentflow.runtime.settings",  # plain values; a connector of a server has many
     "agentflow.runtime.observation",  # what observers are shown
@@ -57,7 +59,7 @@ VENDORS = {
     "rich": (r"agentflow\.cli\b",),
     "rocksdict": (r"agentflow\.state\b",),
     "starlette": (r"agentflow\.integrations\.asgi\b",),
-    "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.services\b"),
+    "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.logs\b"),
     "uvloop": (r"agentflow\.(runtime|environment|cli)\b",),
     "watchfiles": (r"agentflow\.connectors\.follow\b",),
     "yaml": (r"agentflow\.(plan|runtime|environment|cli)\b",),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from agentflow import Agent, CancelEvent, EventType, OutputEvent, Retry, RunnerContext
 from agentflow.core.records import Record
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.job import AgentStage, JobSpec
+from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.settings import CheckpointSettings, JobSettings, RestartSettings, RunSettings
 from agentflow.runtime.signals import encode_control
 from agentflow.testing.faults import Fault, FaultySignals, FaultySink, FaultySource, FaultyState, Machine

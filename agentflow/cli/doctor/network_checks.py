@@ -12,7 +12,7 @@ import msgspec
 
 from agentflow.cli.doctor.findings import Finding, Subject, error, ok, skipped, warning
 
-_SIGNALS = ("traces", "metrics", "logs")
+_DEFAULT = "http://localhost:4318"
 _BASE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _GRPC_PORT = 4317
 _ANSWER_S = 3.0
@@ -31,21 +31,24 @@ class Endpoint(msgspec.Struct, frozen=True):
     url: str
     origin: str
 
-    @property
-    def is_of_job(self) -> bool:
-        """Whether the job file asks for it, and not only the environment."""
-        return not self.origin.startswith("OTEL_")
-
 
 def otlp_endpoints(subject: Subject) -> list[Endpoint]:
-    """Return where telemetry would go by OTLP over HTTP. Settings that name endpoints are to be read here, and nowhere else."""
+    """Return where the job's telemetry goes by OTLP over HTTP."""
+    settings, variables = subject.job.settings, subject.variables
+    signals = {
+        "traces": settings.tracing.enabled,
+        "metrics": settings.metrics.otlp,
+        "logs": settings.event_log.is_on and "otel" in settings.event_log.target,
+    }
     found = []
-    for signal in _SIGNALS:
+    for signal in (signal for signal, is_pushed in signals.items() if is_pushed):
         own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT"
-        if subject.variables.get(own):
-            found.append(Endpoint(signal, subject.variables[own], own))
-        elif subject.variables.get(_BASE):
-            found.append(Endpoint(signal, f"{subject.variables[_BASE].rstrip('/')}/v1/{signal}", _BASE))
+        if settings.otlp.endpoint is None and variables.get(own):
+            found.append(Endpoint(signal, variables[own], own))
+            continue
+        origin = _BASE if settings.otlp.endpoint is None and variables.get(_BASE) else "otlp.endpoint"
+        base = settings.otlp.endpoint or variables.get(_BASE) or _DEFAULT
+        found.append(Endpoint(signal, f"{base.rstrip('/')}/v1/{signal}", origin))
     return found
 
 
@@ -53,7 +56,7 @@ def telemetry(subject: Subject) -> Sequence[Finding]:
     """Post an empty message to each endpoint: a collector takes it, and keeps nothing."""
     endpoints = otlp_endpoints(subject)
     if not endpoints:
-        return [skipped(f"no collector is named ({_BASE})")]
+        return [skipped("the job pushes nothing (tracing.enabled, metrics.otlp, event-log.target: otel)")]
     headers = _headers(subject.variables.get("OTEL_EXPORTER_OTLP_HEADERS", ""))
     return [_asked(endpoint, headers) for endpoint in endpoints]
 

@@ -73,7 +73,8 @@ def extras_of(subject: Subject) -> list[str]:
         extras.append("object-store")
     from agentflow.cli.doctor.network_checks import otlp_endpoints
 
-    extras.append("telemetry" if any(endpoint.is_of_job for endpoint in otlp_endpoints(subject)) else "")
+    is_observed = subject.job.settings.admin.port is not None or otlp_endpoints(subject)
+    extras.append("telemetry" if is_observed else "")
     return [extra for extra in dict.fromkeys(extras) if extra]
 
 

@@ -21,7 +21,8 @@ from agentflow.runtime.settings import JobSettings
 if TYPE_CHECKING:
     from agentflow.cli.loading import Program
     from agentflow.plan.plan import AgentPlan
-    from agentflow.runtime.job import Job, JobSpec
+    from agentflow.runtime.job import Job
+    from agentflow.runtime.job_spec import JobSpec
     from agentflow.runtime.ports import Sink
 
 LOOK_S = 0.02
@@ -122,7 +123,7 @@ def _spec(
     witness: Witness,
 ) -> JobSpec:
     from agentflow.environment.openers import signals_opener, state_opener
-    from agentflow.runtime.job import AgentStage, JobSpec
+    from agentflow.runtime.job_spec import AgentStage, JobSpec
 
     settings = rehearsal_settings(job_file.settings, f"{job_file.settings.job}-verify", directory)
     # What goes wrong here goes wrong at once, and is told.

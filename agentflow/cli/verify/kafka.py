@@ -87,7 +87,7 @@ def _job(
 ) -> KafkaJob:
     from agentflow.connectors.kafka.group import Reading
     from agentflow.environment.kafka_job import KafkaJob
-    from agentflow.runtime.job import AgentStage
+    from agentflow.runtime.job_spec import AgentStage
 
     dead_letters = topics.dead_letters if job_file.composition.dead_letter is not None else None
     reading = Reading((topics.source,), program.input_codec)

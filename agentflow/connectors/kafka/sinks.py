@@ -81,7 +81,7 @@ class KafkaSink(_Topic):
         if destination is None:
             key = kafka_key(state.key)
             destination = state.destination = (key, self._partitioner(key, self._partitions))
-        is_plain = record.own_headers is None and not run.record.headers
+        is_plain = record.own_headers is None and record.headed is None and not run.record.headers
         headers = _NO_HEADERS if is_plain else list(record.headers)
         self._producer.append(self._topic, destination[1], destination[0], record.value, headers, record.timestamp_ms)
 

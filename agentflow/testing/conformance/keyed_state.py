@@ -130,6 +130,12 @@ class KeyedStateConformance:
         assert state.get(0, b"k", "p") is None
         assert state.scan(0, b"k", "") == []
 
+    async def test_sizes_are_known_or_not_told(self, state: KeyedState) -> None:
+        await checkpoint(state, 1, *OLD)
+        assert all(size >= 0 for size in state.sizes.values())
+        state.close()
+        assert all(size >= 0 for size in state.sizes.values())
+
     async def test_applied_writes_are_read(self, state: KeyedState) -> None:
         await checkpoint(state, 1, *OLD)
         assert state.checkpoint == 1

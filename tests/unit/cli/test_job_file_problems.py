@@ -170,6 +170,32 @@ CASES = {
         help: agentflow schema --describe key
         """,
     ),
+    "ratio that is too large": (
+        GOOD + "tracing: {sample-ratio: 50}\n",
+        """
+        job.yaml:7: tracing.sample-ratio is too large: 50
+          7 | tracing: {sample-ratio: 50}
+                                      ^^ at most 1
+        help: agentflow schema --describe tracing
+        """,
+    ),
+    "ratio that is no number": (
+        GOOD + "tracing.sample-ratio: .nan\n",
+        """
+        job.yaml:7: tracing.sample-ratio is not a number: '.nan'
+          7 | tracing.sample-ratio: .nan
+                                    ^^^^ a number is wanted, such as 0.01
+        help: agentflow schema --describe tracing
+        """,
+    ),
+    "bucket that is no duration": (
+        GOOD + "metrics.histogram-buckets: [1ms, fast]\n",
+        """
+        job.yaml:7: metrics.histogram-buckets: 'fast' is not a duration; write a number with a unit (us, ms, s, m), such as '250us'
+          7 | metrics.histogram-buckets: [1ms, fast]
+                                         ^^^^^^^^^^^ such as  [1ms, 10ms, 100ms, 1s]
+        """,
+    ),
     "word that is none of the known": (
         GOOD + "guarantee: exactly_once\n",
         """

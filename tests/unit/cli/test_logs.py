@@ -15,6 +15,7 @@ import structlog
 from agentflow.core.effects import DeadLetter
 from agentflow.core.records import ErrorReport, Record
 from agentflow.observability.logs import DeadLetterLog, configure_logs, log_event
+from agentflow.runtime.logs import take_lines
 from agentflow.runtime.ports import Guarantee, Staged
 
 
@@ -24,6 +25,7 @@ def _as_it_was():
     handlers, level, own = list(root.handlers), root.level, logging.getLogger("agentflow").level
     yield
     structlog.reset_defaults()
+    take_lines(None)
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.getLogger("agentflow").setLevel(own)
@@ -207,3 +209,14 @@ def test_dead_letter_log_is_the_sink_it_stands_before():
     assert asyncio.run(life()) == Staged(("a",))
     assert (log.name, log.guarantee) == ("shelf", Guarantee.AT_LEAST_ONCE)
     assert shelf.calls == [("open", None), ("barrier", 1), ("stage", 1), ("publish", 1, Staged(("a",))), "close"]
+
+
+def test_exporters_of_opentelemetry_say_only_why_they_gave_up_and_rarely():
+    stream = configured()
+    exporter = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    for _ in range(3):
+        exporter.warning("Transient error %s encountered", "refused")
+        exporter.error("Failed to export %s batch code: %s", "spans", 401)
+    assert without_time(stream.getvalue()) == [
+        f'error   "Failed to export spans batch code: 401"  logger={exporter.name}'.replace('"', "")
+    ]

@@ -120,7 +120,7 @@ CASES = {
         """
         job.yaml:7: event-log.sampling is not a number: 'half'
           7 | event-log.sampling: half
-                                  ^^^^ digits, such as 0.5
+                                  ^^^^ a number is wanted, such as 0.01
         help: agentflow schema --describe event-log
         """,
     ),

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from agentflow import Agent, Event, EventType, OutputEvent, Retry, RunnerContext
+from agentflow import Agent, Event, EventType, JobFailed, OutputEvent, Retry, RunnerContext
 from agentflow.connectors.collections import CollectionSink, CollectionSource
-from agentflow.core.effects import DeadLetter, ScheduleRetry
+from agentflow.core.effects import DeadLetter, FailJob, ScheduleRetry
 from agentflow.core.inputs import ActionCompleted, ActionFailed
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.job import AgentStage, Job, JobSpec
-from agentflow.runtime.observation import StepSeen, Turn
+from agentflow.runtime.job import Job
+from agentflow.runtime.job_spec import AgentStage, JobSpec
+from agentflow.runtime.observation import JournalSeen, StepSeen, Turn
 from agentflow.runtime.settings import JobSettings
 from agentflow.state.memory import MemoryKeyedState
 
@@ -177,3 +178,90 @@ def test_a_failing_action_is_told_as_such() -> None:
         Kinds(),
     )
     assert seen == [ActionFailed]
+
+
+class Counts(Notes):
+    """Needs no answers: it looks at numbers, and at what comes late."""
+
+    needs_answers = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admitted = self.emitted = 0
+
+    def observe(self, turn: Turn, now_ms: int) -> None:
+        super().observe(turn, now_ms)
+        self.admitted += turn.admitted
+        self.emitted += turn.emitted
+
+
+def test_whoever_needs_no_answers_is_shown_numbers_and_what_came_late() -> None:
+    def quick(event: Event, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(1))
+
+    async def late(event: Event, ctx: RunnerContext) -> None:
+        await asyncio.sleep(0.001)
+
+    agent = Agent("A").add_action("quick", [EventType.InputEvent], quick)
+    agent.add_action("late", [EventType.InputEvent], late)
+    counts = Counts()
+    observed(agent, [{"k": "a"}, {"k": "b"}], counts)
+    assert (counts.admitted, counts.emitted) == (2, 2)
+    assert [answer[0] for answer in counts.answers] == ["list/0/0:late", "list/1/0:late"]
+    assert counts.records == []
+    assert counts.began_later == []
+
+
+def test_attempts_in_a_context_of_an_observer_are_shown_to_it() -> None:
+    def act(event: Event, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(ctx.key))
+
+    counts = Counts()
+    counts.context_of = lambda task: contextvars.copy_context() if task.run.id == "list/1" else None
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act)
+    assert observed(agent, [{"k": "a"}, {"k": "b"}], counts) == ["a", "b"]
+    assert [answer[0] for answer in counts.answers] == ["list/1/0:act"]
+
+
+def test_appends_to_the_journal_are_notes() -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        await ctx.durable_execute_async(abs, -1)
+
+    notes = Notes()
+    observed(Agent("A").add_action("act", [EventType.InputEvent], act), [{"k": "a"}], notes)
+    appends = [note for note in notes.notes if isinstance(note, JournalSeen)]
+    assert sum(append.records for append in appends) >= 1
+    assert all(0 < append.began_ns <= append.ended_ns for append in appends)
+
+
+def test_what_stops_the_job_is_shown() -> None:
+    def act(event: Event, ctx: RunnerContext) -> None:
+        raise KeyError("stars")
+
+    notes = Notes()
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act, retry=Retry(attempts=1), on_error="fail")
+    with pytest.raises(JobFailed):
+        observed(agent, [{"k": "a"}], notes)
+    assert [type(note) for note in notes.notes if isinstance(note, FailJob)] == [FailJob]
+
+
+def test_a_step_is_entered_and_left_in_the_context_of_its_call() -> None:
+    seen: list[Any] = []
+
+    def enter(task: Any, call: Any, calls: int) -> Any:
+        seen.append(("enter", task.path, call.path, calls))
+        return lambda: seen.append(("leave", call.path))
+
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        await ctx.durable_execute_async(lambda: seen.append("call"), name="f")
+
+    def in_thread(event: Event, ctx: RunnerContext) -> None:
+        ctx.durable_execute(lambda: seen.append("call"), name="g")
+
+    for action in (act, in_thread):
+        notes = Notes()
+        notes.enter_step = enter  # type: ignore[attr-defined]
+        seen.clear()
+        agent = Agent("A").add_action("act", [EventType.InputEvent], action, blocking=action is in_thread)
+        observed(agent, [{"k": "a"}], notes)
+        assert seen == [("enter", "0:act", ".0", 1), "call", ("leave", ".0")]

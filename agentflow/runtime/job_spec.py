@@ -1,0 +1,66 @@
+"""What a job is made of, before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import msgspec
+
+from agentflow.api.codecs import JSON, Codec
+from agentflow.api.metrics import MetricRegistry
+from agentflow.plan.plan import AgentPlan
+from agentflow.runtime.codecs import KeyBy
+from agentflow.runtime.ports import KeyedState, Observer, Signals, Sink, Source
+from agentflow.runtime.requests import RequestTable
+from agentflow.runtime.savepoints import WriteSavepoint
+from agentflow.runtime.settings import JobSettings
+
+
+class AgentStage(msgspec.Struct, frozen=True):
+    """One agent of a chain and the key its records are grouped by."""
+
+    plan: AgentPlan
+    key_by: KeyBy
+
+
+class JobSpec(msgspec.Struct, frozen=True):
+    """What a job is made of.
+
+    Attributes:
+        settings: Settings.
+        stages: The chain of agents, first one first.
+        open_source: Makes the source; called at each (re)start.
+        open_sinks: Makes the sinks by role: ``sink`` and perhaps ``dead-letter``; called at each (re)start.
+        open_state: Opens keyed state, at once or as a coroutine; called at each (re)start.
+        output_codec: How outputs are encoded for the sink.
+        has_tombstones: Whether the sink's records may have no value: that is what an output of None becomes.
+        first_interval_share: Share of the checkpoint interval before the first checkpoint; subtasks of one worker have different
+            ones, so that they do not all commit at once.
+        open_signals: Makes what signals come from, None: the job takes none; called at each (re)start, behind ``open_source``.
+        rekeyed_source: Label of the source behind the sink ``repartition``, to which records of all other sources go.
+        observers: Makes what looks at an agent, given its plan, its place in the chain and the incarnation; called at each (re)start.
+        requests: Inputs that are submitted to the running job; None: it takes none, but those of an `Ingress`.
+        is_chain: Each agent but the first gets the outputs of the one before it; else each is asked for itself.
+        metrics: What the agents' own metrics are kept in; None: something that nobody exports.
+        subtask: Number of the subtask.
+        on_end: Called when the job has ended, for good.
+        write_savepoint: Writes savepoints; None: the job's state cannot be handed out.
+    """
+
+    settings: JobSettings
+    stages: Sequence[AgentStage]
+    open_source: Callable[[], Source]
+    open_sinks: Callable[[], Mapping[str, Sink]]
+    open_state: Callable[[], KeyedState | Awaitable[KeyedState]]
+    output_codec: Codec = JSON
+    has_tombstones: bool = False
+    first_interval_share: float = 1.0
+    rekeyed_source: str | None = None
+    open_signals: Callable[[], Signals | None] = lambda: None
+    observers: Callable[[AgentPlan, int, str], Sequence[Observer]] = lambda plan, index, incarnation: ()  # noqa: ARG005
+    requests: RequestTable | None = None
+    is_chain: bool = True
+    metrics: MetricRegistry | None = None
+    subtask: int = 0
+    on_end: Callable[[], Awaitable[None]] | None = None
+    write_savepoint: WriteSavepoint | None = None

@@ -1,0 +1,93 @@
+"""One call of a durable step: where it is made, how it is made, and what it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from agentflow.api.runner_context import RunnerContext
+from agentflow.core.inputs import StepCall, StepEnded
+from agentflow.core.journal_records import ATTEMPT, ERROR
+from agentflow.errors import RecordTooLarge
+from agentflow.runtime.observation import StepSeen, monotonic_ns
+from agentflow.runtime.step_cache import keep_result
+from agentflow.runtime.step_values import decode_result, describe_error, encode_error, encode_result, innermost
+from agentflow.runtime.step_work import StepWork
+from agentflow.runtime.task_steps import TaskSteps
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+def step_id(steps: TaskSteps, call: StepCall) -> str:
+    """Return the id of a step: the same on every attempt, by every owner, and in every run of the record."""
+    task = steps.task
+    position = task.run.record.first_position
+    return f"{position}/{task.path}{call.path}/{call.function}:{call.digest.hex()}"
+
+
+def is_coroutine_function(function: Callable[..., Any]) -> bool:
+    """Return whether a function is a coroutine function, also below decorators."""
+    if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
+        return True  # as nearly always, and ten times as fast
+    return inspect.iscoroutinefunction(innermost(function))
+
+
+async def call_anywhere(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Call a function: a coroutine function here, any other in a thread."""
+    if is_coroutine_function(function):
+        return await function(*args, **kwargs)
+    result = await asyncio.to_thread(function, *args, **kwargs)
+    return await result if inspect.isawaitable(result) else result
+
+
+def recordable(ctx: RunnerContext, call: StepCall, function: Callable[..., Any], result: object) -> bytes:
+    """Return a result as the journal has it.
+
+    Raises:
+        NotRecordable: It would not come back as what it is.
+        RecordTooLarge: Above `record-max`.
+    """
+    payload = encode_result(function, result)
+    record_max = ctx._services.record_max  # noqa: SLF001 (the context's engine side)
+    if len(payload) > record_max:
+        raise RecordTooLarge(
+            f"step {call.function} returned {len(payload):,} bytes",
+            where={"called at": call.where},
+            expected=f"at most {record_max:,} bytes (record-max)",
+            fix="store it elsewhere, and return where",
+        )
+    return payload
+
+
+def answered(steps: TaskSteps, call: StepCall, work: StepWork, result: bytes) -> Any:  # noqa: ANN401 (a user's value)
+    """Return a recorded result to user code."""
+    if work.cache_ms is not None:
+        keep_result(steps.ctx, call, result, work.cache_ms)
+    return decode_result(work.function, result)
+
+
+def failed(steps: TaskSteps, call: StepCall, work: StepWork, calls: int, error: Exception) -> StepEnded:
+    """Return how a call ended that raised: the step's outcome, or an attempt that another one follows."""
+    retry = work.next_call(step_id(steps, call), calls, error)
+    return StepEnded(steps.task, call, ERROR if retry is None else ATTEMPT, encode_error(error), retry)
+
+
+def seen(ended: StepEnded, began_ns: int, calls: int) -> StepSeen:
+    """Return how a call ended, for observers."""
+    error = describe_error(ended.payload) if ended.kind in (ERROR, ATTEMPT) else ""
+    return StepSeen(ended.task, ended.call, began_ns, monotonic_ns(), calls, error, is_final=ended.kind != ATTEMPT)
+
+
+def place_of(frame: FrameType) -> str:
+    """Return file and line, the file with its directory: it is in every record."""
+    return _file_and_line(frame.f_code.co_filename, frame.f_lineno)
+
+
+@functools.lru_cache(maxsize=4096)
+def _file_and_line(file: str, line: int) -> str:
+    return f"{'/'.join(file.split('/')[-2:])}:{line}"
