@@ -39,6 +39,7 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   ├── OutputExists       the output of this checkpoint is there already: another job's, or of state that was removed
     │   ├── OutputLocked       another job writes there
     │   └── SinkForbidden      the place may not be written, is none, or nobody reads it any more: a restart cannot cure it
+    ├── MetricsUnreachable     no process of agentflow answers where its metrics were looked for
     ├── JobFailed              the job stopped: an action with `on_error="fail"`, or bad input without a dead-letter sink
     └── RestartsExhausted      the restart strategy gave up
 """
@@ -284,6 +285,10 @@ class SinkForbidden(SinkError):
     """The place may not be written by this user, is no place for outputs, or its reader has gone."""
 
     recovery = Recovery.FAIL_JOB
+
+
+class MetricsUnreachable(AgentflowError):
+    """No process of agentflow answers where its metrics were looked for."""
 
 
 class JobFailed(AgentflowError):

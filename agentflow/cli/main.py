@@ -87,6 +87,12 @@ def _schema(chosen: argparse.Namespace) -> int:
     return schema(chosen)
 
 
+def _top(chosen: argparse.Namespace) -> int:
+    from agentflow.cli.top import top
+
+    return top(chosen)
+
+
 def _simulate(chosen: argparse.Namespace) -> int:
     from agentflow.cli.simulate import run_simulations
 
@@ -154,6 +160,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "schema": _schema,
     "simulate": _simulate,
+    "top": _top,
     "group": _group,
     "dlq": _dlq,
     "runs": _runs,
@@ -189,7 +196,7 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--all", "--correlation", "--run", "--agent", "--reason", "--accept")  # fmt: skip
+_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--all", "--correlation", "--run", "--agent", "--reason", "--accept", "--interval", "--once")  # fmt: skip
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -247,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     schema.add_argument("--json", action="store_true", help="print a description as JSON")
     _add_simulate(commands)
+    _add_top(commands)
     _add_kafka_commands(commands)
     _add_run_commands(commands)
     version = _add_command(commands, "version", "print the version")
@@ -318,6 +326,34 @@ def _add_simulate(commands: argparse._SubParsersAction[_Parser]) -> None:
     simulate.add_argument("--kafka", action="store_true", help="workers over a simulated Kafka cluster")
     simulate.add_argument("--trace", action="store_true", help="print every point that was passed, and every fault")
     simulate.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_top(commands: argparse._SubParsersAction[_Parser]) -> None:
+    top = _add_command(
+        commands, "top", "watch what a running job does: throughput, subtasks, slowest actions and steps"
+    )
+    top.add_argument("places", metavar="CONFIG|URL", nargs="+", help="the job file, or http://host:port of processes")
+    top.add_argument("--profile", metavar="NAME", help="lay this profile of the file over it")
+    top.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="set one key; repeatable"
+    )
+    top.add_argument("--interval", type=_interval_s, default=1.0, metavar="TIME", help="between two looks (1s)")
+    forms = top.add_mutually_exclusive_group()
+    forms.add_argument("--once", action="store_true", help="print what one interval saw, as text")
+    forms.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _interval_s(text: str) -> float:
+    from agentflow.api.durations import duration_ms
+
+    try:
+        interval_ms = duration_ms(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if interval_ms < 100:
+        msg = f"'{text}' is too short, write 100ms or more"
+        raise argparse.ArgumentTypeError(msg)
+    return interval_ms / 1000
 
 
 def _count(text: str) -> int:
