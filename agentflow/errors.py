@@ -47,6 +47,7 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   ├── RequestMismatch    its id is that of another request
     │   ├── RequestLost        the subtask restarted between the end of the run and its answer
     │   └── UnknownRun         there is no such run, or its result is not kept any more
+    ├── MetricsUnreachable     no process of agentflow answers where its metrics were looked for
     ├── JobFailed              the job stopped: an action with `on_error="fail"`, or bad input without a dead-letter sink
     └── RestartsExhausted      the restart strategy gave up
 """
@@ -347,6 +348,10 @@ class RequestLost(RequestError):
 
 class UnknownRun(RequestError):
     """There is no such run, its answer is not kept, or not any more."""
+
+
+class MetricsUnreachable(AgentflowError):
+    """No process of agentflow answers where its metrics were looked for."""
 
 
 class JobFailed(AgentflowError):

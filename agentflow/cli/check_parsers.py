@@ -9,9 +9,6 @@ from typing import Any
 AddCommand = Callable[[Any, str, str], argparse.ArgumentParser]
 AddJobFile = Callable[[argparse.ArgumentParser], None]
 
-FLAGS = ("--strict", "--records", "--value", "--key", "--timeout", "--yes")
-"""The flags of these commands, for suggestions."""
-
 _DOCTOR = """\
 Looks at Python and packages, the job file, the agent, state, files, brokers, topics, rights and
 the machine, and changes none of them. What is wrong is said with its fix. Errors give exit

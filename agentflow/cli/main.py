@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from agentflow.cli.check_parsers import FLAGS as CHECK_FLAGS
 from agentflow.cli.check_parsers import add_check_commands
 from agentflow.cli.output import EXIT_WRONG_USE, print_error, report_error
-from agentflow.cli.state_parsers import FLAGS, add_savepoint_commands, add_state_commands
+from agentflow.cli.state_parsers import add_savepoint_commands, add_state_commands
 
 _STATUS = """\
 exit status:
@@ -38,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _execute(chosen: argparse.Namespace) -> int:
-    command: Callable[[argparse.Namespace], int] = _COMMANDS[chosen.command]
     try:
-        status = command(chosen)
+        status = _imported(chosen)(chosen)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -60,161 +59,51 @@ def _forget_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.run import run
-
-    return run(chosen)
-
-
-def _worker(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.worker import worker
-
-    return worker(chosen)
-
-
-def _validate(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.inspection import validate
-
-    return validate(chosen)
-
-
-def _doctor(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.doctor.command import doctor
-
-    return doctor(chosen)
-
-
-def _verify(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.verify.command import verify
-
-    return verify(chosen)
-
-
-def _plan(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.inspection import plan
-
-    return plan(chosen)
-
-
-def _schema(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.inspection import schema
-
-    return schema(chosen)
-
-
-def _simulate(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.simulate import run_simulations
-
-    return run_simulations(chosen)
-
-
-def _group(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.kafka_commands import describe_group
-
-    return describe_group(chosen)
-
-
-def _dlq(chosen: argparse.Namespace) -> int:
-    from agentflow.cli import kafka_commands
-
-    verbs = {
-        "list": kafka_commands.list_dead_letters,
-        "show": kafka_commands.show_dead_letter,
-        "redrive": kafka_commands.redrive_dead_letters,
-    }
-    return verbs[chosen.verb](chosen)
-
-
-def _runs(chosen: argparse.Namespace) -> int:
-    from agentflow.cli import run_commands
-
-    verbs = {
-        "list": run_commands.list_runs,
-        "show": run_commands.show_run,
-        "check": run_commands.check_runs,
-        "cancel": run_commands.control_run,
-        "retry": run_commands.control_run,
-    }
-    return verbs[chosen.verb](chosen)
-
-
-def _journal(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.run_commands import show_run
-
-    return show_run(chosen)
-
-
-def _inbox(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.run_commands import inbox
-
-    return inbox(chosen)
-
-
-def _send_signal(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.run_commands import send_signal
-
-    return send_signal(chosen)
-
-
-def _savepoint(chosen: argparse.Namespace) -> int:
-    from agentflow.cli import savepoint_commands
-
-    verbs = {
-        "create": savepoint_commands.create,
-        "list": savepoint_commands.list_all,
-        "inspect": savepoint_commands.inspect,
-        "verify": savepoint_commands.verify,
-        "restore": savepoint_commands.restore,
-        "delete": savepoint_commands.delete,
-        "prune": savepoint_commands.prune,
-    }
-    return verbs[chosen.verb](chosen)
-
-
-def _state(chosen: argparse.Namespace) -> int:
-    from agentflow.cli import state_commands
-
-    verbs = {
-        "get": state_commands.get,
-        "list": state_commands.list_keys,
-        "export": state_commands.export,
-        "diff": state_commands.diff,
-    }
-    return verbs[chosen.verb](chosen)
-
-
-def _trace(chosen: argparse.Namespace) -> int:
-    from agentflow.cli import trace
-
-    return trace.show(chosen) if chosen.verb == "show" else trace.tree(chosen)
-
-
-def _version(chosen: argparse.Namespace) -> int:
-    from agentflow.cli.version import version
-
-    return version(chosen)
-
-
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "run": _run,
-    "worker": _worker,
-    "validate": _validate,
-    "plan": _plan,
-    "schema": _schema,
-    "doctor": _doctor,
-    "verify": _verify,
-    "simulate": _simulate,
-    "group": _group,
-    "dlq": _dlq,
-    "runs": _runs,
-    "journal": _journal,
-    "inbox": _inbox,
-    "signal": _send_signal,
-    "savepoint": _savepoint,
-    "state": _state,
-    "trace": _trace,
-    "version": _version,
+_COMMANDS = {
+    "run": "run:run",
+    "worker": "worker:worker",
+    "validate": "inspection:validate",
+    "plan": "inspection:plan",
+    "schema": "inspection:schema",
+    "doctor": "doctor.command:doctor",
+    "verify": "verify.command:verify",
+    "simulate": "simulate:run_simulations",
+    "top": "top:top",
+    "group describe": "kafka_commands:describe_group",
+    "dlq list": "kafka_commands:list_dead_letters",
+    "dlq show": "kafka_commands:show_dead_letter",
+    "dlq redrive": "kafka_commands:redrive_dead_letters",
+    "runs list": "run_commands:list_runs",
+    "runs show": "run_commands:show_run",
+    "runs check": "run_commands:check_runs",
+    "runs cancel": "run_commands:control_run",
+    "runs retry": "run_commands:control_run",
+    "journal show": "run_commands:show_run",
+    "inbox": "run_commands:inbox",
+    "signal": "run_commands:send_signal",
+    "savepoint create": "savepoint_commands:create",
+    "savepoint list": "savepoint_commands:list_all",
+    "savepoint inspect": "savepoint_commands:inspect",
+    "savepoint verify": "savepoint_commands:verify",
+    "savepoint restore": "savepoint_commands:restore",
+    "savepoint delete": "savepoint_commands:delete",
+    "savepoint prune": "savepoint_commands:prune",
+    "state get": "state_commands:get",
+    "state list": "state_commands:list_keys",
+    "state export": "state_commands:export",
+    "state diff": "state_commands:diff",
+    "trace show": "trace:show",
+    "trace tree": "trace:tree",
+    "version": "version:version",
 }
+"""Command, with its verb → module below `agentflow.cli`, and the function in it that takes what was parsed."""
+
+
+def _imported(chosen: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
+    verb = getattr(chosen, "verb", None)
+    module, _, function = _COMMANDS[f"{chosen.command} {verb}" if verb else chosen.command].partition(":")
+    found: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(f"agentflow.cli.{module}"), function)
+    return found
 
 
 class _Parser(argparse.ArgumentParser):
@@ -234,7 +123,7 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             command = getattr(chosen, "command", None)
             program = f"{self.prog} {command}" if command else self.prog
-            suggestion = _suggestion(unknown[0], _FLAGS)
+            suggestion = _suggestion(unknown[0], list(_flags_of(self)))
             print_error(f"unknown argument '{unknown[0]}' of '{program}'{suggestion}\nhelp: {program} --help")
             raise SystemExit(EXIT_WRONG_USE)
         return chosen
@@ -247,7 +136,13 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
 
 
-_FLAGS = ("--profile", "--set", "--json", "--mermaid", "--traceback", "--log-format", "--log-level", "--no-uvloop", "--processes", "--describe", "--help", "--version", "--seed", "--seeds", "--trace", "--kafka", "--requests", "--all", "--correlation", "--run", "--agent", "--reason", "--accept", "--log", "--format", *FLAGS, *CHECK_FLAGS)  # fmt: skip
+def _flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Iterate over the flags of a parser and of its commands."""
+    for action in parser._actions:  # noqa: SLF001 (argparse has no other way to ask)
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for command in action.choices.values():
+                yield from _flags_of(command)
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -306,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument("--json", action="store_true", help="print a description as JSON")
     add_check_commands(commands, _add_command, _add_job_file)
     _add_simulate(commands)
+    _add_top(commands)
     _add_kafka_commands(commands)
     _add_run_commands(commands)
     add_savepoint_commands(commands, _add_command, _add_job_file)
@@ -400,6 +296,34 @@ def _add_simulate(commands: argparse._SubParsersAction[_Parser]) -> None:
     world.add_argument("--requests", action="store_true", help="callers of an embedded engine")
     simulate.add_argument("--trace", action="store_true", help="print every point that was passed, and every fault")
     simulate.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_top(commands: argparse._SubParsersAction[_Parser]) -> None:
+    top = _add_command(
+        commands, "top", "watch what a running job does: throughput, subtasks, slowest actions and steps"
+    )
+    top.add_argument("places", metavar="CONFIG|URL", nargs="+", help="the job file, or http://host:port of processes")
+    top.add_argument("--profile", metavar="NAME", help="lay this profile of the file over it")
+    top.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="set one key; repeatable"
+    )
+    top.add_argument("--interval", type=_interval_s, default=1.0, metavar="TIME", help="between two looks (1s)")
+    forms = top.add_mutually_exclusive_group()
+    forms.add_argument("--once", action="store_true", help="print what one interval saw, as text")
+    forms.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _interval_s(text: str) -> float:
+    from agentflow.api.durations import duration_ms
+
+    try:
+        interval_ms = duration_ms(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if interval_ms < 100:
+        msg = f"'{text}' is too short, write 100ms or more"
+        raise argparse.ArgumentTypeError(msg)
+    return interval_ms / 1000
 
 
 def _count(text: str) -> int:

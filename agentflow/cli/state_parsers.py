@@ -9,9 +9,6 @@ from typing import Any
 AddCommand = Callable[[Any, str, str], argparse.ArgumentParser]
 AddJobFile = Callable[..., None]
 
-FLAGS = ("--timeout", "--name", "--key", "--prefix", "--limit", "--to", "--keep")
-"""The flags of these commands, for suggestions."""
-
 
 def add_savepoint_commands(
     commands: argparse._SubParsersAction[Any], add_command: AddCommand, add_job_file: AddJobFile
