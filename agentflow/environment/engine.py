@@ -18,7 +18,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
@@ -31,6 +31,7 @@ from agentflow.api.memory import MemoryObject, read_only_memory
 from agentflow.api.options import Configuration
 from agentflow.core.results import RequestResult, result_name, result_name_of_id
 from agentflow.environment.answers import Answers, NoSource, failure_of
+from agentflow.environment.event_log import EventListener
 from agentflow.environment.openers import signals_opener, state_opener
 from agentflow.environment.savepoints import savepoint_writer
 from agentflow.environment.settings import settings_of
@@ -45,6 +46,9 @@ from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.ports import Clock, Sink
 from agentflow.runtime.requests import OpenRequest, RequestTable, closed
 from agentflow.runtime.settings import JobSettings
+
+if TYPE_CHECKING:
+    from agentflow.observability.admin import AdminServer
 
 _decode = msgspec.json.Decoder().decode
 Headers = Mapping[str, str | bytes]
@@ -100,6 +104,7 @@ class Engine:
         sink: Takes every output of every run too, those of timers included, as the sink of a job does; None: outputs that
             answer nobody are counted and told in the log.
         dead_letters: Takes inputs whose run failed for good; its caller gets the error either way.
+        event_listeners: Called with each record of the event log, in a thread of their own.
         on_event: Told of starts, restarts and the end as (name, fields).
         clock: Processing time; None: the system's.
     """
@@ -114,6 +119,7 @@ class Engine:
         on_overload: Literal["wait", "raise"] = "wait",
         sink: Sink | Callable[[], Sink] | None = None,
         dead_letters: Sink | Callable[[], Sink] | None = None,
+        event_listeners: Sequence[EventListener] = (),
         on_event: Callable[[str, dict[str, object]], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -127,12 +133,14 @@ class Engine:
         if on_overload not in ("wait", "raise"):
             raise ConfigError([f"on_overload: {on_overload!r} is unknown: 'wait' or 'raise'"])
         self._sinks = (sink, dead_letters)
+        self._event_listeners = event_listeners
         self._on_event = on_event or (lambda name, fields: None)  # noqa: ARG005
         self._clock = clock or SystemClock()
         self._limits = Limits(self.settings.state.value_max_bytes, self.settings.state.ttl_ms)
         self._table = RequestTable(self.settings.run.in_flight_max)
         self._intake = Intake(self._table, self._result_of, self.settings, self._clock, waits=on_overload == "wait")
         self._job: Job | None = None
+        self._admin: AdminServer | None = None
         self._running: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
 
@@ -155,7 +163,12 @@ class Engine:
         if self._job is not None:
             msg = "an engine is started once: make another one on the same state_dir"
             raise RuntimeError(msg)
-        telemetry = Telemetry(self.settings)
+        telemetry = Telemetry(self.settings, self._event_listeners)
+        try:
+            self._admin = telemetry.serve(self._not_ready)
+        except ConfigError:
+            await telemetry.close()
+            raise
         spec = JobSpec(
             self.settings,
             tuple(AgentStage(plan, RECORD_KEY) for plan in self._plans),
@@ -166,11 +179,13 @@ class Engine:
             observers=telemetry.observers(0),
             requests=self._table,
             is_chain=False,
+            metrics=telemetry.registry,
             on_end=telemetry.close,
             write_savepoint=savepoint_writer(self.settings),
         )
-        self._job = Job(spec, clock=self._clock, on_event=self._note)
-        self._running = asyncio.get_running_loop().create_task(self._run(self._job), name="agentflow-engine")
+        self._job = job = Job(spec, clock=self._clock, on_event=self._note)
+        telemetry.watch(job)
+        self._running = asyncio.get_running_loop().create_task(self._run(job), name="agentflow-engine")
         started = asyncio.ensure_future(self._started.wait())
         try:
             await asyncio.wait([started, self._running], return_when=asyncio.FIRST_COMPLETED)
@@ -201,6 +216,12 @@ class Engine:
             raise
         finally:
             self._table.close(reason)
+            if self._admin is not None:
+                self._admin.close()
+
+    def _not_ready(self) -> str | None:
+        state = self.stats().state
+        return None if state in ("running", "draining") else f"the engine is {state}"
 
     def _note(self, name: str, fields: dict[str, object]) -> None:
         if name == "started":

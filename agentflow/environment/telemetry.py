@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from agentflow.api.metrics import MetricRegistry
 from agentflow.environment.event_log import EventListener, EventLogPart, event_log_part
 from agentflow.errors import ConfigError
+from agentflow.observability import names
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.job import Job, JobStatus
 from agentflow.runtime.ports import Observer
+from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.settings import JobSettings
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class Telemetry:
             return
         if isinstance(watched, Job):
             self._metrics.watch(_OneJob(watched))
+            self._metrics.watch_requests(lambda: watched.requests)
         else:
             self._metrics.watch_worker(watched)
 
@@ -143,15 +146,18 @@ def _parts(
     parts: list[Part] = []
     if (event_log := event_log_part(settings, listeners)) is not None:
         parts.append(event_log)
+        log = event_log.event_log
+        observe(names.EVENT_LOG_RECORDS, log.record_counts)
+        observe(names.EVENT_LOG_TRUNCATIONS, lambda: [(log.truncated, {})])
+        observe(names.LISTENER_FAILURES, log.listener_failures)
     if settings.tracing.enabled:
         with _needing_packages("tracing.enabled"):
-            from agentflow.observability.names import SPANS_DROPPED
             from agentflow.observability.spans import SpanSink
             from agentflow.observability.traces import Tracing
         with _naming_collector():
             sink = SpanSink(settings.job, settings.otlp.endpoint)
-        observe(SPANS_DROPPED, lambda: [(sink.dropped, {})])
-        parts.append(Tracing(sink, settings.tracing))
+        observe(names.SPANS_DROPPED, lambda: [(sink.dropped, {})])
+        parts.append(Tracing(sink, settings.tracing, Redaction(settings.redaction)))
     return parts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentflow.core.effects import TakeSnapshot
@@ -110,6 +110,18 @@ class EventLog:
     def counts(self) -> Mapping[str, TargetCounts]:
         """What became of the records, by target."""
         return {target.name: target.counts for target in self._targets}
+
+    def record_counts(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Iterate over these counts with their attributes, for metrics; from any thread."""
+        for target, counts in self.counts.items():
+            for outcome in counts.__struct_fields__:
+                yield getattr(counts, outcome), {"target": target, "outcome": outcome}
+
+    def listener_failures(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """Iterate over how often event listeners have raised; from any thread."""
+        if self.listeners is not None:
+            for name, failures in list(self.listeners.failures.items()):
+                yield failures, {"listener": name}
 
     @property
     def truncated(self) -> int:

@@ -23,6 +23,7 @@ from agentflow.observability.series import Points, Series, Value
 from agentflow.runtime.settings import MetricsSettings
 
 _TICK_S = 1.0
+_COMPLETED, _FAILED = {"outcome": "completed"}, {"outcome": "failed"}
 _NS = 1e-9
 Read = Callable[[], Iterable[tuple[float, Mapping[str, str]]]]
 
@@ -60,6 +61,18 @@ class WatchedWorker(Watched, Protocol):
     def transaction_aborts(self) -> int:
         """Transactions that were aborted here."""
         ...
+
+
+class RequestCounts(Protocol):
+    """What metrics see of requests (`agentflow.runtime.requests.RequestTable`)."""
+
+    answered: int
+    failed: int
+
+    @property
+    def open_count(self) -> int: ...  # noqa: D102
+    @property
+    def blocked_count(self) -> int: ...  # noqa: D102
 
 
 class JobMetrics:
@@ -132,6 +145,17 @@ class JobMetrics:
         self.observe(names.REBALANCES, lambda: [(worker.rebalances, {})])
         self.observe(names.ABORTS, lambda: [(worker.transaction_aborts, {})])
         self.observe(names.LAG, lambda: _lags(worker.lags))
+
+    def watch_requests(self, table: Callable[[], RequestCounts | None]) -> None:
+        """Add the metrics of requests; ``table`` returns what counts them, None: the job takes none."""
+
+        def read(field: str, attributes: Mapping[str, str]) -> list[tuple[float, Mapping[str, str]]]:
+            found = table()
+            return [] if found is None else [(getattr(found, field), attributes)]
+
+        self.observe(names.REQUESTS, lambda: [*read("answered", _COMPLETED), *read("failed", _FAILED)])
+        self.observe(names.REQUESTS_OPEN, lambda: read("open_count", {}))
+        self.observe(names.REQUESTS_WAITING, lambda: read("blocked_count", {}))
 
     async def _tick(self) -> None:
         while True:

@@ -123,6 +123,28 @@ METRIC_OVERFLOWS = MetricName(
     "Metrics with more sets of attributes than metrics.cardinality-max.",
 )
 
+REQUESTS = MetricName(
+    "agentflow.requests",
+    _COUNTER,
+    "{request}",
+    "Requests of callers that were answered, by outcome: completed, failed.",
+)
+REQUESTS_OPEN = MetricName("agentflow.requests.open", _GAUGE, "{request}", "Requests that are not answered.")
+REQUESTS_WAITING = MetricName(
+    "agentflow.requests.waiting", _GAUGE, "{request}", "Callers that wait until there is room for their request."
+)
+EVENT_LOG_RECORDS = MetricName(
+    "agentflow.event_log.records",
+    _COUNTER,
+    "{record}",
+    "Records of the event log by target and outcome: written, dropped (no room in the buffer), failed (refused).",
+)
+EVENT_LOG_TRUNCATIONS = MetricName(
+    "agentflow.event_log.truncations", _COUNTER, "{value}", "Values of which the event log left something out."
+)
+LISTENER_FAILURES = MetricName(
+    "agentflow.event_log.listener.failures", _COUNTER, "{call}", "Calls of event listeners that raised."
+)
 SPANS_DROPPED = MetricName(
     "agentflow.spans.dropped",
     _COUNTER,

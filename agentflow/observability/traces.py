@@ -43,6 +43,7 @@ from agentflow.observability.operator_metrics import PlanView, Start
 from agentflow.observability.span_encoding import CONSUMER, ERROR, INTERNAL, UNSET, EndedSpan, SpanEvent, SpanLink
 from agentflow.observability.spans import LiveSpan, SpanSink, exception_attributes
 from agentflow.runtime.observation import StepSeen, Turn, monotonic_ns
+from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.settings import TracingSettings
 
 _SWEEP_MS = 10_000
@@ -84,15 +85,18 @@ class Tracing:
     Args:
         sink: Takes the spans.
         settings: What is sampled.
+        redaction: What must not be seen in errors, and in what user code adds to spans.
     """
 
-    def __init__(self, sink: SpanSink, settings: TracingSettings) -> None:
+    def __init__(self, sink: SpanSink, settings: TracingSettings, redaction: Redaction) -> None:
         self._sink = sink
         self._settings = settings
+        self._redaction = redaction
 
     def observer(self, plan: PlanView, subtask: int, index: int, incarnation: str) -> OperatorTraces:  # noqa: ARG002 (the port)
         """Return what traces an agent in a life of its subtask."""
-        return OperatorTraces(self._sink, plan.name, TraceIds(incarnation, self._settings.sample_ratio))
+        ids = TraceIds(incarnation, self._settings.sample_ratio)
+        return OperatorTraces(self._sink, plan.name, ids, self._redaction)
 
     async def close(self) -> None:
         """Export what is left."""
@@ -104,8 +108,9 @@ class OperatorTraces:
 
     needs_answers = False
 
-    def __init__(self, sink: SpanSink, agent: str, ids: TraceIds) -> None:
+    def __init__(self, sink: SpanSink, agent: str, ids: TraceIds, redaction: Redaction) -> None:
         self._emit = sink.emit
+        self._redaction = redaction
         self._agent = agent
         self._run_name = f"{names.RUN_SPAN} {agent}"
         self._ids = ids
@@ -273,13 +278,16 @@ class OperatorTraces:
         """Export a span, with what user code has added to it and what it failed with."""
         status, message = UNSET, ""
         if live is not None and live.is_changed:
-            attributes = {**live.attributes, **attributes}
-            links, events = [*links, *live.links], [*events, *live.events]
-            status, message = live.status, live.message
+            redacted = self._redaction.value
+            attributes = {**redacted(live.attributes), **attributes}
+            own = [SpanEvent(one.name, one.at_ns, redacted(dict(one.attributes))) for one in live.events]
+            links, events = [*links, *live.links], [*events, *own]
+            status, message = live.status, self._redaction.text(live.message)
         if error is not None:
             attributes[names.ERROR_TYPE] = error.type
-            status, message = ERROR, str(error)
-            told = exception_attributes(error.type, error.message, error.traceback)
+            text = self._redaction.text
+            status, message = ERROR, text(str(error))
+            told = exception_attributes(error.type, text(error.message), text(error.traceback))
             events = [*events, SpanEvent("exception", ended_ns, told)]
         is_remote = kind == CONSUMER and trace.caller is not None
         self._emit(
@@ -382,8 +390,9 @@ class OperatorTraces:
         attributes = {
             names.AGENT_NAME: self._agent,
             names.RUN_ID: run.id,
-            names.KEY_HASH: hashlib.blake2b(run.key, digest_size=8).hexdigest(),
         }
+        if not self._redaction.hides_key:
+            attributes[names.KEY_HASH] = hashlib.blake2b(run.key, digest_size=8).hexdigest()
         if outcome:
             attributes[names.RUN_OUTCOME] = outcome
         self._end_span_of_run(trace, run.admitted_ms * _MS, now_ns, attributes, error)

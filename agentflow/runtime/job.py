@@ -48,6 +48,7 @@ from agentflow.runtime.job_spec import JobSpec
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Guarantee, Ingress, KeyedState, Signals, Sink, Source
 from agentflow.runtime.record_reader import RecordReader
+from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.replay_check import diverging_runs, is_changed
 from agentflow.runtime.requests import RequestTable, closed
 from agentflow.runtime.services import OperatorServices
@@ -142,6 +143,11 @@ class Job:
     def figures(self) -> SubtaskFigures | None:
         """What its subtask holds now, None: there is none; on the loop."""
         return None if self._subtask is None else self._subtask.figures
+
+    @property
+    def requests(self) -> RequestTable | None:
+        """Requests that it was asked; None: it takes none, or has not begun."""
+        return self._requests
 
     @property
     def status(self) -> JobStatus:
@@ -490,6 +496,7 @@ class Job:
             output_codec = spec.output_codec if is_last else MSGPACK
             services = OperatorServices(operator, settings, incarnation, state, output_encoder(output_codec))
             services.metrics, services.subtask = self._metrics, spec.subtask
+            services.shown_key = Redaction(settings.redaction).key
             if settings.tracing.enabled:
                 services.trace_id = TraceIds(incarnation, settings.tracing.sample_ratio).sampled_trace_id
             services.has_tombstones = is_last and spec.has_tombstones

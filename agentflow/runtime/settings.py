@@ -17,7 +17,9 @@ from agentflow.api.events import EventType
 DurationMs = Annotated[int, Meta(ge=0, extra={"unit": "duration"})]
 PositiveMs = Annotated[int, Meta(ge=1, extra={"unit": "duration"})]
 SizeBytes = Annotated[int, Meta(ge=0, extra={"unit": "size"})]
+PositiveBytes = Annotated[int, Meta(ge=1, extra={"unit": "size"})]
 Count = Annotated[int, Meta(ge=1)]
+Port = Annotated[int, Meta(ge=0, le=65_535)]
 _BOUND = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m)")
 _DEFAULT_BOUNDS = (
     "10us", "100us", "1ms", "5ms", "10ms", "50ms", "100ms", "250ms", "500ms", "1s", "2.5s", "5s", "10s", "30s", "1m", "5m",
@@ -291,8 +293,8 @@ class AdminSettings(_Section, frozen=True):
 
     host: Annotated[str, Meta(description="Address to listen on; 127.0.0.1 keeps it on this machine.")] = "0.0.0.0"  # noqa: S104
     port: Annotated[
-        int | None,
-        Meta(ge=0, description="Port; 0: any free one; null: no HTTP. Process n of --processes takes port + n."),
+        Port | None,
+        Meta(description="Port; 0: any free one; null: no HTTP. Process n of --processes takes port + n."),
     ] = None
 
 
@@ -407,7 +409,7 @@ class EventTraceSettings(_Section, frozen=True):
 class RotationSettings(_Section, frozen=True):
     """`event-log.rotation.*`: when a file is followed by the next."""
 
-    size_bytes: Annotated[SizeBytes, Meta(ge=1, description="Size above which the next file is begun.")] = 64 * 2**20
+    size_bytes: Annotated[PositiveBytes, Meta(description="Size above which the next file is begun.")] = 64 * 2**20
     age_ms: Annotated[PositiveMs | None, Meta(description="Age of a file at which the next one is begun.")] = 86_400_000
 
 
@@ -465,7 +467,7 @@ class EventLogSettings(_Section, frozen=True):
     include: EventFilterSettings = EventFilterSettings()
     exclude: EventFilterSettings = EventFilterSettings()
     buffer_bytes: Annotated[
-        SizeBytes, Meta(ge=1, description="Records that a target has not taken yet; above it new ones are dropped.")
+        PositiveBytes, Meta(description="Records that a target has not taken yet; above it new ones are dropped.")
     ] = 64 * 2**20
     flush_interval_ms: Annotated[PositiveMs, Meta(description="Longest time that a record is buffered.")] = 200
     kafka: EventLogKafkaSettings = EventLogKafkaSettings()

@@ -16,7 +16,7 @@ from agentflow.cli.keys import key_table
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    "run", "worker", "validate", "plan", "schema", "doctor", "verify", "simulate", "group", "dlq", "runs", "journal", "inbox",
+    "run", "worker", "validate", "plan", "schema", "doctor", "verify", "simulate", "top", "group", "dlq", "runs", "journal", "inbox",
     "signal", "savepoint", "state", "trace", "version",
 )  # fmt: skip
 

@@ -109,6 +109,7 @@ def project(tmp_path):
 
 def environment(**variables: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AGENTFLOW_")}
+    kept["AGENTFLOW_LOG_FORMAT"] = "console"
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | variables
 
 

@@ -209,7 +209,7 @@ def test_wrong_use_is_told_with_its_fix(place: Path, text: Command) -> None:
     assert "there is no state" in text("savepoint", "create", "job.yaml", status=1)
     assert "there is no such file" in text("savepoint", "create", "nothing.yaml", "backups", status=2)
     assert "is no savepoint: there is nothing" in text("savepoint", "inspect", "backups/nothing", status=2)
-    assert "s3:// is not known" in text("savepoint", "list", "s3://bucket/x", status=2)
+    assert "known are s3://, gs://, az://" in text("savepoint", "list", "ftp://bucket/x", status=2)
     assert text("savepoint", "list", "nowhere").splitlines()[1:] == []
     assert "is not a duration" in text("savepoint", "create", "job.yaml", "b", "--timeout", "soon", status=2)
     (place / "job.yaml").write_text(JOB.replace("savepoint: {dir: backups}\n", ""))

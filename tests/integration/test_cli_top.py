@@ -24,6 +24,7 @@ from agentflow.observability.scrape import fetch
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("AGENTFLOW_", "OTEL_"))}
+ENVIRONMENT["AGENTFLOW_LOG_FORMAT"] = "console"
 
 AGENT = """\
 import asyncio

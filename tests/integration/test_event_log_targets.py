@@ -158,13 +158,13 @@ def test_a_full_disk_tears_no_line_and_is_written_again_when_there_is_room(small
     assert ids(path) == [1, 2]
 
 
-def test_a_job_runs_to_its_end_on_a_full_disk_and_says_what_is_lost(small_disk, capsys):  # noqa: F811 (a fixture)
+def test_a_job_runs_to_its_end_on_a_full_disk_and_says_what_is_lost(small_disk, caplog):  # noqa: F811 (a fixture)
     world = World(small_disk, echo())
     world.directory.mkdir(parents=True)
     filler = fill(small_disk)
     assert world.run(VALUES) == []
     assert world.outputs == VALUES
-    said = capsys.readouterr().out
+    said = caplog.text
     assert "event log cannot be written" in said
     assert "event log lost records" in said
     assert "No space left" in said
@@ -300,13 +300,13 @@ def test_records_are_posted_as_opentelemetry_logs(tmp_path):
     assert by_id["list/1/0:act#1:failed"][0].severity_text == "ERROR"
 
 
-def test_a_collector_that_refuses_stops_nothing(tmp_path, capsys):
+def test_a_collector_that_refuses_stops_nothing(tmp_path, caplog):
     with collector() as received:
         received.status = 400
         world = World(tmp_path, echo(), target=("otel", "file"), settings={"otlp": OtlpSettings(received.endpoint)})
         assert len(world.run(VALUES)) == 2 * len(VALUES)
         assert world.outputs == VALUES
-    assert "the collector has not taken the records" in capsys.readouterr().out
+    assert "the collector has not taken the records" in caplog.text
 
 
 # -- standard output
@@ -352,7 +352,7 @@ def test_listeners_are_told_of_every_record_in_order_redacted_where_nothing_is_w
     assert not Path("logs").exists()
 
 
-def test_a_listener_that_raises_is_told_and_keeps_nobody_from_anything(capsys):
+def test_a_listener_that_raises_is_told_and_keeps_nobody_from_anything(caplog):
     heard = []
 
     def broken(record):
@@ -362,7 +362,7 @@ def test_a_listener_that_raises_is_told_and_keeps_nobody_from_anything(capsys):
     environment().add_event_listener(broken).add_event_listener(heard.append).execute()
     assert len(heard) == 2 * len(VALUES)
     assert all("eventId" in one for one in heard)
-    said = capsys.readouterr().out
+    said = caplog.text
     assert said.count("event listener failed") == 1
     assert "ValueError: no" in said
 

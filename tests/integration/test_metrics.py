@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentflow import Agent, AgentsExecutionEnvironment, ConfigError, EventType, JobSettings, OutputEvent
+from agentflow import Agent, AgentsExecutionEnvironment, ConfigError, Event, EventType, JobSettings, OutputEvent, Retry
 from agentflow.environment.telemetry import Telemetry
 from agentflow.observability.names import MetricKind, MetricName
-from agentflow.runtime.settings import AdminSettings, MetricsSettings, OtlpSettings, TracingSettings
+from agentflow.runtime.settings import AdminSettings, EventLogSettings, MetricsSettings, OtlpSettings, TracingSettings
 from tests.otlp_receiver import collector
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,6 +199,41 @@ def test_job_in_code_writes_its_last_numbers(tmp_path):
     assert by_name["agentflow.action.duration"][0]["attributes"] == {
         "job": "agentflow", "agent": "A", "action": "act",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("others", [(), ("log",), ("trace",), ("log", "trace")], ids="+".join)
+def test_numbers_are_the_same_whoever_else_looks(tmp_path, others):
+    def relay(event, ctx):
+        ctx.send_event(Event("half", {"n": event.input["k"] // 2}))
+
+    async def half(event, ctx):
+        await asyncio.sleep(0)
+        ctx.send_event(OutputEvent(event.attributes["n"]))
+
+    def quick(event, ctx):
+        if event.attributes["n"] == 3:
+            raise ValueError("three")
+
+    agent = Agent("A").add_action("relay", [EventType.InputEvent], relay).add_action("half", ["half"], half)
+    agent.add_action("quick", ["half"], quick, on_error="skip", retry=Retry(attempts=1))
+    with collector() as seen:
+        log = EventLogSettings(level="standard" if "log" in others else "off", dir=str(tmp_path / "logs"))
+        made = settings(
+            otlp=OtlpSettings(endpoint=seen.endpoint),
+            metrics=MetricsSettings(otlp=True),
+            tracing=TracingSettings(enabled="trace" in others, sample_ratio=0.5),
+            event_log=log,
+        )
+        env = AgentsExecutionEnvironment.get_execution_environment(made)
+        env.from_list([{"k": n} for n in range(200)]).key_by("k").apply(agent).to_list()
+        env.execute()
+        attempts = {name: seen.value("agentflow.action.attempts", action=name) for name in ("relay", "half", "quick")}
+        durations = {point["action"]: one.count for point, one in seen.metrics["agentflow.action.duration"]}
+        assert attempts == durations == {"relay": 200, "half": 200, "quick": 200}
+        assert seen.value("agentflow.action.failures", action="quick") == 2
+        assert seen.value("agentflow.action.skips", action="quick") == 2
+        assert seen.value("agentflow.events") == 600
+        assert bool(seen.spans) == ("trace" in others)
 
 
 def test_job_pushes_to_a_collector_at_its_interval_and_at_its_end():

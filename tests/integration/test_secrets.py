@@ -16,7 +16,7 @@ from agentflow.cli.main import main
 from agentflow.core.delta import Table
 from agentflow.runtime.inspection import unfinished_runs, waits_for_signals
 from agentflow.runtime.redaction import Redaction
-from agentflow.runtime.settings import OtlpSettings, RedactionSettings
+from agentflow.runtime.settings import MetricsSettings, OtlpSettings, RedactionSettings, TracingSettings
 from agentflow.state.memory import MemoryKeyedState
 from tests.event_log_world import World
 from tests.otlp_receiver import collector
@@ -90,6 +90,14 @@ def has_secret(text: bytes) -> bool:
     return any(form in text for form in forms)
 
 
+def pushed(received):
+    return {
+        "otlp": OtlpSettings(received.endpoint),
+        "metrics": MetricsSettings(otlp=True),
+        "tracing": TracingSettings(enabled=True, sample_ratio=1.0),
+    }
+
+
 @pytest.mark.parametrize("level", ["standard", "verbose"])
 @pytest.mark.parametrize("rules", [BY_NAME, BY_PATH, BY_PATTERN], ids=["name", "path", "pattern"])
 def test_a_secret_is_in_no_file_no_export_and_no_message(tmp_path, monkeypatch, capfd, level, rules):
@@ -115,12 +123,15 @@ def test_a_secret_is_in_no_file_no_export_and_no_message(tmp_path, monkeypatch, 
         options = {
             "level": level,
             "target": ("file", "stdout", "otel"),
-            "settings": {"otlp": OtlpSettings(received.endpoint)},
+            "settings": pushed(received),
         }
         tells = rules is not BY_PATH  # a path names no place in a text
         world = World(tmp_path, agent(tells=tells), trace=True, redaction=rules, **options)
         records = world.run(inputs(), act=stop)
     monkeypatch.undo()
+    assert received.spans
+    assert received.metrics
+    assert received.records
     assert len({record["eventType"] for record in records}) > 6
     for name, text in {
         **{path.name: path.read_bytes() for path in world.files()},

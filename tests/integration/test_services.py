@@ -100,17 +100,18 @@ def test_a_consumer_of_a_services_own_runs_each_record_once_over_a_kill(tmp_path
     topics, name = Topics(kafka), f"questions{os.getpid()}"
     for topic in (name, f"{name}-answers"):
         topics.create(topic, 2)
-    topics.write(name, [(f"c{n % 5}", json.dumps({"text": f"q{n}"}).encode()) for n in range(60)])
     command = [sys.executable, "-m", "examples.service.kafka_consumer", name, f"{name}-answers"]
     environment = {**os.environ, "KAFKA": kafka, "STATE_DIR": str(tmp_path / "state")}
 
     def answers() -> list[dict[str, str]]:
         return [json.loads(record.value) for record in topics.read(f"{name}-answers")]
 
-    for kills in (True, False):
+    for kills, wanted in ((True, 20), (False, 60)):
+        numbers = range(40) if kills else range(40, 60)
+        topics.write(name, [(f"c{n % 5}", json.dumps({"text": f"q{n}"}).encode()) for n in numbers])
         with subprocess.Popen(command, env=environment) as process:
             deadline = time.monotonic() + 60
-            while len({one["answer"] for one in answers()}) < (20 if kills else 60):
+            while len({one["answer"] for one in answers()}) < wanted:
                 assert process.poll() is None
                 assert time.monotonic() < deadline
             process.kill() if kills else process.terminate()
