@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
@@ -115,6 +117,7 @@ class TopicReport(msgspec.Struct, frozen=True):
     brokers: int
 
 
+_PROPAGATION_S, _ASKED_AGAIN_S = 10.0, 0.05
 _HEADERS_BYTES = 64 * 2**10  # room for the reason of a dead letter, and for what a batch has around its records
 # Only segments that are full are compacted, or deleted: small ones bound what a restore reads. Their index, for which the broker
 # maps a file in advance, needs 12 bytes for every 4 KiB of them.
@@ -207,8 +210,14 @@ async def known_topics(admin: AIOKafkaAdminClient, topics: Iterable[str]) -> dic
 
 
 async def _described(admin: AIOKafkaAdminClient, topics: Iterable[str]) -> Sequence[dict[str, Any]]:
-    known = sorted(set(topics) & set(await admin.list_topics()))
-    return await admin.describe_topics(known) if known else ()
+    """Describe those topics that exist. A broker may know that one was created, and not yet of which partitions: it is asked again."""
+    topics, deadline = set(topics), time.monotonic() + _PROPAGATION_S
+    while True:
+        known = sorted(topics & set(await admin.list_topics()))
+        found = await admin.describe_topics(known) if known else ()
+        if all(topic["partitions"] for topic in found) or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(_ASKED_AGAIN_S)
 
 
 class _Inspection:
