@@ -15,7 +15,7 @@ from agentflow.core.effects import AnswerRequest, Effect
 from agentflow.core.inputs import RecordReceived, RequestReceived
 from agentflow.core.key_order import ExpectedRuns, wait_behind
 from agentflow.core.limits import Backpressure, OperatorLimits
-from agentflow.core.records import Record
+from agentflow.core.records import ErrorReport, Record
 from agentflow.core.requests import Requests
 from agentflow.core.run_table import RunTable
 from agentflow.core.runs import KeyState, Request, Run
@@ -95,8 +95,24 @@ class Admission:
             self._effects.append(refused)
             return
         self.admit(state, received.record, _INPUT, self.segments.last, now_ms)
+        if self._missing:
+            self._give_up_passed(received.record, now_ms)
         if self.segments.is_ready:
             self._forward(now_ms)
+
+    def _give_up_passed(self, record: Record, now_ms: int) -> None:
+        """Say that recorded runs are lost which the source has not given again, and let their keys go on."""
+        for lost, key in self._expected.passed(record):
+            error = ErrorReport(
+                "InputLost",
+                f"{lost.source} gives offset {record.offset} and no longer {lost.offset}, whose run is not finished and has "
+                "recorded steps; they are given up with it",
+                is_retryable=False,
+            )
+            self._effects.append(self._pressure.policy.last_word(lost, error))
+            state = self._states.get(key)
+            if state is not None and (run := state.run) is not None and not run.is_started:
+                self._advance(run, now_ms)
 
     def _on_request(self, received: RequestReceived, now_ms: int) -> None:
         key, record = received.key, received.record

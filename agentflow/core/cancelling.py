@@ -124,7 +124,7 @@ class Cancelling:
         self._changes.before_change(run)
         self._changes.end(run)
         del self._runs[run]
-        self._steps.end(run)
+        self._steps.end(run.id)
         self._waiting.segments.leave(run)
         if run.request is not None:
             _fail_request(run, reason)

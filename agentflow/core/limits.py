@@ -50,7 +50,7 @@ class Backpressure:
     ) -> None:
         self._effects = effects
         self._limits = limits
-        self._policy = policy
+        self.policy = policy
         self._is_rejecting = is_rejecting
         self.overflowing: dict[KeyState, None] = {}
         self.is_paused = False
@@ -59,10 +59,10 @@ class Backpressure:
         """Return what becomes of a record that is not admitted, because of the runs that its key has; None: it is."""
         if self._limits.is_overflow_dead and state in self.overflowing:
             message = f"{self._limits.key_pending_max} inputs wait behind this key (key.pending-max)"
-            return self._policy.dead_letter(record, ErrorReport("KeyOverflow", message, is_retryable=False))
+            return self.policy.dead_letter(record, ErrorReport("KeyOverflow", message, is_retryable=False))
         if self._is_rejecting and state.run is not None:
             message = f"run {state.run.id} of this key is not over (on_new_input: reject)"
-            return self._policy.last_word(record, ErrorReport("RunActive", message, is_retryable=False))
+            return self.policy.last_word(record, ErrorReport("RunActive", message, is_retryable=False))
         return None
 
     def overflow(self, state: KeyState) -> None:

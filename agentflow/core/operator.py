@@ -91,7 +91,7 @@ class Operator:
         self._steps = Steps(self.effects, SignalBuffer(limits.signals_max, limits.signal_ttl_ms))
         self._steps.is_tracking = takes_requests
         self._requests = Requests(index, self.effects, self._steps)
-        self._expected = ExpectedRuns()
+        self._expected = ExpectedRuns(self._steps)
         self._recorded, self._missing = self._steps.runs, self._expected.by_key
         self._tasks = TaskScheduler(self.effects, policy, limits.tasks_max, self._steps)
         self._changes = EpochChanges(index)
@@ -211,7 +211,7 @@ class Operator:
             self._changes.end(run)
         del self._runs[run]
         if self._recorded:
-            self._steps.end(run)
+            self._steps.end(run.id)
         if run.request is not None:
             self._requests.end(run, now_ms)
         segment = run.segment
@@ -383,7 +383,7 @@ class Operator:
         self._runs.update(restore_runs(rows.get(Table.RUNS, []), self._states, self.plan, self._segments))
         self._requests.take_up(self._runs)
         self._steps.restore(rows.get(Table.STEPS, []), rows.get(Table.SIGNALS, []), journal, checkpoint)
-        self._expected.expect(self._steps.runs, self._runs, self._segments)
+        self._expected.expect(self._runs, self._segments)
         for run in list(self._runs):
             if run.state.run is run and not self._tasks.resume(run):
                 self._advance(run, now_ms)

@@ -265,9 +265,9 @@ class Steps:
             task.recorded = None
             self._forget(self.runs[run.id], task.path)
 
-    def end(self, run: Run) -> None:
+    def end(self, run_id: str) -> None:
         """Forget everything of a run that is over."""
-        recorded = self.runs.pop(run.id, None)
+        recorded = self.runs.pop(run_id, None)
         if recorded is not None:
             for path in list(recorded.tasks):
                 self._forget(recorded, path)

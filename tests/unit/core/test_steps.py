@@ -129,6 +129,46 @@ def test_runs_of_a_key_take_their_recorded_turns_again_when_two_sources_interlea
     assert world.complete("u/0/0:a")[-1] == "start u/1/0:a attempt 1"
 
 
+def test_a_recorded_run_whose_input_is_lost_is_a_dead_letter_and_its_key_goes_on() -> None:
+    """Retention or compaction took it while the job was down: its source gives a later record, perhaps of another key."""
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    world.crash()
+    assert world.record("k", 0, source="other") == [], "it was behind the recorded run"
+    assert world.record("elsewhere", 3) == [
+        "start t/3/0:a attempt 1",
+        "dead t/0 InputLost",
+        "start other/0/0:a attempt 1",
+    ]
+    world.complete("other/0/0:a")
+    world.complete("t/3/0:a")
+    world.take_checkpoint()
+    assert [table for table, _, _ in world.rows if table is Table.STEPS] == []
+    world.journal.clear()
+    assert world.crash() == []
+    assert world.record("k", 4) == ["start t/4/0:a attempt 1"]
+
+
+def test_a_later_record_of_the_key_itself_starts_where_the_lost_one_was() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    world.crash()
+    assert world.record("k", 1) == ["dead t/0 InputLost", "start t/1/0:a attempt 1"]
+
+
+def test_a_recorded_run_that_another_one_overtakes_from_elsewhere_is_not_lost() -> None:
+    world = World()
+    world.record("k", 5)
+    world.step("t/5/0:a", call(".0"))
+    world.crash()
+    assert world.record("k", 9, source="other") == []
+    assert world.record("elsewhere", 4) == ["start t/4/0:a attempt 1"]
+    assert world.record("k", 5) == ["start t/5/0:a attempt 1"]
+    assert world.request("t/5/0:a", call(".0")) == ["resolve t/5/0:a.0 result r"]
+
+
 def test_an_intent_is_durable_before_the_call_and_without_outcome_in_doubt() -> None:
     world = World()
     world.record("k", 0)
