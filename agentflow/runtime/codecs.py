@@ -112,7 +112,7 @@ class KeyReader:
                 expected=self._expected,
                 fix="correct the record, or configure a dead-letter sink",
             ) from error
-        if not is_key(key):
+        if type(key) is not str and not is_key(key):
             found = "has no field" if key is msgspec.UNSET else f"has a {type(key).__name__} in"
             where = f"'{self._key_by}'" if self._parts else "the result of key-by"
             raise MissingKey(

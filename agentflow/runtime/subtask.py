@@ -382,7 +382,7 @@ class Subtask:
         for record in batch:
             received = read(record)
             if type(received) is RecordReceived:
-                if rekeyed_source not in (None, record.source):
+                if rekeyed_source is not None and record.source != rekeyed_source:
                     others += 1
                     self._repartition.forward(record, received.key)
                     self._has_output = True
