@@ -247,6 +247,8 @@ class ActionTask(msgspec.Struct, eq=False):
         """Path of the task within its run: ``0:score/1:alert``."""
         if self.stored_path is not None:
             return self.stored_path
+        if self.parent is None:
+            return f"{self.index}:{self.action.name}"
         parts: list[str] = []
         task: ActionTask | None = self
         while task is not None:
