@@ -81,5 +81,5 @@ CHECKS: tuple[Check, ...] = (
     Check("machine", "time zone", clock_checks.time_zone),
     Check("machine", "time synchronisation", clock_checks.synchronisation),
     Check("machine", "admin port", network_checks.admin_port, unless=_no_job),
-    Check("machine", "telemetry", network_checks.telemetry, timeout_s=15),
+    Check("machine", "telemetry", network_checks.telemetry, unless=_no_job, timeout_s=15),
 )
