@@ -18,6 +18,14 @@ from agentflow.cli.values import key_value
 from agentflow.cli.yaml_source import Mapping, Scalar, Value, read_yaml
 from agentflow.plan.problems import nearest
 
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def names_job_file(text: str) -> bool:
+    """Whether a command line names a job file, which need not be there, and no directory."""
+    path = FilePath(text)
+    return path.is_file() or (path.suffix.lower() in _SUFFIXES and not path.is_dir())
+
 
 def load_job_file(
     path: str,

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from agentflow.state.savepoint_storage import SavepointStorage
     from agentflow.state.savepoints import Savepoint
 
-_JOB_FILES = (".yaml", ".yml", ".json")
-
 
 def create(chosen: argparse.Namespace) -> int:
     """Take a savepoint of a job, running or not, and print where it is."""
@@ -138,10 +136,11 @@ def list_all(chosen: argparse.Namespace) -> int:
 
 def _storage(chosen: argparse.Namespace) -> SavepointStorage:
     """Return the storage that a command line names, itself or by a job file."""
+    from agentflow.cli.config_file import names_job_file
     from agentflow.environment.savepoints import storage_of
 
     named: str = chosen.config
-    if not Path(named).is_file():
+    if not names_job_file(named):
         return storage_of(named)
     job_file = load(chosen)
     return storage_of(_target(None, job_file, named), job_file.settings.object_store)
@@ -218,10 +217,11 @@ def _print_deleted(places: list[str], *, is_json: bool) -> None:
 
 def restore(chosen: argparse.Namespace) -> int:
     """Make a savepoint the state of a job that has none, and say where that goes on."""
+    from agentflow.cli.config_file import names_job_file
     from agentflow.cli.job_file import KafkaSource
     from agentflow.environment.savepoints import EmbeddedState, restore_savepoint, savepoint_at
 
-    if _is_directory(chosen.config):
+    if not names_job_file(chosen.config):
         note = ""
         savepoint = savepoint_at(chosen.savepoint)
         place = EmbeddedState(Path(chosen.config), chosen.name or savepoint.manifest.job)
@@ -249,12 +249,6 @@ def _restore_kafka(savepoint: Savepoint, job_file: JobFile, note: str, *, is_jso
         asyncio.run(restore_kafka_savepoint(savepoint, kafka, progress))
     _print_restored(savepoint, kafka.settings.job, f"topic {kafka.topics.changelog}", note, is_json=is_json)
     return EXIT_DONE
-
-
-def _is_directory(text: str) -> bool:
-    """Whether a command line names a state directory, which need not be there yet, and no job file."""
-    path = Path(text)
-    return path.is_dir() or not (path.exists() or path.suffix.lower() in _JOB_FILES)
 
 
 def _plan_note(manifest: Manifest, job_file: JobFile) -> str:

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 def _memory(chosen: argparse.Namespace, place: str) -> AbstractContextManager[MemoryReader]:
     """Open what a command line names: a job file, a state directory, or a savepoint."""
+    from agentflow.cli.config_file import names_job_file
     from agentflow.environment.savepoints import savepoint_at
     from agentflow.environment.state_views import memory_in, memory_of_job, memory_of_savepoint
 
     path = Path(place)
-    if path.is_file() or path.suffix.lower() in (".yaml", ".yml", ".json"):
+    if names_job_file(place):
         return memory_of_job(load(argparse.Namespace(**{**vars(chosen), "config": place})).settings)
     if path.is_dir() and any(path.glob("subtask-*")) and not (path / "manifest.json").exists():
         return memory_in(path)
