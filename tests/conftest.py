@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from collections import Counter
@@ -10,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
+
+from agentflow.runtime.logs import take_lines
 
 if TYPE_CHECKING:
     from tests.s3_server import S3Server
@@ -38,6 +42,19 @@ def state_dir(tmp_path: Path) -> Path:
 def out_dir(tmp_path: Path) -> Path:
     """A sink's directory of this test alone; it does not exist yet."""
     return tmp_path / "out"
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_in_a_new_process() -> Iterator[None]:
+    """Give log lines back to the host when a test has run a command inside of this process, which takes them."""
+    yield
+    if structlog.is_configured():
+        take_lines(None)
+        structlog.reset_defaults()
+        logging.getLogger("agentflow").setLevel(logging.NOTSET)
+        root = logging.getLogger()
+        root.setLevel(logging.WARNING)
+        root.handlers[:] = [handler for handler in root.handlers if handler.__class__.__module__.startswith("_pytest")]
 
 
 def skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:

@@ -50,7 +50,9 @@ def place(tmp_path, monkeypatch):
     agent = Agent("A").add_action("act", [EventType.InputEvent], act, retry=Retry(attempts=1))
     agent.add_action("undo", [CancelEvent], lambda event, ctx: None)
     world = World(tmp_path, agent, trace=True, rotation=RotationSettings(size_bytes=1_500))
-    world.run([{"k": "a", "n": 1}, {"k": 5, "n": 2}, {"k": "a", "n": 3}])
+    values = [{"k": "a", "n": 1}, {"k": 5, "n": 2}, {"k": "a", "n": 3}]
+    world.run(values[:2])
+    world.run(values)  # goes on behind them, in files of its own
     assert len(world.files()) > 1
     return tmp_path
 

@@ -106,7 +106,10 @@ async def test_a_service_sees_its_engine(tmp_path, port, caplog):
     assert {line["key"] for line in lines} == {"***"}
     assert {line["trace_id"] for line in lines} == {run.trace for run in runs}
     assert not any(b"4111" in body for body in seen.bodies)
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("agentflow-")]
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("agentflow-")]
+    for thread in left:
+        thread.join(10)
+    assert not [thread.name for thread in left if thread.is_alive()]
 
 
 async def test_a_port_that_is_taken_lets_nothing_begin(tmp_path):
