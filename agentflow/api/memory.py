@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from agentflow.api.encoding import check_text
 from agentflow.api.memory_codec import (
     OBJECT,
     check_value,
@@ -164,6 +165,8 @@ class MemoryScope(msgspec.Struct, eq=False):
 
     def check_leaf(self, path: str) -> None:
         """Raise ValueError unless a value may stand at ``path``: it is no object, and nothing above it is a value."""
+        if not path.isascii():
+            check_text(path, "memory path")
         parts = path.split(".")
         if not all(parts):
             msg = f"memory path {path!r} has an empty part; write names separated by single dots"
@@ -291,7 +294,7 @@ class MemoryObject(msgspec.Struct, eq=False):
         if not scope.is_open:
             scope.check_open()
         full = path if type(path) is str and not self._prefix else self._path(path)
-        if type(value) not in _SCALARS:
+        if type(value) not in _SCALARS or (type(value) is str and not value.isascii()):
             check_value(value, full)
         writes = scope.writes
         if full in writes:

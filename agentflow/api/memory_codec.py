@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from agentflow.api.encoding import check_text
+
 VALUE: Final = 0x00
 STAMPED_VALUE: Final = 0x01
 OBJECT: Final = 0x02
@@ -22,7 +24,7 @@ _STAMP_END = 9
 _SMALL = 1024
 _PLAIN = b"\x00"
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
-_SCALARS = frozenset({bool, float, str, bytes, type(None)})
+_SCALARS = frozenset({bool, float, bytes, type(None)})
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -33,6 +35,10 @@ MemoryValue = None | bool | int | float | str | bytes | list["MemoryValue"] | di
 def check_value(value: object, path: str) -> None:
     """Raise TypeError unless ``value`` can be stored; the text names the path inside the value and the fix."""
     kind = type(value)
+    if kind is str:
+        if not value.isascii():  # type: ignore[attr-defined]
+            check_text(value, f"memory path '{path}'")  # type: ignore[arg-type]
+        return
     if kind in _SCALARS:
         return
     if kind is int:
@@ -47,6 +53,8 @@ def check_value(value: object, path: str) -> None:
             if type(name) is not str:
                 msg = f"memory path '{path}': dict key {name!r} is {type(name).__name__}, not str; use str(key)"
                 raise TypeError(msg)
+            if not name.isascii():
+                check_text(name, f"memory path '{path}': a key of a dict")
             check_value(item, f"{path}[{name!r}]")
     else:
         msg = (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import msgspec
 
 from agentflow.api.durations import duration_ms
+from agentflow.api.encoding import check_text
 from agentflow.api.events import Event, EventType
 from agentflow.api.executions import ExecutionStatus
 from agentflow.api.memory import MemoryLimits, MemoryObject, MemoryScope, MemoryType
@@ -238,6 +239,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             msg = f"event type '{event_type}' belongs to the engine; choose another name"
             raise TypeError(msg)
         else:
+            if not event.type.isascii():
+                check_text(event.type, "event type")
             encoded = services.encode_event(event.attributes)
         if encoded is not None and len(encoded) > services.output_max:
             _check_size(event.type, len(encoded), services)
@@ -296,6 +299,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
 
     def cancel_timer(self, name: str) -> None:
         """Cancel the timer ``name`` of this key, of either kind of time; nothing happens when there is none."""
+        check_text(name, "cancel_timer: name")
         self._order_timer((name, None, False, b""))
 
     def _order_timer(self, order: tuple[str, int | None, bool, bytes]) -> None:
@@ -456,6 +460,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         if not name:
             msg = "wait_for takes the name of a signal"
             raise ValueError(msg)
+        check_text(name, "wait_for: name")
+        check_text(correlation, "wait_for: correlation")
         timeout_ms = None if timeout is None else duration_ms(timeout)
         runner = self._step_runner("wait_for")
         return runner.wait_for(self, name, correlation, timeout_ms, default)  # type: ignore[no-any-return]

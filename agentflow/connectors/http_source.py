@@ -157,7 +157,8 @@ class HttpSource:
                 )
             )
         headers = tuple(
-            (name, request.headers[name].encode()) for name in sorted(TRACE_HEADERS & request.headers.keys())
+            (name, request.headers[name].encode(errors="surrogateescape"))
+            for name in sorted(TRACE_HEADERS & request.headers.keys())
         )
         request_id = request.headers.get("Idempotency-Key")
         if request.content_type in _LINES:

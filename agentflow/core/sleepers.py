@@ -9,7 +9,7 @@ done a few runs at a time: a run at most for each that falls asleep, and some be
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -213,9 +213,12 @@ class Sleepers:
     def _is_folded(self, entry: _Entry) -> bool:
         return self.by_key.get(entry[1]) is entry[2]
 
-    def run_ids(self) -> list[str]:
-        """Return the ids of the folded runs."""
-        return [_decode(folded).run_id for folded in self.by_key.values()]
+    def inputs(self, prefix: str) -> Iterator[tuple[str, bytes, bytes | None]]:
+        """Iterate over id, key and input of the folded runs whose id begins with ``prefix``."""
+        for key, stored in self.by_key.items():
+            folded = _decode(stored)
+            if folded.run_id.startswith(prefix):
+                yield folded.run_id, key, decode_entry(folded.row).value
 
     def rows(self, operator: int, runs_max: int | None = None, run_id: str | None = None) -> list[StateWrite]:
         """Return the rows of folded runs: all of them for a whole snapshot, or some, or those of one."""

@@ -6,7 +6,7 @@ from itertools import islice
 
 from agentflow.core.delta import StateWrite, Table
 from agentflow.core.journal_records import encoded_records, rows_of
-from agentflow.core.results import REQUESTS_PREFIX
+from agentflow.core.results import REQUESTS_PREFIX, fingerprint
 from agentflow.core.run_table import RunTable, run_writes
 from agentflow.core.runs import Run
 from agentflow.core.sleepers import Sleepers
@@ -26,10 +26,11 @@ class UnfinishedRuns:
         return len(self._runs) + len(self._sleepers.by_key)
 
     @property
-    def open_requests(self) -> list[str]:
-        """Ids of the runs whose answer is still to come."""
-        folded = [run_id for run_id in self._sleepers.run_ids() if run_id.startswith(REQUESTS_PREFIX)]
-        return [run.id for run in self._runs if run.request is not None] + folded
+    def open_requests(self) -> dict[str, bytes]:
+        """Ids of the runs whose answer is still to come → what tells their request from another one with the same id."""
+        inputs = [(run.id, run.key, run.record.value) for run in self._runs if run.request is not None]
+        inputs += self._sleepers.inputs(REQUESTS_PREFIX)
+        return {run_id: fingerprint(key, value) for run_id, key, value in inputs}
 
     def rows(self, runs_max: int, run_id: str | None = None) -> tuple[list[StateWrite], list[StateWrite]]:
         """Return rows of runs, and of their steps, as they are now.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
@@ -25,7 +26,6 @@ import msgspec
 from agentflow.api.agent import Agent
 from agentflow.api.codecs import MSGPACK
 from agentflow.api.durations import duration_ms
-from agentflow.api.encoding import encode_msgpack
 from agentflow.api.memory import MemoryLimits as Limits
 from agentflow.api.memory import MemoryObject, read_only_memory
 from agentflow.api.options import Configuration
@@ -33,12 +33,13 @@ from agentflow.core.results import RequestResult, result_name, result_name_of_id
 from agentflow.environment.answers import Answers, NoSource, failure_of
 from agentflow.environment.event_log import EventListener
 from agentflow.environment.openers import signals_opener, state_opener
+from agentflow.environment.request_arguments import Headers, encoded_headers, encoded_key, encoded_value
 from agentflow.environment.savepoints import savepoint_writer
 from agentflow.environment.settings import settings_of
 from agentflow.environment.telemetry import Telemetry
-from agentflow.errors import AgentflowError, ConfigError, UnknownRun
+from agentflow.errors import AgentflowError, ConfigError, EngineClosed, UnknownRun
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.codecs import RECORD_KEY, encode_key, is_key
+from agentflow.runtime.codecs import RECORD_KEY
 from agentflow.runtime.inspection import RunView
 from agentflow.runtime.intake import Intake
 from agentflow.runtime.job import Job, SystemClock
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from agentflow.observability.admin import AdminServer
 
 _decode = msgspec.json.Decoder().decode
-Headers = Mapping[str, str | bytes]
 AgentOrPlan = Agent | AgentPlan
 
 
@@ -380,6 +380,11 @@ class Engine:
         if timeout is not None:
             async with asyncio.timeout(_seconds(timeout)):
                 return await self.result(run_id, request_id=request_id, agent=agent)
+        if self._job is None:
+            raise _not_started()
+        if not isinstance(run_id, str):
+            msg = f"a run id is a text, not {run_id!r}"
+            raise TypeError(msg)
         await self._table.attached.wait()
         if request_id is not None:
             places = [self._place(agent)]
@@ -416,8 +421,16 @@ class Engine:
         is_sent: bool = False,
     ) -> OpenRequest | RequestResult | Coroutine[Any, Any, OpenRequest | RequestResult]:
         """Submit an input, or find what is known of its request; a coroutine: its caller has to wait for room."""
+        if self._job is None:
+            raise _not_started()
         place = 0 if agent is None and len(self._plans) == 1 else self._place(agent)
-        asked = (place, _encoded(key), encode_msgpack(value), request_id, () if headers is None else _headers(headers))
+        asked = (
+            place,
+            encoded_key(key),
+            encoded_value(value),
+            request_id,
+            () if headers is None else encoded_headers(headers),
+        )
         return self._intake.enter(*asked, is_sent=is_sent) or self._intake.enter_later(*asked, is_sent=is_sent)
 
     def _result_of(self, place: int, name: str) -> bytes | None:
@@ -457,7 +470,7 @@ class Engine:
 
     def memory(self, key: object, *, agent: str | None = None) -> MemoryObject:
         """Return the short-term memory of a key, to read: as the last completed task left it, at this moment."""
-        entries = self._running_job().memory_of(self._place(agent), _encoded(key))
+        entries = self._running_job().memory_of(self._place(agent), encoded_key(key))
         return read_only_memory(entries, self._clock.now_ms(), self._limits)
 
     def stats(self) -> EngineStats:
@@ -528,19 +541,20 @@ def _plan(agent: object, options: Mapping[str, Any]) -> AgentPlan:
     raise ConfigError([f"{agent!r} is neither an Agent nor an AgentPlan"])
 
 
-def _encoded(key: object) -> bytes:
-    if not is_key(key):
-        msg = f"a key is a str, int, float, bool or bytes, not {key!r}"
-        raise TypeError(msg)
-    return encode_key(key)
-
-
-def _headers(headers: Headers) -> tuple[tuple[str, bytes], ...]:
-    return tuple((name, text if isinstance(text, bytes) else text.encode()) for name, text in headers.items())
+def _not_started() -> EngineClosed:
+    return EngineClosed(
+        "the engine is not started",
+        expected="async with Engine(…) as engine",
+        fix="await engine.start(), and close() at its end",
+    )
 
 
 def _seconds(timeout: timedelta | str | float) -> float:
-    return timeout if isinstance(timeout, int | float) else duration_ms(timeout) / 1000
+    seconds = timeout if isinstance(timeout, int | float) else duration_ms(timeout) / 1000
+    if math.isnan(seconds):
+        msg = "timeout: nan is no time"
+        raise ValueError(msg)
+    return seconds
 
 
 def _outputs_of(result: RequestResult) -> list[Any]:

@@ -29,6 +29,8 @@ def settings_of(values: Mapping[str, Any]) -> tuple[JobSettings, dict[str, Any]]
     Raises:
         ConfigError: With every key that is unknown or has a wrong value.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError([f"settings are a mapping of keys to values, not {type(values).__name__}"])
     problems: list[str] = []
     options: dict[str, Any] = {}
     changes: dict[tuple[str, ...], Any] = {}

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from agentflow.api.codecs import Codec
+from agentflow.api.encoding import text_of, traceback_of
 from agentflow.api.events import CancelEvent, Event, EventType, InputEvent, TimerEvent
 from agentflow.api.runner_context import RunnerContext
 from agentflow.core.inputs import ActionCompleted, ActionFailed, TimerOrder
@@ -172,7 +172,7 @@ class ActionRunner:
         if error is None:
             try:
                 return _completed(task, ctx)
-            except (TypeError, AgentflowError) as late:
+            except Exception as late:  # noqa: BLE001 (what user code has left cannot be encoded)
                 return self._failed(task, ctx, late)
         if not isinstance(error, Exception):
             raise error
@@ -295,7 +295,7 @@ class ActionRunner:
         elif not is_retryable:
             name = "DecodeError"
         return ActionFailed(
-            task, ErrorReport(name, str(error), is_retryable=is_retryable, traceback=_user_traceback(error))
+            task, ErrorReport(name, text_of(error), is_retryable=is_retryable, traceback=_user_traceback(error))
         )
 
 
@@ -352,4 +352,4 @@ def _user_traceback(error: BaseException) -> str:
     frames: Any = error.__traceback__
     while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(("agentflow.", "asyncio.")):
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames)) if frames is not None else ""
+    return traceback_of(error, frames) if frames is not None else ""

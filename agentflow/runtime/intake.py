@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 
 from agentflow.core.records import Headers, Record
@@ -12,6 +13,7 @@ from agentflow.runtime.requests import OpenRequest, RequestTable, mismatch
 from agentflow.runtime.settings import JobSettings
 
 REQUEST_ID_CHARS_MAX = 500
+_NOT_IN_IDS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Intake:
@@ -133,6 +135,10 @@ class Intake:
 
 
 def _check_id(request_id: object) -> None:
-    if not isinstance(request_id, str) or not request_id or len(request_id) > REQUEST_ID_CHARS_MAX:
-        msg = f"a request id is a text of 1 to {REQUEST_ID_CHARS_MAX} characters, not {request_id!r}"
+    if (
+        not isinstance(request_id, str)
+        or not 0 < len(request_id) <= REQUEST_ID_CHARS_MAX
+        or _NOT_IN_IDS.search(request_id)
+    ):
+        msg = f"a request id is a text of 1 to {REQUEST_ID_CHARS_MAX} characters without control characters, not {request_id!r}"
         raise TypeError(msg)

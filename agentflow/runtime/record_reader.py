@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agentflow.api.encoding import text_of
 from agentflow.core.inputs import RecordReceived, RecordRejected
 from agentflow.core.records import ErrorReport, Record
 from agentflow.errors import DecodeError, MissingKey, RecordTooLarge
@@ -40,7 +41,9 @@ class RecordReader:
 
 def without_key(record: Record, error: Exception) -> RecordRejected:
     """Return that a record cannot be processed, because a user's function finds no key in it."""
-    return RecordRejected(record, ErrorReport(type(error).__name__, f"key-by failed: {error}", is_retryable=False))
+    return RecordRejected(
+        record, ErrorReport(type(error).__name__, f"key-by failed: {text_of(error)}", is_retryable=False)
+    )
 
 
 def _too_large(record: Record, record_max: int) -> RecordTooLarge:

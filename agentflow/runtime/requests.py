@@ -35,6 +35,7 @@ class OpenRequest(
         record: The input; its source and offset name the run.
         key: Canonical encoding of the key.
         request_id: What the caller calls it; None: nothing.
+        fingerprint: Of key and input, where the run was restored and they are not here.
         is_kept: Its answer is kept.
         wants_receipt: Somebody waits until the input is durable.
         epoch: Number of the checkpoint that has its admission; 0: it is in the queue.
@@ -50,6 +51,7 @@ class OpenRequest(
     record: Record
     key: bytes
     request_id: str | None = None
+    fingerprint: bytes = b""
     is_kept: bool = False
     wants_receipt: bool = False
     epoch: int = 0
@@ -68,6 +70,11 @@ class OpenRequest(
         """Id of the run."""
         return self.record.run_id
 
+    @property
+    def print(self) -> bytes:
+        """What tells it from another request with the same id."""
+        return self.fingerprint or fingerprint(self.key, self.record.value)
+
     async def end(self) -> None:
         """Wait until the run is over.
 
@@ -76,7 +83,7 @@ class OpenRequest(
         """
         while not self.is_over:
             if self.lost is not None:
-                raise self.lost
+                raise _fresh(self.lost)
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if self._end is None:
                 self._end = future
@@ -97,7 +104,7 @@ class OpenRequest(
             self._watchers = [*(self._watchers or ()), future]
             await future
         if self.lost is not None:
-            raise self.lost
+            raise _fresh(self.lost)
 
     async def accepted(self) -> None:
         """Wait until the input is durable, if whoever submitted it has asked to be told.
@@ -124,6 +131,11 @@ class OpenRequest(
             if self._others is not None:
                 others, self._others = self._others, None
                 _release(others)
+
+
+def _fresh(error: Exception) -> Exception:
+    """Return an error that is raised again and again without the frames of those who got it before."""
+    return error.with_traceback(None)
 
 
 def _release(futures: Iterable[asyncio.Future[None]]) -> None:
@@ -154,7 +166,7 @@ class RequestTable:
         self._by_id: dict[_RequestId, OpenRequest] = {}
         self._kept: list[OpenRequest] = []  # answered, and in no checkpoint yet
         self._kept_before: list[OpenRequest] = []  # the same, of the epoch that is being written
-        self._blocked: deque[asyncio.Future[None]] = deque()
+        self._blocked: dict[asyncio.Future[None], None] = {}  # in the order in which they came
         self._reserved = 0  # places in the queue of callers that have been woken
         self._paused: set[int] = set()
         self._life = self._number = 0
@@ -190,13 +202,14 @@ class RequestTable:
             EngineClosed: Nothing is admitted any more.
         """
         if self._closed is not None:
-            raise self._closed
+            raise _fresh(self._closed)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._blocked.append(future)
+        self._blocked[future] = None
         self._admit_blocked()
         try:
             await future
         except asyncio.CancelledError:
+            self._blocked.pop(future, None)
             if future.done() and not future.cancelled():
                 self._reserved -= 1
                 self._admit_blocked()
@@ -237,10 +250,11 @@ class RequestTable:
             RequestMismatch: The request with this id has another key or input.
         """
         if request_id is not None and (known := self._by_id.get((agent, request_id))) is not None:
-            check_same(known.record, known.key, request_id, key, value)
+            if known.print != fingerprint(key, value):
+                raise mismatch(request_id)
             return known
         if self._closed is not None:
-            raise self._closed
+            raise _fresh(self._closed)
         if self.is_full and not has_room:
             raise EngineOverloaded(
                 "the engine has as many requests as it may have",
@@ -252,7 +266,9 @@ class RequestTable:
         source = request_source(self._life, request_id)
         record = Record(source, self._number, self._number + 1, value, headers=headers)
         is_named = request_id is not None
-        request = OpenRequest(agent, record, key, request_id, is_kept or is_named, wants_receipt or is_named)
+        request = OpenRequest(
+            agent, record, key, request_id, is_kept=is_kept or is_named, wants_receipt=wants_receipt or is_named
+        )
         self._by_number[self._number] = request
         if request_id is not None:
             self._by_id[agent, request_id] = request
@@ -281,7 +297,7 @@ class RequestTable:
     def attach(
         self,
         life: int,
-        restored: Mapping[int, Iterable[str]],
+        restored: Mapping[int, Mapping[str, bytes]],
         checkpoint: int,
         find_result: Callable[[int, str], bytes | None],
     ) -> None:
@@ -291,7 +307,7 @@ class RequestTable:
 
         Args:
             life: Its number; part of the ids of new runs.
-            restored: Place of the agent → ids of the runs that were restored.
+            restored: Place of the agent → ids of the runs that were restored → fingerprints of their requests.
             checkpoint: The checkpoint that the subtask was restored from.
             find_result: Returns the kept result of an agent by its name.
         """
@@ -300,11 +316,11 @@ class RequestTable:
         self._paused.clear()
         self._queue.clear()
         self._by_number, self._restored = {}, {}
-        for agent, run_ids in restored.items():
-            for run_id in run_ids:
+        for agent, runs in restored.items():
+            for run_id, known in runs.items():
                 request = before.pop(run_id, None)
                 if request is None:
-                    request = self._join(agent, run_id, before)
+                    request = self._join(agent, run_id, known, before)
                 self._restored[run_id] = request
         for run_id, request in before.items():
             if request.is_over:
@@ -316,17 +332,25 @@ class RequestTable:
                     self._queue_again(request)
         self.attached.set()
 
-    def _join(self, agent: int, run_id: str, before: dict[str, OpenRequest]) -> OpenRequest:
-        """Return the entry of a restored run: that of a caller who has asked for it since, or a new one."""
+    def _join(self, agent: int, run_id: str, known: bytes, before: dict[str, OpenRequest]) -> OpenRequest:
+        """Return the entry of a restored run: that of a caller who has asked for it since, or a new one.
+
+        A caller who has asked for something else by the same id gets no answer.
+        """
         source, _, offset = run_id.rpartition("/")
         record = Record(source, int(offset), int(offset) + 1, None)
         request_id = request_id_of(run_id)
         waiting = None if request_id is None else self._by_id.get((agent, request_id))
+        if waiting is not None and not waiting.is_over and waiting.print != known:
+            assert request_id is not None
+            self._lose(before.pop(waiting.run_id), mismatch(request_id))
+            waiting = None
         if waiting is None or waiting.is_over:
             request = OpenRequest(agent, record, b"", request_id, is_kept=request_id is not None)
         else:
             request = before.pop(waiting.run_id)
             request.record, request.outputs = record, ()
+        request.fingerprint = known
         request.epoch, request.is_durable = 1, True
         if request_id is not None:
             self._by_id[agent, request_id] = request
@@ -339,7 +363,7 @@ class RequestTable:
         if stored is None:
             return False
         result = decode_result(stored)
-        if request.request_id is not None and result.fingerprint != fingerprint(request.key, request.record.value):
+        if request.request_id is not None and result.fingerprint != request.print:
             self._lose(request, mismatch(request.request_id))
             return True
         source, _, offset = result.run_id.rpartition("/")
@@ -395,7 +419,8 @@ class RequestTable:
 
     def _admit_blocked(self) -> None:
         while self._blocked and not self.is_full:
-            future = self._blocked.popleft()
+            future = next(iter(self._blocked))
+            del self._blocked[future]
             if not future.done():
                 self._reserved += 1
                 future.set_result(None)
@@ -448,7 +473,7 @@ class RequestTable:
     def stop(self, error: Exception) -> None:
         """Admit no new requests; those in the queue still are."""
         self._closed = self._closed or error
-        blocked, self._blocked = self._blocked, deque()
+        blocked, self._blocked = self._blocked, {}
         for future in blocked:
             if not future.done():
                 self._reserved += 1
@@ -471,22 +496,13 @@ class RequestTable:
         self._restored.clear()
         self._by_id.clear()
         self._queue.clear()
+        self._kept, self._kept_before = [], []
 
     def _lose(self, request: OpenRequest, error: Exception) -> None:
         request.lost = error
         if request.request_id is not None:
             self._by_id.pop((request.agent, request.request_id), None)
         request.wake()
-
-
-def check_same(record: Record, known_key: bytes, request_id: str, key: bytes, value: bytes) -> None:
-    """Refuse a request that has the id of another one; of a restored one the input is not known here.
-
-    Raises:
-        RequestMismatch: It has another key or input.
-    """
-    if record.value is not None and fingerprint(known_key, record.value) != fingerprint(key, value):
-        raise mismatch(request_id)
 
 
 def mismatch(request_id: str) -> RequestMismatch:

@@ -20,7 +20,7 @@ from agentflow.api.encoding import encode_json, encode_msgpack
 from agentflow.core.inputs import CancelRequested, RecordRejected, RetryRequested, Signal, SignalReceived
 from agentflow.core.records import ErrorReport, Record
 from agentflow.errors import DecodeError
-from agentflow.runtime.codecs import encode_key
+from agentflow.runtime.codecs import encode_key, is_key
 
 
 class SignalDocument(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -38,6 +38,11 @@ class SignalDocument(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
 
 
 _decode = msgspec.json.Decoder(SignalDocument).decode
+_NOT_ENCODABLE = (
+    ValueError,
+    OverflowError,
+    RecursionError,
+)  # half characters, integers of more than 64 bits, deep nesting
 
 
 def encode_signal(
@@ -46,14 +51,13 @@ def encode_signal(
     """Return the document of a signal.
 
     Raises:
-        TypeError: Key or value cannot be encoded.
+        TypeError: Key or value cannot be encoded, or another argument is no text.
         ValueError: It has no name.
     """
     if not name:
         msg = "a signal has a name"
         raise ValueError(msg)
-    encode_key(key)
-    return encode_json(SignalDocument(name, key, value=value, correlation=correlation, run=run, agent=agent))
+    return _encoded(SignalDocument(name, key, value=value, correlation=correlation, run=run, agent=agent))
 
 
 def encode_control(
@@ -62,10 +66,25 @@ def encode_control(
     """Return the document that cancels a run, or lets it try again at once.
 
     Raises:
-        TypeError: The key cannot be encoded.
+        TypeError: The key cannot be encoded, or another argument is no text.
     """
-    encode_key(key)
-    return encode_json(SignalDocument(key=key, kind=kind, run=run, reason=reason, agent=agent))
+    return _encoded(SignalDocument(key=key, kind=kind, run=run, reason=reason, agent=agent))
+
+
+def _encoded(signal: SignalDocument) -> bytes:
+    """Return a document that `SignalReader` can read: what is durable cannot be refused any more."""
+    if not is_key(signal.key):
+        msg = f"a key is a str, int, float, bool or bytes, not {signal.key!r}"
+        raise TypeError(msg)
+    try:
+        encode_key(signal.key)
+        encode_msgpack(signal.value)
+        document = encode_json(signal)
+        _decode(document)
+    except (TypeError, *_NOT_ENCODABLE) as error:
+        msg = f"this cannot be a signal: {error}"
+        raise TypeError(msg) from error
+    return document
 
 
 def encode_export(request: str) -> bytes:
@@ -120,7 +139,7 @@ class SignalReader:
         index = self._agents.index(document.agent) if document.agent else 0
         try:
             encoded = encode_key(key)
-        except (TypeError, ValueError) as error:
+        except (TypeError, *_NOT_ENCODABLE) as error:
             raise _not_a_signal(record, f"its key cannot be one: {error}") from error
         if document.kind == "cancel":
             return index, CancelRequested(record, encoded, document.run, document.reason)
@@ -128,7 +147,11 @@ class SignalReader:
             return index, RetryRequested(record, encoded)
         if not document.name:
             raise _not_a_signal(record, "it has no name")
-        signal = Signal(document.name, encode_msgpack(document.value), document.correlation, document.run)
+        try:
+            value = encode_msgpack(document.value)
+        except _NOT_ENCODABLE as error:
+            raise _not_a_signal(record, f"its value cannot be one: {error}") from error
+        signal = Signal(document.name, value, document.correlation, document.run)
         return index, SignalReceived(record, encoded, signal)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-import traceback
 import typing
 from collections.abc import Callable
 from types import FunctionType
@@ -17,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from agentflow.api.encoding import text_of, traceback_of
 from agentflow.errors import AgentflowError, InDoubt, NotRecordable, StepFailed
 
 _IN_DOUBT = f"{InDoubt.__module__}.{InDoubt.__qualname__}"
@@ -187,8 +187,8 @@ def encode_error(error: Exception) -> bytes:
     except (TypeError, ValueError, OverflowError):
         args = None
     kind = type(error)
-    text = "".join(traceback.format_exception(error))
-    return _encode_plain(StepError(f"{kind.__module__}.{kind.__qualname__}", str(error), args, text))
+    text = traceback_of(error, error.__traceback__)
+    return _encode_plain(StepError(f"{kind.__module__}.{kind.__qualname__}", text_of(error), args, text))
 
 
 def describe_error(payload: bytes) -> str:

@@ -42,6 +42,14 @@ def scraped(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     return {(one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples}
 
 
+def threads_left() -> list[str]:
+    """Threads of the engine that do not end."""
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("agentflow-")]
+    for thread in left:
+        thread.join(10)
+    return [thread.name for thread in left if thread.is_alive()]
+
+
 @pytest.fixture
 def port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -106,10 +114,7 @@ async def test_a_service_sees_its_engine(tmp_path, port, caplog):
     assert {line["key"] for line in lines} == {"***"}
     assert {line["trace_id"] for line in lines} == {run.trace for run in runs}
     assert not any(b"4111" in body for body in seen.bodies)
-    left = [thread for thread in threading.enumerate() if thread.name.startswith("agentflow-")]
-    for thread in left:
-        thread.join(10)
-    assert not [thread.name for thread in left if thread.is_alive()]
+    assert not threads_left()
 
 
 async def test_a_port_that_is_taken_lets_nothing_begin(tmp_path):

@@ -90,7 +90,7 @@ def test_a_recorded_request_starts_again_after_a_crash_and_an_unrecorded_one_was
     world.append()
     world.submit("l", 2)
     assert world.crash() == [f"start {R1}/0:a attempt 1"]
-    assert world.operator.unfinished.open_requests == [R1]
+    assert list(world.operator.unfinished.open_requests) == [R1]
     assert world.complete(f"{R1}/0:a", sent=[(None, b"1")])[-1] == f"emit {R1}/0:a/0 1"
     assert world.append() == [f"answer {R1} 0: 1 end"]
 
@@ -249,7 +249,7 @@ def test_a_request_that_its_key_does_not_let_in_is_refused_at_once_and_leaves_no
     world.submit("k", 1)
     world.submit("k", 2)
     assert world.submit("k", 3) == ["refuse requests/1/3 0: end KeyOverflow"]
-    assert world.operator.unfinished.open_requests == [R1, R2]
+    assert list(world.operator.unfinished.open_requests) == [R1, R2]
 
 
 def test_outputs_before_a_wait_leave_when_the_wait_is_recorded_and_once() -> None:
@@ -260,9 +260,9 @@ def test_outputs_before_a_wait_leave_when_the_wait_is_recorded_and_once() -> Non
     assert world.append() == [f"answer {R1} 0: 1"]
     assert world.park(f"{R1}/0:a") == []
     world.take_checkpoint()
-    assert world.operator.unfinished.open_requests == [R1], "folded runs are open too"
+    assert list(world.operator.unfinished.open_requests) == [R1], "folded runs are open too"
     assert world.crash() == []
-    assert world.operator.unfinished.open_requests == [R1]
+    assert list(world.operator.unfinished.open_requests) == [R1]
     world.until(100_000)
     world.append()
     world.now_ms = 100_001
