@@ -64,14 +64,15 @@ def job(tmp_path: Path) -> Iterator[Service]:
     service.process.wait()
 
 
-def test_a_key_of_a_request_that_is_no_text_is_refused_and_disturbs_nobody(job: Service) -> None:
+def test_a_key_of_a_request_that_is_no_text_is_refused_and_disturbs_nobody(job: Service, tmp_path: Path) -> None:
     with httpx.Client(base_url=job.url, timeout=20) as client:
         for raw in (b"a\xff", b"a\x7f"):
             answer = client.post("/records", json={"k": "b", "id": 1}, headers={b"Idempotency-Key": raw})
             assert answer.status_code in (400, 422), answer.text
         answer = client.post("/records", json={"k": "b", "id": 1}, headers={b"traceparent": b"\xff"})
         assert answer.status_code == 202
-    assert job.stop() == 0
+    assert job.stop() == 143
+    assert outputs(tmp_path) == [{"k": "b", "id": 1, "n": 1}]
 
 
 def test_what_was_accepted_is_in_the_output_once_over_kills(job: Service, tmp_path: Path) -> None:
