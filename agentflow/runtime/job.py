@@ -334,7 +334,8 @@ class Job:
             if failure.recovery is not Recovery.RESTART_SUBTASK or restart.strategy == "none" or self._stops:
                 self._status.state = "failed"
                 raise failure
-            attempt = 1 if self._counters.checkpoint > checkpoint_before else attempt + 1
+            of_the_start = self._requests is not None  # it keeps the number of the life, and is no progress
+            attempt = 1 if self._counters.checkpoint > checkpoint_before + of_the_start else attempt + 1
             if attempt > restart.attempts:
                 self._status.state = "failed"
                 raise RestartsExhausted(

@@ -12,6 +12,7 @@ import pytest
 
 from agentflow import (
     Agent,
+    CollectionSink,
     ConfigError,
     Engine,
     EngineClosed,
@@ -22,6 +23,7 @@ from agentflow import (
     Retry,
     RunFailed,
 )
+from agentflow.errors import RestartsExhausted
 from tests.engines import until
 
 HALF = json.loads('"\\ud83d"')
@@ -215,6 +217,23 @@ async def test_callers_that_have_gone_wait_no_more():
         await engine.signal("k", "go", 5)
         assert await first == [5]
         assert await engine.submit("other", 1) == [1]
+
+
+async def test_an_engine_that_cannot_go_on_gives_up_though_each_start_takes_a_checkpoint(tmp_path):
+    class Full(CollectionSink):
+        """Cannot be written."""
+
+        def write(self, record):
+            raise OSError("no space left on device")
+
+    config = {"restart.attempts": 3, "restart.delay": "1ms", "checkpoint.interval": "1h"}
+    engine = Engine(agent(), state_dir=str(tmp_path), config=config, sink=Full)
+    await engine.start()
+    with pytest.raises(RestartsExhausted, match="no space left"):
+        await engine.submit("k", 1)
+    with pytest.raises(RestartsExhausted):
+        await engine.close()
+    assert engine.stats().restarts == 3
 
 
 async def test_wrong_arguments_are_told():
