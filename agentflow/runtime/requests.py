@@ -168,6 +168,7 @@ class RequestTable:
         self._kept_before: list[OpenRequest] = []  # the same, of the epoch that is being written
         self._blocked: dict[asyncio.Future[None], None] = {}  # in the order in which they came
         self._reserved = 0  # places in the queue of callers that have been woken
+        self._counted = self._counted_before = self._told_again = 0  # answers that a checkpoint has; that come again
         self._paused: set[int] = set()
         self._life = self._number = 0
         self._schedule: Callable[[], object] | None = None
@@ -313,6 +314,7 @@ class RequestTable:
         """
         before = {request.run_id: request for request in (*self._restored.values(), *self._by_number.values())}
         self._life, self._number = life, 0
+        self._told_again = self.answered + self.failed - self._counted
         self._paused.clear()
         self._queue.clear()
         self._by_number, self._restored = {}, {}
@@ -442,8 +444,11 @@ class RequestTable:
         if effect.is_final:
             request.is_over = request.is_durable = True
             request.error, request.is_refused = effect.error, effect.is_refused
-            self.answered += effect.error is None
-            self.failed += effect.error is not None
+            if request.key or not self._told_again:
+                self.answered += effect.error is None
+                self.failed += effect.error is not None
+            else:  # of a run that had ended before a restart, and is made again from its records
+                self._told_again -= 1
             if effect.is_kept:
                 self._kept.append(request)
             else:
@@ -460,6 +465,7 @@ class RequestTable:
 
     def barrier(self) -> None:
         """Note that a checkpoint takes the results so far."""
+        self._counted_before = self.answered + self.failed
         self._kept_before += self._kept
         self._kept = []
 
@@ -468,6 +474,7 @@ class RequestTable:
         for request in self._kept_before:
             self._forget(request)
         self._kept_before = []
+        self._counted = self._counted_before
 
     # -- the end
     def stop(self, error: Exception) -> None:

@@ -244,3 +244,26 @@ async def test_wrong_arguments_are_told():
             await engine.result(5)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="nan"):
             await engine.submit("k", 1, timeout=float("nan"))
+
+
+async def test_an_answer_that_a_restart_makes_again_is_counted_once(tmp_path):
+    class FailsOnce(CollectionSink):
+        """Its second checkpoint fails, in the first life."""
+
+        staged = 0
+
+        async def stage(self, checkpoint):
+            FailsOnce.staged += 1
+            if FailsOnce.staged == 2:
+                raise OSError("the disk is gone")
+            return await super().stage(checkpoint)
+
+    config = {"restart.delay": "1ms", "checkpoint.interval": "1h"}
+    async with Engine(agent(), state_dir=str(tmp_path), config=config, sink=FailsOnce) as engine:
+        for number in range(10):
+            assert await engine.submit("k", number) == [number]
+        assert engine._job is not None
+        engine._job._subtask.checkpoint_schedule.take_extra()
+        await until(lambda: engine.stats().restarts == 1 and engine.stats().state == "running")
+        assert await engine.submit("k", "more") == ["more"]
+        assert (engine.stats().answered, engine.stats().failed, engine.stats().open) == (11, 0, 0)
