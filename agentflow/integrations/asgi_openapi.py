@@ -59,7 +59,7 @@ def openapi_document(title: str, place: str, plans: Iterable[Any]) -> dict[str, 
             },
             "timeout": {
                 "type": ["string", "number", "null"],
-                "description": "Longest wait, seconds or with a unit; the run goes on.",
+                "description": "Longest wait, seconds or with a unit: for the end of the run, or, of /send, for its acceptance. The run goes on.",
                 "examples": ["5s"],
             },
         },
@@ -127,14 +127,17 @@ def _paths() -> dict[str, Any]:
             "Run an agent and stream its outputs",
             body,
             {
-                "200": {"description": "Events: output (id: its place), then end or error.", "content": events},
+                "200": {
+                    "description": "Events: output (id: its place), then end or error; at the timeout error, of the type TimeoutError.",
+                    "content": events,
+                },
                 **refusals,
             },
         ),
         "/send": post(
             "Accept an input durably",
             body,
-            {"202": {"description": "The run has been accepted.", "content": _content(run)}, **refusals},
+            {"202": {"description": "The run has been accepted.", "content": _content(run)}, "504": error, **refusals},
         ),
         "/runs": get("Unfinished runs", {"type": "object"}, limit),
         "/runs/{run_id}": get(
