@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 _KEY = {"description": "The key: runs of a key take turns.", "type": ["string", "number", "boolean"]}
+_EVENTS = "Events: output (id: its place), then end or error; at the timeout error, of the type TimeoutError."
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -116,7 +117,6 @@ def _paths() -> dict[str, Any]:
         answers = {"200": {"description": "OK", "content": _content(kind)}, **more}
         return {"get": {"summary": summary, "parameters": list(parameters), "responses": answers}}
 
-    events = {"text/event-stream": {"schema": {"type": "string"}}}
     return {
         "/submit": post(
             "Run an agent and return its outputs",
@@ -127,10 +127,7 @@ def _paths() -> dict[str, Any]:
             "Run an agent and stream its outputs",
             body,
             {
-                "200": {
-                    "description": "Events: output (id: its place), then end or error; at the timeout error, of the type TimeoutError.",
-                    "content": events,
-                },
+                "200": {"description": _EVENTS, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
                 **refusals,
             },
         ),
