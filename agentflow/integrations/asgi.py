@@ -359,6 +359,8 @@ def _error(error: Exception) -> dict[str, Any]:
         }
     if isinstance(error, _BadRequest):
         fields["type"] = "BadRequest"
+    if isinstance(error, OverflowError):
+        fields["type"] = "TypeError"  # as of everything else that cannot be encoded
     return fields
 
 
