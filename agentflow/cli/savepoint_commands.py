@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from agentflow.cli.kafka_commands import load, print_table
 from agentflow.cli.output import EXIT_DONE, EXIT_PROBLEMS_FOUND, print_json
 from agentflow.cli.progress import ProgressBar
-from agentflow.errors import ConfigError
+from agentflow.errors import ConfigError, StateCorrupted
 
 if TYPE_CHECKING:
     from agentflow.cli.job_file import JobFile
@@ -66,7 +66,9 @@ def _create(chosen: argparse.Namespace, progress: ProgressBar) -> Savepoint:
 
 
 def _target(named: str | None, job_file: JobFile | None, job: str) -> str:
-    target = named or (None if job_file is None else job_file.settings.savepoint.dir)
+    target = named
+    if target is None and job_file is not None:
+        target = job_file.settings.savepoint.dir
     if target is None:
         raise ConfigError([f"{job}: no target is named, and the job file has no savepoint.dir"])
     return target
@@ -141,6 +143,10 @@ def _storage(chosen: argparse.Namespace) -> SavepointStorage:
 
     named: str = chosen.config
     if not names_job_file(named):
+        if "://" not in named and not Path(named).is_dir():
+            raise ConfigError(
+                [f"{named}: there is no such directory\nhelp: name one that holds savepoints, or a job file"]
+            )
         return storage_of(named)
     job_file = load(chosen)
     return storage_of(_target(None, job_file, named), job_file.settings.object_store)
@@ -172,12 +178,20 @@ def verify(chosen: argparse.Namespace) -> int:
     import msgspec
 
     from agentflow.environment.savepoints import savepoint_at, verify_savepoint
+    from agentflow.state.savepoint_format import MANIFEST_FILE
+    from agentflow.state.savepoints import Damage, Findings
 
-    savepoint = savepoint_at(chosen.savepoint)
-    with ProgressBar() as progress:
-        found = verify_savepoint(savepoint, progress)
+    place = chosen.savepoint
+    try:
+        savepoint = savepoint_at(place)
+    except StateCorrupted as error:  # of the manifest, which says what else there is to read
+        found = Findings(1, 0, [Damage(MANIFEST_FILE, error.what)])
+    else:
+        place = savepoint.place
+        with ProgressBar() as progress:
+            found = verify_savepoint(savepoint, progress)
     if chosen.json:
-        print_json({"savepoint": savepoint.place, **msgspec.to_builtins(found)})
+        print_json({"savepoint": place, **msgspec.to_builtins(found)})
     else:
         damaged = f"{len(found.damage)} damaged:" if found.damage else "nothing is damaged"
         print(f"{found.files} files, {found.rows} rows: {damaged}")

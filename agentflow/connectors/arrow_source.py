@@ -146,10 +146,9 @@ class _ArrowRows:
             if batch is None:
                 return None
             self._packer = self._packer or RowPacker(batch.schema)
-            values = self._packer.pack(batch)
-        first, label = self._next, self._label
-        self._next += len(values)
-        return [Record(label, row, row + 1, value) for row, value in enumerate(values, first)]
+            records = self._packer.records(batch, self._label, self._next, self._path)
+        self._next += len(records)
+        return records
 
     @contextmanager
     def _told(self) -> Iterator[None]:

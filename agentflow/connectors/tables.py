@@ -94,9 +94,9 @@ class TableSource:
     def _read(self) -> list[Record]:
         for batch in self._batches:
             if batch.num_rows:
-                values, first = self._packer.pack(batch), self._next
-                self._next += len(values)
-                return [Record(_LABEL, row, row + 1, value) for row, value in enumerate(values, first)]
+                records = self._packer.records(batch, _LABEL, self._next, _LABEL)
+                self._next += len(records)
+                return records
         return []
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agentflow.core.delta import JOURNAL_NAME, Table
-from agentflow.environment.savepoints import storage_of
+from agentflow.environment.savepoints import storage_beside
 from agentflow.errors import StateCorrupted, StateMismatch, StateUnavailable
 from agentflow.runtime.savepoints import facts_of
 
@@ -44,12 +44,13 @@ async def create_kafka_savepoint(
         progress: Told of what is read and written.
 
     Raises:
+        ConfigError: The target cannot be one, or is within the state directory.
         StateUnavailable: The job has never run; or it is rekeyed and has workers.
         StateError: Something cannot be read or written.
     """
     from agentflow.state.savepoints import write_savepoint
 
-    job = settings.job
+    job, storage = settings.job, storage_beside(settings.state.dir, target, settings.object_store)
     counts, has_workers = await _look(settings)
     changelog, repartition = f"{job}-changelog", f"{job}-repartition"
     if changelog not in counts:
@@ -79,7 +80,7 @@ async def create_kafka_savepoint(
             )
         return await asyncio.to_thread(
             write_savepoint,
-            storage_of(target, settings.object_store),
+            storage,
             reading.files,
             job=job,
             kind="kafka",
@@ -326,7 +327,7 @@ def _subtasks(savepoint: Savepoint, scratch: Path) -> Iterator[RestoredSubtask]:
 
     for subtask in savepoint.manifest.subtasks:
         directory = scratch / f"subtask-{subtask.subtask}"
-        fetch_subtask(savepoint, subtask.subtask, directory)
+        fetch_subtask(savepoint, subtask.subtask, directory, is_checked=True)
         with contextlib.closing(StateView(directory)) as view:
             pending = functools.partial(_pending, savepoint, subtask.subtask)
             yield RestoredSubtask(subtask.subtask, subtask.checkpoint, view.rows, view.journal, pending)

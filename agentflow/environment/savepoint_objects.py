@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agentflow.connectors.object_store import ObjectStore
 from agentflow.errors import StateError, StateForbidden, StateUnavailable
-from agentflow.state.savepoint_storage import write_durably
+from agentflow.state.savepoint_storage import missing_file, write_durably
 
 if TYPE_CHECKING:
     from agentflow.runtime.settings import ObjectStoreSettings
@@ -52,7 +52,13 @@ class ObjectStorage:
     def chunks(self, name: str) -> Iterator[bytes]:
         """See `SavepointStorage`."""
         with self._told("reading a savepoint", name):
+            yield from self._content(name)
+
+    def _content(self, name: str) -> Iterator[bytes]:
+        try:
             yield from self._chunks(name)
+        except FileNotFoundError as error:
+            raise missing_file(f"{self.place}/{name}") from error
 
     def _chunks(self, name: str) -> Iterator[bytes]:
         file = self._store.open(name)
@@ -84,7 +90,7 @@ class ObjectStorage:
     def fetch(self, name: str, path: Path) -> None:
         """See `SavepointStorage`."""
         with self._told("reading a savepoint", name):
-            write_durably(path, self._chunks(name))
+            write_durably(path, self._content(name))
 
     @contextlib.contextmanager
     def _told(self, doing: str, name: str) -> Iterator[None]:

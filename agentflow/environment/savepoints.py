@@ -85,6 +85,8 @@ def storage_of(target: str, store: ObjectStoreSettings | None = None) -> Savepoi
         ConfigError: It cannot be one.
         NotConfigured: The package obstore is missing.
     """
+    if not target:
+        raise ConfigError(["savepoints are kept in directories and object stores: name one, the text is empty"])
     if "://" in target:
         from agentflow.environment.savepoint_objects import ObjectStorage
 
@@ -110,6 +112,12 @@ def savepoint_at(place: str, store: ObjectStoreSettings | None = None) -> Savepo
     """
     from agentflow.state.savepoints import load_savepoint
 
+    if not place:
+        raise ConfigError(["a savepoint is a directory, or a prefix of an object store: name one, the text is empty"])
+    if Path(place).is_file():
+        raise ConfigError(
+            [f"{place} is no savepoint: it is a file\nhelp: name the directory, which has a manifest.json"]
+        )
     path = place.rstrip("/")
     parent, name = os.path.split(path if "://" in path else os.path.normpath(path))
     return load_savepoint(storage_of(parent or ".", store), name)
@@ -123,7 +131,7 @@ def savepoint_writer(settings: JobSettings) -> WriteSavepoint | None:
         return None
 
     async def write(export: Export, target: str) -> str:
-        return (await _take(place, storage_of(target, settings.object_store), export)).place
+        return (await _take(place, storage_beside(place.directory, target, settings.object_store), export)).place
 
     return write
 
@@ -148,11 +156,13 @@ async def create_savepoint(
         progress: Told of bytes copied.
 
     Raises:
+        ConfigError: The target cannot be one, or is within the state directory.
         StateUnavailable: There is no state, or the job does not answer.
         StateError: Something cannot be read or written.
     """
     from agentflow.state.directory import stored_job
 
+    storage = storage_beside(place.directory, target, store)
     stored = stored_job(place.subtask)
     if stored != place.job:
         raise StateMismatch(
@@ -174,7 +184,25 @@ async def create_savepoint(
             if await _is_answered(place, request, deadline_s):
                 return
 
-    return await _take(place, storage_of(target, store), export, progress)
+    return await _take(place, storage, export, progress)
+
+
+def storage_beside(state_dir: str | Path | None, target: str, store: ObjectStoreSettings | None) -> SavepointStorage:
+    """Return the storage that a target names for the savepoints of a job; one within its state directory would be lost with that.
+
+    Raises:
+        ConfigError: It cannot be one, or is within ``state_dir``.
+        NotConfigured: The package obstore is missing.
+    """
+    storage = storage_of(target, store)
+    if (
+        state_dir is not None
+        and "://" not in target
+        and Path(target).resolve().is_relative_to(Path(state_dir).resolve())
+    ):
+        problem = f"{target} is within the state directory {state_dir} of the job: a savepoint there is lost with it"
+        raise ConfigError([f"{problem}\nhelp: name a directory elsewhere, at best on another disk"])
+    return storage
 
 
 async def _take(
@@ -325,7 +353,7 @@ def _check_rows(savepoint: Savepoint, subtask: int, scratch: Path, found: Findin
 
     place = f"subtask-{subtask}"
     try:
-        fetch_subtask(savepoint, subtask, scratch)
+        fetch_subtask(savepoint, subtask, scratch, is_checked=True)  # what is damaged is told already
         view = StateView(scratch)
     except StateError as error:
         found.damage.append(Damage(place, error.what))

@@ -68,7 +68,7 @@ def memory_of_savepoint(savepoint: Savepoint) -> Iterator[MemoryReader]:
         views = []
         for subtask in manifest.subtasks:
             directory = scratch / f"subtask-{subtask.subtask}"
-            fetch_subtask(savepoint, subtask.subtask, directory)
+            fetch_subtask(savepoint, subtask.subtask, directory, is_checked=False)
             view = StateView(directory)
             opened.callback(view.close)
             views.append(view)

@@ -4,7 +4,7 @@
 
     POST /submit        {"key", "value", "request_id"?, "agent"?, "timeout"?}   200 {"outputs"}
     POST /stream        the same                                       server-sent events: output …, then end or error
-    POST /send          the same                                       202 {"run_id"}, and Location
+    POST /send          the same; the timeout is that of its acceptance   202 {"run_id"}, and Location
     GET  /runs          unfinished runs
     GET  /runs/{run_id} ?wait=5s                                       200 done or failed · 202 unfinished · 404
     POST /signal        {"key", "name", "value"?, "correlation"?, "run"?, "agent"?}   202
@@ -14,7 +14,8 @@
 
 The header ``Idempotency-Key`` is the request id where the body has none; ``traceparent`` and the other trace headers go into the run.
 An error is ``{"error": {"type", "message", "fix"?, "run_id"?, "outputs"?}}``: 400 and 422 are the caller's, 409 another request has that
-id, 503 with ``Retry-After`` a limit or a closing engine, 504 the timeout (the run goes on), 500 a run that failed.
+id, 503 with ``Retry-After`` a limit or a closing engine, 504 the timeout (the run goes on), 500 a run that failed. A stream that has begun
+ends with the same as its event ``error``.
 
 Whoever mounts it decides who may call it: there is no authentication here.
 """
@@ -23,11 +24,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from urllib.parse import quote
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -50,10 +54,13 @@ if TYPE_CHECKING:
 
 _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 _HEARTBEAT_S = 15.0
+_DIGITS_MAX = 19  # of an offset, and of the place of an output
 _STATUSES: dict[type[Exception], int] = {
     TimeoutError: 504,
     TypeError: 422,
     ValueError: 422,
+    OverflowError: 422,
+    RecursionError: 422,
     ConfigError: 422,
     RecordTooLarge: 413,
     RequestMismatch: 409,
@@ -62,7 +69,18 @@ _STATUSES: dict[type[Exception], int] = {
     UnknownRun: 404,
     RunFailed: 500,
 }
+_TEXTS: dict[type[Exception], tuple[str, str]] = {  # of errors that do not say it themselves: what, and what to do
+    TimeoutError: (
+        "the timeout is over before the run; it goes on, unless it still waited for room",
+        "send the same request again: with the same request_id it joins the run, or gets its outputs; GET /runs lists unfinished runs",
+    ),
+    OverflowError: ("an integer does not fit into 64 bits", "send it as text"),
+    RecursionError: ("the body is nested too deeply", "send it flatter, or as text"),
+}
 _encode = msgspec.json.Encoder().encode
+
+
+_OF_THE_CALLER = (TimeoutError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 class EngineLike(Protocol):
@@ -145,7 +163,7 @@ def engine_app(
         async def answer(request: Request) -> Response:
             try:
                 return await endpoint(request)
-            except (_BadRequest, TimeoutError, TypeError, ValueError, AgentflowError) as error:
+            except (_BadRequest, AgentflowError, *_OF_THE_CALLER) as error:
                 return _refused(error)
 
         return answer
@@ -161,7 +179,7 @@ def engine_app(
         Route("/stats", answering(endpoints.stats), methods=["GET"]),
         Route("/openapi.json", answering(endpoints.openapi), methods=["GET"]),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_endpoint})
 
 
 class _Endpoints:
@@ -171,30 +189,41 @@ class _Endpoints:
         self._body_max_bytes = body_max_bytes
 
     async def submit(self, request: Request) -> Response:
-        asked, options = await self._input(request)
-        outputs = await self._engine.submit(asked.key, asked.value, timeout=_timeout(asked.timeout), **options)
+        asked, timeout_s, options = await self._input(request)
+        outputs = await self._engine.submit(asked.key, asked.value, timeout=timeout_s, **options)
         return _json(200, {"outputs": outputs})
 
     async def stream(self, request: Request) -> Response:
-        asked, options = await self._input(request)
-        seen = request.headers.get("last-event-id", "")
-        skip = int(seen) + 1 if seen.isdecimal() and options["request_id"] is not None else 0
+        asked, timeout_s, options = await self._input(request)
+        until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        seen = request.headers.get("last-event-id")
+        skip = 0 if not seen or options["request_id"] is None else _place(seen) + 1
         outputs = self._engine.stream(asked.key, asked.value, skip=skip, **options)
         first = asyncio.ensure_future(anext(outputs, _END))
         await asyncio.sleep(0)  # its first step: what is refused at once is an answer, and no stream
         if first.done():
             first.result()
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_events(outputs, first, skip), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(
+            _events(outputs, first, skip, until_s), media_type="text/event-stream", headers=headers
+        )
 
     async def send(self, request: Request) -> Response:
-        asked, options = await self._input(request)
-        run_id = await self._engine.send(asked.key, asked.value, **options)
-        place = request.scope.get("root_path", "")
-        return _json(202, {"run_id": run_id}, {"Location": f"{place}/runs/{run_id}"})
+        asked, timeout_s, options = await self._input(request)
+        try:
+            async with asyncio.timeout(timeout_s):
+                run_id = await self._engine.send(asked.key, asked.value, **options)
+        except TimeoutError as error:
+            msg = "the timeout is over before the input is durable; it may be accepted all the same"
+            raise TimeoutError(msg) from error
+        place = quote(request.scope.get("root_path", ""))
+        return _json(202, {"run_id": run_id}, {"Location": f"{place}/runs/{_path_of(run_id)}"})
 
     async def run(self, request: Request) -> Response:
         run_id: str = request.path_params["run_id"]
+        if len(number := run_id.rpartition("/")[2]) > _DIGITS_MAX and number.isdecimal():
+            msg = f"a run id ends with a number of at most {_DIGITS_MAX} digits; this one has {len(number):,}"
+            raise ValueError(msg)
         wait = _timeout(request.query_params.get("wait"))
         view = self._engine.run(run_id)
         if view is not None and not wait:
@@ -209,8 +238,8 @@ class _Endpoints:
 
     async def runs(self, request: Request) -> Response:
         text = request.query_params.get("limit", "100")
-        if not text.isdecimal() or not 0 < int(text) <= 10_000:
-            raise _BadRequest(f"limit is a number from 1 to 10000, not {text!r}")
+        if not text.isdecimal() or len(text) > _DIGITS_MAX or not 0 < int(text) <= 10_000:
+            raise _BadRequest(f"limit is a number from 1 to 10000, not {text[:_DIGITS_MAX]!r}")
         return _json(200, {"runs": msgspec.to_builtins(self._engine.runs(limit=int(text)))})
 
     async def signal(self, request: Request) -> Response:
@@ -232,11 +261,12 @@ class _Endpoints:
         place = request.scope.get("root_path", "") or "/"
         return _json(200, openapi_document(self._title, place, self._engine.plans))
 
-    async def _input(self, request: Request) -> tuple[_Input, dict[str, Any]]:
+    async def _input(self, request: Request) -> tuple[_Input, float | None, dict[str, Any]]:
         asked = await self._body(request, _Input)
         request_id = asked.request_id or request.headers.get("idempotency-key")
         headers = {name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers}
-        return asked, {"request_id": request_id, "agent": asked.agent, "headers": headers}
+        options = {"request_id": request_id, "agent": asked.agent, "headers": headers}
+        return asked, _timeout(asked.timeout), options
 
     async def _body(self, request: Request, kind: type[Any]) -> Any:  # noqa: ANN401 (one of the structs)
         body = bytearray()
@@ -255,18 +285,24 @@ class _Endpoints:
 _END = object()
 
 
-async def _events(outputs: AsyncIterator[Any], first: asyncio.Future[Any], place: int) -> AsyncIterator[bytes]:
-    """Yield server-sent events: an output each, with its place as id; a comment once in a while keeps the connection."""
-    coming = first
+async def _events(
+    outputs: AsyncIterator[Any], first: asyncio.Future[Any], place: int, until_s: float | None
+) -> AsyncIterator[bytes]:
+    """Yield server-sent events: an output each, with its place as id; a comment once in a while keeps the connection.
+
+    At ``until_s`` of the loop's clock it ends with an error; outputs that are there by then are yielded before.
+    """
+    coming, now_s = first, asyncio.get_running_loop().time
     try:
         while True:
-            await asyncio.wait([coming], timeout=_HEARTBEAT_S)
-            if not coming.done():
+            rest_s = math.inf if until_s is None else max(0.0, until_s - now_s())
+            await asyncio.wait([coming], timeout=min(rest_s, _HEARTBEAT_S))
+            if not coming.done() and rest_s > _HEARTBEAT_S:
                 yield b": wait\n\n"
                 continue
             try:
-                output = coming.result()
-            except (TypeError, AgentflowError) as error:
+                output = coming.result() if coming.done() else _timed_out()
+            except (AgentflowError, *_OF_THE_CALLER) as error:
                 yield b"event: error\ndata: " + _encode(_error(error)) + b"\n\n"
                 return
             if output is _END:
@@ -279,17 +315,41 @@ async def _events(outputs: AsyncIterator[Any], first: asyncio.Future[Any], place
         coming.cancel()
 
 
+def _timed_out() -> NoReturn:
+    raise TimeoutError
+
+
 def _timeout(value: str | float | None) -> float | None:
-    if value is None or isinstance(value, int | float):
-        return value
-    return float(value) if value.replace(".", "", 1).isdecimal() else duration_ms(value) / 1000
+    if isinstance(value, str):
+        return float(value) if value.replace(".", "", 1).isdecimal() else duration_ms(value) / 1000
+    if value is not None and value < 0:
+        msg = f"a timeout is not negative: {value}"
+        raise ValueError(msg)
+    return value
+
+
+def _place(last_event_id: str) -> int:
+    if not last_event_id.isdecimal() or len(last_event_id) > _DIGITS_MAX:
+        msg = f"Last-Event-ID is the id of an output of the stream: a number of at most {_DIGITS_MAX} digits"
+        raise ValueError(msg)
+    return int(last_event_id)
+
+
+def _path_of(run_id: str) -> str:
+    """Return a run id as a path; one with segments that clients resolve (``..``) as one segment."""
+    return quote(run_id, safe="" if {"", ".", ".."} & {*run_id.split("/")} else "/")
 
 
 def _error(error: Exception) -> dict[str, Any]:
     fields: dict[str, Any] = {"type": type(error).__name__, "message": str(error).partition("\n")[0]}
+    for kind, (what, fix) in _TEXTS.items():
+        if isinstance(error, kind):
+            fields |= {"message": fields["message"] if kind is TimeoutError and str(error) else what, "fix": fix}
     if isinstance(error, AgentflowError):
         fields["message"] = error.what
         fields |= {"fix": error.fix} if error.fix else {}
+    if isinstance(error, ConfigError):
+        fields["message"] = "; ".join(error.problems)
     if isinstance(error, RunFailed):
         fields |= {
             "run_id": error.run_id,
@@ -299,6 +359,8 @@ def _error(error: Exception) -> dict[str, Any]:
         }
     if isinstance(error, _BadRequest):
         fields["type"] = "BadRequest"
+    if isinstance(error, OverflowError):
+        fields["type"] = "TypeError"  # as of everything else that cannot be encoded
     return fields
 
 
@@ -311,6 +373,21 @@ def _refused(error: Exception) -> Response:
     if isinstance(error, RunFailed) and error.error_type == "DecodeError":
         status = 422  # the input is not what the agent takes
     return _json(status, {"error": _error(error)}, {"Retry-After": "1"} if status == 503 else {})
+
+
+async def _no_endpoint(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"]
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        told = {"type": "MethodNotAllowed", "message": f"{path} takes {allowed}, not {request.method}"}
+    else:
+        told = {
+            "type": "NotFound",
+            "message": f"there is no {path}",
+            "fix": "GET /openapi.json describes what there is",
+        }
+    return _json(error.status_code, {"error": told}, error.headers)
 
 
 def _json(status: int, value: object, headers: Mapping[str, str] | None = None) -> Response:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 _KEY = {"description": "The key: runs of a key take turns.", "type": ["string", "number", "boolean"]}
+_EVENTS = "Events: output (id: its place), then end or error; at the timeout error, of the type TimeoutError."
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -59,7 +60,7 @@ def openapi_document(title: str, place: str, plans: Iterable[Any]) -> dict[str, 
             },
             "timeout": {
                 "type": ["string", "number", "null"],
-                "description": "Longest wait, seconds or with a unit; the run goes on.",
+                "description": "Longest wait, seconds or with a unit: for the end of the run, or, of /send, for its acceptance. The run goes on.",
                 "examples": ["5s"],
             },
         },
@@ -116,7 +117,6 @@ def _paths() -> dict[str, Any]:
         answers = {"200": {"description": "OK", "content": _content(kind)}, **more}
         return {"get": {"summary": summary, "parameters": list(parameters), "responses": answers}}
 
-    events = {"text/event-stream": {"schema": {"type": "string"}}}
     return {
         "/submit": post(
             "Run an agent and return its outputs",
@@ -127,14 +127,14 @@ def _paths() -> dict[str, Any]:
             "Run an agent and stream its outputs",
             body,
             {
-                "200": {"description": "Events: output (id: its place), then end or error.", "content": events},
+                "200": {"description": _EVENTS, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
                 **refusals,
             },
         ),
         "/send": post(
             "Accept an input durably",
             body,
-            {"202": {"description": "The run has been accepted.", "content": _content(run)}, **refusals},
+            {"202": {"description": "The run has been accepted.", "content": _content(run)}, "504": error, **refusals},
         ),
         "/runs": get("Unfinished runs", {"type": "object"}, limit),
         "/runs/{run_id}": get(

@@ -32,7 +32,7 @@ def export_memory(entries: Iterable[MemoryEntry], path: Path, tell: Callable[[in
         tell: Told of rows written; often.
 
     Raises:
-        ConfigError: Its name says neither.
+        ConfigError: Its name says neither, or its directory is not there.
         NotConfigured: Parquet is wanted, and pyarrow is not there.
         StateError: It cannot be written.
     """
@@ -43,6 +43,8 @@ def export_memory(entries: Iterable[MemoryEntry], path: Path, tell: Callable[[in
     write = writers.get(path.suffix)
     if write is None:
         raise ConfigError([f"{path}: the name of the file ends with .jsonl or .parquet, which says what is written"])
+    if not path.parent.is_dir():
+        raise ConfigError([f"{path}: there is no directory {path.parent}\nhelp: make it, or name another file"])
     draft = path.with_name(f".{path.name}.new")
     rows = 0
     try:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from agentflow.errors import DiskFull, StateError, StateForbidden, StateUnavailable
+from agentflow.errors import DiskFull, StateCorrupted, StateError, StateForbidden, StateUnavailable
 from agentflow.state.directory import make_directory, sync_directory
 
 CHUNK_BYTES = 2**20
@@ -46,7 +46,7 @@ class SavepointStorage(Protocol):
         ...
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """Yield content piece by piece."""
+        """Yield content piece by piece. `StateCorrupted`: there is none of that name."""
         ...
 
     def write(self, name: str, chunks: Iterable[bytes]) -> None:
@@ -65,7 +65,10 @@ class SavepointStorage(Protocol):
         ...
 
     def fetch(self, name: str, path: Path) -> None:
-        """Make content that is never changed available as a local file, by a link where that is possible."""
+        """Make content that is never changed available as a local file, by a link where that is possible.
+
+        `StateCorrupted`: there is none of that name.
+        """
         ...
 
 
@@ -101,9 +104,15 @@ class DirectoryStorage:
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """See `SavepointStorage`."""
-        with self._told("reading a savepoint", self._path / name), (self._path / name).open("rb", buffering=0) as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
+        path = self._path / name
+        with self._told("reading a savepoint", path):
+            try:
+                file = path.open("rb", buffering=0)
+            except FileNotFoundError as error:
+                raise missing_file(path) from error
+            with file:
+                while chunk := file.read(CHUNK_BYTES):
+                    yield chunk
 
     def write(self, name: str, chunks: Iterable[bytes]) -> None:
         """See `SavepointStorage`."""
@@ -142,7 +151,8 @@ class DirectoryStorage:
         """See `SavepointStorage`."""
         source = (self._path / name).absolute()
         with self._told("reading a savepoint", source):
-            source.stat()
+            if not source.exists():
+                raise missing_file(source)
             path.symlink_to(source)
 
     @contextlib.contextmanager
@@ -167,6 +177,16 @@ def write_durably(path: Path, chunks: Iterable[bytes]) -> None:
         raise
 
 
+def missing_file(place: object) -> StateCorrupted:
+    """Return the error for content that a manifest names, and that is not there."""
+    return StateCorrupted(
+        "a file of the savepoint is missing",
+        where={"file": str(place)},
+        expected="every file that its manifest names",
+        fix="take another savepoint; agentflow savepoint verify shows all that is damaged",
+    )
+
+
 def storage_error(error: OSError, doing: str, path: Path) -> StateError:
     """Return the typed error for what the operating system says of a file."""
     what = f"{doing}: {error.strerror or error}"
@@ -179,5 +199,9 @@ def storage_error(error: OSError, doing: str, path: Path) -> StateError:
             where=where,
             expected="a directory that may be read and written",
             fix="look at its permissions, or name another directory",
+        )
+    if error.errno == errno.ENOENT:
+        return StateUnavailable(
+            what, where=where, expected="a file that stays where it is", fix="look at what removes it, then try again"
         )
     return StateUnavailable(what, where=where, expected="a disk that works", fix="look at the disk, then try again")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -315,6 +316,10 @@ def checked_chunks(savepoint: Savepoint, file: SavepointFile) -> Iterator[bytes]
         digest.update(chunk)
         size += len(chunk)
         yield chunk
+    _refuse_changed(savepoint, file, size, digest)
+
+
+def _refuse_changed(savepoint: Savepoint, file: SavepointFile, size: int, digest: hashlib._Hash) -> None:
     problem = ""
     if size != file.size:
         problem = f"it has {size} bytes instead of {file.size}"
@@ -345,10 +350,21 @@ def check_files(savepoint: Savepoint, progress: Progress = silent) -> list[Damag
     return found
 
 
-def fetch_subtask(savepoint: Savepoint, subtask: int, directory: Path) -> None:
+def fetch_subtask(savepoint: Savepoint, subtask: int, directory: Path, *, is_checked: bool) -> None:
     """Lay the state of a subtask out in a new directory, to be looked at: opening it in its place would change it.
 
     Only what RocksDB never changes is linked.
+
+    Args:
+        savepoint: Where it is from.
+        subtask: Its number.
+        directory: Where it goes.
+        is_checked: All files have been checked already. Else they are now: RocksDB, which only looks, passes a file that it cannot open
+            over, and shows state without its rows.
+
+    Raises:
+        StateCorrupted: A file is missing, or damaged.
+        StateError: Something cannot be read or written.
     """
     prefix = f"subtask-{subtask}/"
     for file in savepoint.manifest.files:
@@ -360,3 +376,15 @@ def fetch_subtask(savepoint: Savepoint, subtask: int, directory: Path) -> None:
             else:
                 with path.open("wb") as copy:
                     copy.writelines(savepoint.storage.chunks(f"{savepoint.name}/{file.name}"))
+            if not is_checked:
+                _check_fetched(savepoint, file, path)
+
+
+def _check_fetched(savepoint: Savepoint, file: SavepointFile, path: Path) -> None:
+    try:
+        with path.open("rb", buffering=0) as content:
+            digest = hashlib.file_digest(content, "sha256")
+            size = os.fstat(content.fileno()).st_size
+    except OSError as error:
+        raise storage_error(error, "reading a savepoint", path) from error
+    _refuse_changed(savepoint, file, size, digest)

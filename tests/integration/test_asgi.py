@@ -99,6 +99,10 @@ async def test_a_run_that_fails_or_is_cancelled_says_so_everywhere(client: httpx
         ("POST", "/submit", b'{"key": "k", "agent": "B"}', 422, "ConfigError"),
         ("POST", "/submit", b'{"key": "k", "timeout": "soon"}', 422, "ValueError"),
         ("POST", "/submit", b'{"key": "k", "request_id": ""}', 422, "RunFailed"),
+        ("POST", "/submit", b'{"key": "k", "timeout": -1}', 422, "ValueError"),
+        ("POST", "/submit", b'{"key": %d}' % 10**30, 422, "TypeError"),
+        ("POST", "/stream", b'{"key": "k", "value": %d}' % 10**30, 422, "TypeError"),
+        ("POST", "/send", b'{"key": "k", "value": ' + b"[" * 3_000 + b"]" * 3_000 + b"}", 422, "RecursionError"),
         ("POST", "/stream", b'{"key": null}', 422, "TypeError"),
         ("POST", "/send", b'{"key": "k", "value": "' + b"x" * 10_000 + b'"}', 413, "RecordTooLarge"),
         ("POST", "/signal", b'{"key": "k"}', 400, "BadRequest"),
@@ -106,6 +110,10 @@ async def test_a_run_that_fails_or_is_cancelled_says_so_everywhere(client: httpx
         ("POST", "/cancel", b"[]", 400, "BadRequest"),
         ("GET", "/runs/requests/9/9", b"", 404, "UnknownRun"),
         ("GET", "/runs?limit=0", b"", 400, "BadRequest"),
+        ("GET", "/runs?limit=" + "9" * 5_000, b"", 400, "BadRequest"),
+        ("GET", "/runs/requests/1/" + "9" * 5_000, b"", 422, "ValueError"),
+        ("GET", "/nothing", b"", 404, "NotFound"),
+        ("GET", "/submit", b"", 405, "MethodNotAllowed"),
     ],
 )
 async def test_what_is_wrong_is_told(
@@ -116,6 +124,31 @@ async def test_what_is_wrong_is_told(
     assert answer.json()["error"]["message"]
 
 
+async def test_an_error_tells_what_is_wrong_and_no_internals(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/submit", json={"key": "k", "agent": "B"})
+    assert answer.json()["error"]["message"] == "there is no agent 'B': name one of A (agent=…)"
+    answer = await client.put("/submit")
+    assert (answer.headers["allow"], answer.json()["error"]["message"]) == ("POST", "/submit takes POST, not PUT")
+    for number in ("9" * 5_000, "x"):
+        body = {"key": "k", "value": {"amount": 5}, "request_id": "r"}
+        answer = await client.post("/stream", json=body, headers={"Last-Event-ID": number})
+        assert answer.status_code == 422
+        assert answer.json()["error"]["message"].startswith("Last-Event-ID is the id of an output of the stream")
+
+
+@pytest.mark.parametrize(
+    "request_id", ["ä", "日本", "a b", "q?x=1", "h#1", "p%2F", "a/b/7", " ", "../x", "./x", "..", "a//b", "/"]
+)
+async def test_the_location_of_a_run_leads_to_it_whatever_its_request_id(
+    client: httpx.AsyncClient, request_id: str
+) -> None:
+    sent = await client.post("/send", json={"key": "k", "value": {"amount": 5}, "request_id": request_id})
+    assert sent.headers["location"].isascii()
+    answer = await client.get(sent.headers["location"], params={"wait": "5s"})
+    assert (answer.status_code, answer.json()["run_id"]) == (200, sent.json()["run_id"])
+    assert answer.json()["state"] == "done"
+
+
 async def test_the_same_id_for_another_request_is_a_conflict(client: httpx.AsyncClient) -> None:
     for amount, status in ((1, 200), (2, 409)):
         body = {"key": "k", "value": {"amount": amount}, "request_id": "r"}
@@ -124,10 +157,34 @@ async def test_the_same_id_for_another_request_is_a_conflict(client: httpx.Async
 
 async def test_a_timeout_is_told_and_the_run_goes_on(client: httpx.AsyncClient) -> None:
     body = {"key": "k", "value": {"amount": 500}, "request_id": "r", "timeout": 0.01}
-    assert (await client.post("/submit", json=body)).status_code == 504
+    answer = await client.post("/submit", json=body)
+    assert answer.status_code == 504
+    assert "it goes on" in answer.json()["error"]["message"]
+    assert "with the same request_id it joins the run, or gets its outputs" in answer.json()["error"]["fix"]
     await client.post("/signal", json={"key": "k", "name": "approval", "value": 1})
     answer = await client.post("/submit", json={**body, "timeout": "5s"})
     assert answer.json()["outputs"][-1] == 1
+
+
+async def test_a_stream_ends_with_an_error_at_its_timeout_and_can_be_taken_up(client: httpx.AsyncClient) -> None:
+    body = {"key": "k", "value": {"amount": 500}, "request_id": "r"}
+    events = (await client.post("/stream", json={**body, "timeout": 0.01})).text.split("\n\n")
+    assert events[-2].startswith('event: error\ndata: {"type":"TimeoutError","message":"the timeout is over')
+    await client.post("/signal", json={"key": "k", "name": "approval", "value": 1})
+    events = (await client.post("/stream", json={**body, "timeout": "5s"}, headers={"Last-Event-ID": "0"})).text
+    assert events == "event: output\nid: 1\ndata: 1\n\nevent: end\ndata: {}\n\n"
+
+
+async def test_a_timeout_of_send_is_that_of_its_acceptance() -> None:
+    full = Engine(agent_of(act, input=Order), in_memory=True, config={"run.in-flight-max": 1})
+    transport = httpx.ASGITransport(engine_app(full))
+    async with full, httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        body = {"key": "k", "value": {"amount": 500}, "timeout": "5s"}
+        assert (await client.post("/send", json=body)).status_code == 202
+        answer = await client.post("/send", json={**body, "timeout": 0.01})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (504, "TimeoutError")
+        assert "before the input is durable" in answer.json()["error"]["message"]
+        await client.post("/signal", json={"key": "k", "name": "approval", "value": 1})
 
 
 async def test_a_full_or_closed_engine_is_not_available(engine: Engine) -> None:

@@ -194,6 +194,48 @@ def test_damage_is_told_with_its_place_and_exit_status_3(place: Path, agentflow:
     assert not (place / "elsewhere" / "subtask-0").exists()
 
 
+def test_a_damaged_manifest_is_damage_as_any_other(place: Path, agentflow: Command, text: Command) -> None:
+    run_until_it_waits(place)
+    savepoint = agentflow("savepoint", "create", "job.yaml")["savepoint"]
+    manifest = place / savepoint / "manifest.json"
+    content = manifest.read_bytes()
+    for damaged in (content[:-5], b"", content.replace(b'"orders"', b'"others"')):
+        manifest.write_bytes(damaged)
+        (damage,) = agentflow("savepoint", "verify", savepoint, status=3)["damage"]
+        assert damage["file"] == "manifest.json"
+        assert damage["problem"].startswith("the manifest is damaged: ")
+        assert "1 damaged:\n  manifest.json: " in text("savepoint", "verify", savepoint, status=3)
+
+
+def test_a_missing_file_is_told_as_one(place: Path, agentflow: Command, text: Command) -> None:
+    run_until_it_waits(place)
+    savepoint = agentflow("savepoint", "create", "job.yaml")
+    table = next(file["name"] for file in savepoint["files"] if file["name"].endswith(".sst"))
+    (place / savepoint["savepoint"] / table).unlink()
+    found = agentflow("savepoint", "verify", savepoint["savepoint"], status=3)["damage"]
+    assert found[0] == {"file": table, "problem": "a file of the savepoint is missing"}
+    for command in (
+        ["savepoint", "restore", savepoint["savepoint"], "elsewhere"],
+        ["state", "list", savepoint["savepoint"]],
+    ):
+        told = text(*command, status=1)
+        assert told.startswith("error: a file of the savepoint is missing\n")
+        assert "expected: every file that its manifest names\nhelp: take another savepoint" in told
+
+
+def test_a_target_that_is_none_or_goes_with_the_state_is_refused(place: Path, text: Command) -> None:
+    run_until_it_waits(place)
+    before = sorted(path.name for path in place.iterdir())
+    for job in ("job.yaml", "state"):
+        assert "the text is empty" in text("savepoint", "create", job, "", status=2)
+        for target in ("state", "state/backups", "./backups/../state/subtask-0"):
+            told = text("savepoint", "create", job, target, status=2)
+            assert "is within the state directory" in told
+            assert "help: name a directory elsewhere" in told
+    assert sorted(path.name for path in place.iterdir()) == before
+    assert not (place / "state" / "backups").exists()
+
+
 def test_old_savepoints_are_deleted_and_newer_ones_stay_whole(place: Path, agentflow: Command, text: Command) -> None:
     run_until_it_waits(place)
     taken = [agentflow("savepoint", "create", "job.yaml")["savepoint"] for _ in range(4)]
@@ -210,7 +252,11 @@ def test_wrong_use_is_told_with_its_fix(place: Path, text: Command) -> None:
     assert "there is no such file" in text("savepoint", "create", "nothing.yaml", "backups", status=2)
     assert "is no savepoint: there is nothing" in text("savepoint", "inspect", "backups/nothing", status=2)
     assert "known are s3://, gs://, az://" in text("savepoint", "list", "ftp://bucket/x", status=2)
-    assert text("savepoint", "list", "nowhere").splitlines()[1:] == []
+    assert text("savepoint", "list", "job.yaml").splitlines()[1:] == [], "none was taken yet"
+    assert "nowhere: there is no such directory" in text("savepoint", "list", "nowhere", status=2)
+    assert "nowhere: there is no such directory" in text("savepoint", "prune", "nowhere", "--keep", "1", status=2)
+    assert "in.jsonl is no savepoint: it is a file" in text("savepoint", "verify", "in.jsonl", status=2)
+    assert "the text is empty" in text("savepoint", "inspect", "", status=2)
     assert "is not a duration" in text("savepoint", "create", "job.yaml", "b", "--timeout", "soon", status=2)
     (place / "job.yaml").write_text(JOB.replace("savepoint: {dir: backups}\n", ""))
     assert "no savepoint.dir" in text("savepoint", "create", "job.yaml", status=2)

@@ -14,6 +14,7 @@ import pytest
 from agentflow import Engine, EngineClosed, Event, NotConfigured, OutputEvent, RunnerContext
 from agentflow.core.delta import Table
 from agentflow.environment.savepoints import EmbeddedState, restore_savepoint, savepoint_at, verify_savepoint
+from agentflow.errors import ConfigError
 from agentflow.runtime.inspection import RunView, unfinished_runs
 from agentflow.state.rocksdb_rows import StateView
 from tests.engines import ONCE, Counting, agent_of, checkpointed
@@ -112,6 +113,15 @@ async def test_a_savepoint_has_open_and_answered_requests(tmp_path: Path) -> Non
         assert [(run.run, run.state) for run in engine.runs()] == [(run_id, "waiting")]
         await engine.signal("a", "answer", 42)
         assert await engine.result(request_id="open") == [["question", 42]]
+
+
+async def test_a_savepoint_has_a_place_of_its_own(tmp_path: Path) -> None:
+    async with Engine(Counting(), state_dir=str(tmp_path / "state")) as engine:
+        with pytest.raises(ConfigError, match="the text is empty"):
+            await engine.savepoint("")
+        with pytest.raises(ConfigError, match="within the state directory"):
+            await engine.savepoint(tmp_path / "state" / "backups")
+        assert await engine.submit("k", 1)
 
 
 async def test_no_savepoint_is_taken_of_an_engine_in_memory_or_one_that_is_closed(tmp_path: Path) -> None:

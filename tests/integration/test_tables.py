@@ -6,12 +6,14 @@ import datetime as dt
 import decimal
 
 import duckdb
+import msgspec
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
 
 from agentflow import Agent, AgentsExecutionEnvironment, EventType, OutputEvent
+from agentflow.connectors.collections import CollectionSink
 from agentflow.connectors.tables import TableSink, TableSource
 from agentflow.errors import ConfigError, SchemaMismatch, SourceError
 from agentflow.runtime.ports import Staged
@@ -162,6 +164,43 @@ def test_reader_is_read_batch_by_batch_where_nothing_has_to_be_read_twice():
 def test_what_is_no_table_is_refused_with_the_fix(wrong):
     with pytest.raises(TypeError, match="from_list"):
         AgentsExecutionEnvironment().from_table(wrong)
+
+
+def test_a_row_that_cannot_be_said_is_a_dead_letter_and_the_others_go_on():
+    table = duckdb.sql(
+        "select * from (values ('ann', time '24:00:00'), ('bob', time '12:00:00')) as orders(\"user\", \"at\")"
+    )
+    env = AgentsExecutionEnvironment()
+    dead = CollectionSink()
+    result = env.from_table(table).key_by("user").apply(agent(echo)).dead_letters_to(dead).to_table()
+    env.execute()
+    assert result.table.to_pylist() == [{"user": "bob", "at": "12:00:00.000000"}]
+    (letter,) = dead.values  # noqa: PD011 (no data frame)
+    assert "table, row 0: column 'at' is 86400000000, which is no time64[us]" in str(letter)
+
+
+DAY_US = 86_400_000_000
+TIME, DATE, STAMP = pa.time64("us"), pa.date32(), pa.timestamp("us")
+SAID = "<value out of range: 1>"  # what a text says is data
+UNSAID = {
+    "time": (pa.array([0, DAY_US, None], TIME), DAY_US, TIME),
+    "date": (pa.array([0, 2**31 - 1, None], pa.int32()).cast(DATE), 2**31 - 1, DATE),
+    "timestamp": (pa.array([0, 2**62, None], STAMP), 2**62, STAMP),
+    "choice": (pa.array([0, DAY_US, None], TIME).dictionary_encode(), DAY_US, TIME),
+    "list": (pa.array([[0], [1, None, DAY_US], None], pa.list_(TIME)), DAY_US, TIME),
+    "struct": (pa.StructArray.from_arrays([pa.array([SAID] * 3), pa.array([0, DAY_US, None], TIME)], ["a", "b"]), DAY_US, TIME),
+    "map": (pa.MapArray.from_arrays([0, 1, 2, 2], pa.array(["a", "b"]), pa.array([0, DAY_US], TIME)), DAY_US, TIME),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSAID)
+async def test_a_date_or_time_without_a_text_is_a_bad_record_and_no_data(name):
+    column, number, kind = UNSAID[name]
+    good, bad, empty = await read_all(TableSource(pa.table({"text": [SAID] * 3, "at": column})))
+    assert bad.fault == f"table, row 1: column 'at' is {number}, which is no {kind}"
+    assert msgspec.json.decode(bad.value)["text"] == SAID
+    assert (good.fault, empty.fault) == (None, None)
+    assert msgspec.msgpack.decode(good.value)["text"] == SAID
 
 
 def test_two_columns_of_one_name_are_refused():

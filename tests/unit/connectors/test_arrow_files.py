@@ -76,6 +76,14 @@ async def test_every_type_becomes_what_agents_can_use(kind, tmp_path):
     assert decoded(await read_all(new_source(tmp_path / "in"))) == [{name: seen for name, (_, seen) in PLAIN.items()}]
 
 
+async def test_a_time_without_a_text_is_a_bad_record_of_its_file(tmp_path):
+    path = tmp_path / "in"
+    pq.write_table(pa.table({"at": pa.array([0, 86_400_000_000, None], pa.time64("us"))}), path)
+    good, bad, empty = await read_all(ParquetSource(path))
+    assert bad.fault == f"{path}, row 1: column 'at' is 86400000000, which is no time64[us]"
+    assert decoded([good, empty]) == [{"at": "00:00:00.000000"}, {"at": None}]
+
+
 async def test_typed_inputs_get_times_and_decimals_back(kind, tmp_path):
     class Order(msgspec.Struct):
         at: dt.datetime
