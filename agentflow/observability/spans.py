@@ -84,7 +84,7 @@ class LiveSpan(Span):
         self.is_changed = True
         if len(self.events) < _ADDED_MAX:
             at_ns = time.time_ns() if timestamp is None else timestamp
-            self.events.append(SpanEvent(name, at_ns, BoundedAttributes(_ADDED_MAX, attributes)))
+            self.events.append(SpanEvent(str(name), at_ns, BoundedAttributes(_ADDED_MAX, attributes)))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:
         """Add a link."""
