@@ -71,7 +71,7 @@ class LiveSpan(Span):
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Add attributes."""
-        for key, value in attributes.items():
+        for key, value in (attributes or {}).items():
             self.set_attribute(key, value)
 
     def set_attribute(self, key: str, value: Any) -> None:  # noqa: ANN401 (whatever OpenTelemetry takes)
@@ -83,13 +83,14 @@ class LiveSpan(Span):
         """Add an event."""
         self.is_changed = True
         if len(self.events) < _ADDED_MAX:
-            at_ns = time.time_ns() if timestamp is None else timestamp
+            is_time = isinstance(timestamp, int) and 0 <= timestamp < 2**64  # else it is none, or seconds
+            at_ns = timestamp if timestamp is not None and is_time else time.time_ns()
             self.events.append(SpanEvent(str(name), at_ns, BoundedAttributes(_ADDED_MAX, attributes)))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:
         """Add a link."""
         self.is_changed = True
-        if len(self.links) < _ADDED_MAX and context.is_valid:
+        if len(self.links) < _ADDED_MAX and isinstance(context, SpanContext) and context.is_valid:
             own = BoundedAttributes(_ADDED_MAX, attributes)
             self.links.append(SpanLink(context.trace_id, context.span_id, own))
 
@@ -98,10 +99,13 @@ class LiveSpan(Span):
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Set the status; that of a failed attempt is its error, whatever was set."""
-        self.is_changed = True
         code = status.status_code if isinstance(status, Status) else status
-        self.status = code.value
-        self.message = (status.description if isinstance(status, Status) else description) or ""
+        if isinstance(status, Status):
+            description = status.description
+        if isinstance(code, StatusCode):
+            self.is_changed = True
+            self.status = code.value
+            self.message = "" if description is None else str(description)  # many pass the exception itself
 
     def record_exception(
         self,

@@ -142,8 +142,8 @@ class OperatorTraces:
                 is_chosen = True  # perhaps: its caller says so
             else:
                 if record.source is not last:
+                    _, first_lot = ids.source(record.source)
                     last = record.source
-                    _, first_lot = ids.source(last)
                 is_chosen = (record.offset * SPREAD + first_lot) & LOT_MASK < threshold
             if is_chosen and (context := context_of(task)) is not None:
                 return see_start(task, context)

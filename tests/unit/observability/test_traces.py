@@ -511,6 +511,28 @@ def test_secrets_that_user_code_adds_to_spans_are_never_sent():
     assert (span.attributes["iban"], span.status) == ("***", "api_key=***")
 
 
+def test_what_is_no_status_text_or_time_fails_nothing():
+    def act(event: Event, ctx: Any) -> None:
+        span = otel.get_current_span()
+        span.set_status("no status")
+        span.add_link(None)
+        span.set_attributes(None)
+        span.add_event("seconds", timestamp=time.time())
+        span.add_event("before the epoch", timestamp=-1)
+        span.set_status(otel.StatusCode.ERROR, ValueError("the exception itself"))
+        ctx.send_event(OutputEvent(1))
+
+    world = World(simple(act))
+    world.run([{"k": "a"}])
+    assert world.sink.values == [1]
+    span = world.one("action act")
+    assert (span.is_error, span.status) == (True, "the exception itself")
+    assert [(name, began_ns > 10**18) for name, began_ns, _ in span.events] == [
+        ("seconds", True),
+        ("before the epoch", True),
+    ]
+
+
 def test_user_code_of_a_run_that_is_not_sampled_has_no_span():
     spans: list[Any] = []
     world = World(simple(lambda event, ctx: spans.append(otel.get_current_span())), ratio=0.0)
