@@ -303,7 +303,7 @@ def test_headers_come_from_the_standard_variable(no_variables):
         assert {name.lower(): value for name, value in seen.headers.items()}["x-token"] == "abc"
 
 
-def test_delta_says_what_came_since_the_last_push():
+def test_delta_says_what_came_since_the_last_push_that_was_taken():
     encoder = MetricsEncoder(resource_of("reviews"), is_delta=True)
 
     def numbers(count: int) -> list[object]:
@@ -312,7 +312,27 @@ def test_delta_says_what_came_since_the_last_push():
         return [records.value, gauge.value, histogram.bucket_counts, histogram.sum, other.count]
 
     assert numbers(3) == [3, 0.25, [0, 3, 0], 1.5, 1]
-    assert numbers(5) == [2, 0.25, [0, 2, 0], 1.0, 0]
+    assert numbers(4) == [4, 0.25, [0, 4, 0], 2.0, 1]
+    encoder.take()
+    assert numbers(5) == [1, 0.25, [0, 1, 0], 0.5, 0]
+    assert numbers(7) == [3, 0.25, [0, 3, 0], 1.5, 0]
+
+
+def test_counts_of_a_refused_push_are_in_the_next_one_with_its_beginning(no_variables):
+    no_variables.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
+    with collector() as seen:
+        otlp = OtlpMetrics(resource_of("reviews"), seen.endpoint)
+        got: list[int] = []
+        ends: list[tuple[int, int]] = []
+        for count, status in ((100, 200), (250, 503), (300, 200), (301, 200)):
+            seen.status = status
+            otlp.push(samples(count))
+            if status == 200:
+                (_, point), *_ = seen.metrics["agentflow.records.in"]
+                got.append(point.as_int)
+                ends.append((point.start_time_unix_nano, point.time_unix_nano))
+        assert got == [100, 200, 1]
+        assert [began for began, _ in ends[1:]] == [ended for _, ended in ends[:-1]], "no gap, no overlap"
 
 
 def test_collector_that_refuses_is_told_and_costs_nothing_else(no_variables, caplog):
