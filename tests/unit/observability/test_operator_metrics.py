@@ -126,6 +126,42 @@ def test_a_slow_synchronous_action_is_measured_each_time(monkeypatch):
     assert action.durations.counts == [0, 50, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("slow", "expected"), [(3 * STRIDE, [199, 0, 1, 0]), (3 * STRIDE + 5, [200, 0, 0, 0])], ids=["measured", "between"]
+)
+def test_a_slow_attempt_of_a_quick_action_is_one_at_most(slow, expected, monkeypatch):
+    now_ns = 0
+    monkeypatch.setattr(operator_metrics, "monotonic_ns", lambda: now_ns)
+    plan = AgentPlan.from_agent(Agent("A").add_action("act", [EventType.InputEvent], output))
+    meter = AgentMeter(plan, BOUNDS_NS, 9)
+
+    def act(task: int) -> str:
+        nonlocal now_ns
+        now_ns += 100_000_000 if task == slow else 500
+        return "answer"
+
+    start = OperatorMetrics(plan, meter).measured(act)
+    for n in range(200):
+        start(n)
+    meter.settle(0)
+    action = meter.actions["act"]
+    assert (action.attempts, action.durations.counts) == (200, expected)
+    assert action.durations.sum == 199 * 500 + (100_000_000 if expected[2] else 500)
+
+
+def test_attempts_that_answer_later_do_not_stand_for_quick_ones():
+    action = AgentMeter(
+        AgentPlan.from_agent(Agent("A").add_action("act", [EventType.InputEvent], output)), BOUNDS_NS, 9
+    ).actions["act"]
+    action.add(500)
+    action.attempts += 3  # that were not measured
+    action.add(2_000_000)
+    action.attempts += 1
+    action.settle()
+    assert action.durations.counts == [5, 0, 1, 0]
+    assert action.durations.sum == 5 * 500 + 2_000_000
+
+
 @BOTH
 def test_events_between_actions_are_counted(others):
     def first(event, ctx):
