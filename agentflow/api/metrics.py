@@ -7,6 +7,8 @@ counted, also when the attempt is made again.
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import threading
 import time
@@ -22,6 +24,8 @@ OVERFLOW: Attributes = (("otel.metric.overflow", "true"),)
 """Attributes of what is beyond the limit, as OpenTelemetry says."""
 VALUE_BOUNDS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,99}")
+_OWN_ATTRIBUTES = ("job", "agent", "action", "subtask", "le")  # the last one is Prometheus' own, of histograms
+_PROMETHEUS_FOLDS = re.compile(r"[^A-Za-z0-9]+")
 
 
 class Buckets:
@@ -204,11 +208,14 @@ class MetricGroup:
                 a model. Each value is a series of its own, kept as long as the process lives; there are to be few.
 
         Raises:
-            ValueError: Not a name.
+            ValueError: Not a name; or the engine's own attribute: job, agent, action, subtask, le.
         """
         found = self._groups.get((name, value))
         if found is None:
             check_name(name)
+            if value is not None and name in _OWN_ATTRIBUTES:
+                msg = f"attribute '{name}' is the engine's own, and says something else; choose another name"
+                raise ValueError(msg)
             if value is None:
                 found = MetricGroup(self._registry, f"{self._prefix}{name}.", self._attributes)
             else:
@@ -237,8 +244,11 @@ class MetricGroup:
             name: Its name.
             window_size: How many numbers `Histogram.get_mean` and the like look at.
             bounds: Upper bounds of the buckets that are exported, ascending. Of a histogram that exists both are as they were.
+
+        Raises:
+            ValueError: The bounds do not ascend.
         """
-        return self._get(name, Histogram, lambda: Histogram(window_size, tuple(bounds)))
+        return self._get(name, Histogram, lambda: Histogram(window_size, _ascending(bounds)))
 
     def _get(self, name: str, kind: type[_MetricT], make: Callable[[], _MetricT]) -> _MetricT:
         found = self._metrics.get((name, kind))
@@ -265,6 +275,7 @@ class MetricRegistry:
         self.cardinality_max = cardinality_max
         self.overflows: dict[str, None] = {}
         self._metrics: dict[str, dict[Attributes, Metric]] = {}
+        self._prometheus_names: dict[str, str] = {}  # its own → ours
         self._groups: dict[Attributes, MetricGroup] = {}
         self._lock = threading.Lock()
 
@@ -280,9 +291,14 @@ class MetricRegistry:
         """Return a metric; made when it is asked for first.
 
         Raises:
-            ValueError: The name is that of a metric of another kind.
+            ValueError: The name is that of a metric of another kind, or Prometheus takes it for another one's.
         """
         with self._lock:
+            if name not in self._metrics:
+                other = self._prometheus_names.setdefault(_PROMETHEUS_FOLDS.sub("_", name), name)
+                if other != name:
+                    msg = f"metric '{name}' and metric '{other}' are one to Prometheus; choose another name"
+                    raise ValueError(msg)
             series = self._metrics.setdefault(name, {})
             of_name = type(next(iter(series.values()))) if series else kind
             if of_name is not kind:
@@ -302,6 +318,14 @@ class MetricRegistry:
         with self._lock:
             metrics = {name: list(series.items()) for name, series in self._metrics.items()}
         yield from metrics.items()
+
+
+def _ascending(bounds: Sequence[float]) -> tuple[float, ...]:
+    found = tuple(bounds)
+    if not all(map(math.isfinite, found)) or any(upper <= lower for lower, upper in itertools.pairwise(found)):
+        msg = f"the bounds of a histogram are finite numbers, each above the one before, not {found!r}"
+        raise ValueError(msg)
+    return found
 
 
 def check_name(name: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from agentflow.errors import ConfigError
+from agentflow.observability.exporting import Reachability, reason_of
 
 _TURN_S = 0.1
 _STALLED_S = 10.0  # above it the loop is taken for dead: user code that blocks it that long blocks heartbeats too
@@ -70,6 +71,8 @@ class AdminServer:
         is_ready: Callable[[], str | None],
         metrics: Callable[[], bytes],
     ) -> None:
+        soundness = Reachability("some answers", f"{host}:{port}")
+
         def answer(path: str) -> tuple[int, str, bytes]:
             if path == "/livez":
                 return (200, "text/plain", b"ok\n") if is_alive() else (503, "text/plain", b"the event loop stands\n")
@@ -85,7 +88,11 @@ class AdminServer:
             timeout = 5
 
             def do_GET(self) -> None:
-                status, kind, body = answer(self.path.partition("?")[0])
+                try:
+                    status, kind, body = answer(self.path.partition("?")[0])
+                except Exception as error:  # noqa: BLE001 (an edge: whatever it is, somebody waits for an answer)
+                    soundness.tell(is_sent=False, reason=reason_of(error))
+                    status, kind, body = 500, "text/plain", b"this cannot be answered; the log says why\n"
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))

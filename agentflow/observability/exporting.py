@@ -58,6 +58,11 @@ class Reachability:
             log_event(event, "warning", to=self._place, reason=reason, failures=self._failures)
 
 
+def reason_of(error: Exception) -> str:
+    """Return what is said of an error that nobody expected."""
+    return f"{type(error).__name__}: {error}"
+
+
 class Destination(Protocol):
     """Where metrics are pushed to."""
 
@@ -87,8 +92,14 @@ class Pusher:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._interval_s):
+            self._push()
+        self._push()
+
+    def _push(self) -> None:
+        try:
             self._destination.push(self._collect())
-        self._destination.push(self._collect())
+        except Exception as error:  # noqa: BLE001 (an edge: whatever it is, the next push may succeed)
+            self._destination.reachability.tell(is_sent=False, reason=reason_of(error))
 
     def close(self) -> None:
         """Push once more and stop; a place that does not answer is not waited for."""

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 from agentflow.api.metrics import Buckets, Counter, Gauge, Histogram, Meter, MetricRegistry
 from agentflow.observability import names
 from agentflow.observability.admin import LoopWatch
-from agentflow.observability.exporting import Destination, Pusher
+from agentflow.observability.exporting import Destination, Pusher, Reachability, reason_of
 from agentflow.observability.logs import log_event
 from agentflow.observability.names import MetricKind, MetricName
 from agentflow.observability.operator_metrics import AgentMeter, OperatorMetrics, PlanView
-from agentflow.observability.series import Points, Series, Value
+from agentflow.observability.series import Points, Series, Value, point
 from agentflow.runtime.settings import MetricsSettings
 
 _TICK_S = 1.0
@@ -95,6 +95,7 @@ class JobMetrics:
         self._figures: Mapping[int, Any] = {}
         self._told: set[str] = set()
         self._destinations: list[Destination] = []
+        self._soundness = Reachability("some metrics", "every exporter")
         self._pushers: list[Pusher] = []
         self._loop: LoopWatch | None = None
         self._ticking: asyncio.Task[None] | None = None
@@ -160,7 +161,13 @@ class JobMetrics:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
+            self._settle()
+
+    def _settle(self) -> None:
+        try:
             self.settle()
+        except Exception as error:  # noqa: BLE001 (an edge: the job goes on, whatever telemetry does)
+            self._soundness.tell(is_sent=False, reason=reason_of(error))
 
     def settle(self) -> None:
         """Take what only the loop can count."""
@@ -185,7 +192,7 @@ class JobMetrics:
 
     async def close(self) -> None:
         """Push what is there, and look no more."""
-        self.settle()
+        self._settle()
         if self._loop is not None and self._ticking is not None:
             self._ticking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -196,15 +203,23 @@ class JobMetrics:
 
     # -- what is shown
     def collect(self) -> list[Series]:
-        """Return everything as it is now; from any thread."""
+        """Return everything as it is now, without what cannot be read or is no number; from any thread."""
         found: dict[MetricName, Points] = {}
         for name, attributes, value in self._values():
-            found.setdefault(name, []).append(({**self._job, **attributes}, value))
+            try:
+                found.setdefault(name, []).append(point({**self._job, **attributes}, value))
+            except Exception as error:  # noqa: BLE001 (an edge: whatever it is, all others are exported)
+                self._soundness.tell(is_sent=False, reason=f"{name.name}: {reason_of(error)}")
         return [Series(name, points) for name, points in found.items()]
 
     def _values(self) -> Iterator[tuple[MetricName, Mapping[str, str], Value]]:
         for name, read in self._read:
-            for number, attributes in read():
+            try:
+                values = list(read())
+            except Exception as error:  # noqa: BLE001 (as above; what is read may be user code)
+                self._soundness.tell(is_sent=False, reason=f"{name.name}: {reason_of(error)}")
+                continue
+            for number, attributes in values:
                 yield name, attributes, number
         for meter in list(self._agents.values()):
             yield from _agent_values(meter)

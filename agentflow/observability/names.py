@@ -149,7 +149,7 @@ SPANS_DROPPED = MetricName(
     "agentflow.spans.dropped",
     _COUNTER,
     "{span}",
-    "Spans that found the exporter's queue full: its collector is slow, or away.",
+    "Spans that found the exporter's queue full (its collector is slow, or away), or that cannot be encoded.",
 )
 
 METRICS = tuple(one for one in list(globals().values()) if isinstance(one, MetricName))

@@ -1,8 +1,12 @@
 """What metrics know of one agent: counted from turns of the loop, or where an attempt runs, in plain integers.
 
-A clock costs more than all other work that a metric of a small action makes, so a quick action is not measured each time: of those
-that take less than `QUICK_NS` one in `STRIDE` is, and stands for itself and those before it. The number of attempts is exact, and so is
-every duration of the others, and of those that wait.
+A clock costs more than all other work that a metric of a small action makes, so a quick action is not measured each time: behind an
+attempt that took less than `QUICK_NS` only those are measured whose number is a multiple of `STRIDE`, until one takes longer. Those
+in between count as long as the last quick one that was measured. So the number of attempts is exact, and so is each duration that was
+measured: of all attempts that answer later, and of all of an action that is never quick. Of one that is mostly quick, a slow attempt
+that answers at once is seen if it is measured, which is one in `STRIDE`, and counts as quick else.
+
+Rejected: to let a measured attempt stand for those before it (one slow of sixteen would be sixteen slow ones).
 
 Numbers are changed on the loop and read by exporters in their threads. Each of them only grows, so what a reader finds is right for
 some moment of the last one.
@@ -44,14 +48,14 @@ class ActionMeter:
     Attributes:
         attempts: Attempts that have ended.
         mask: `STRIDE` - 1 while the action is quick, else 0: an attempt is measured if its number has none of these bits.
-        durations: Of attempts, nanoseconds; a measured one counts for those before it that were not.
+        durations: Of attempts, nanoseconds; those that were not measured are in it as long as the last quick one that was.
         retries, skips, cancellations: How many.
         failures: Name of the error → attempts.
     """
 
     __slots__ = (
         "_counted",
-        "_last_ns",
+        "_quick_ns",
         "attempts",
         "cancellations",
         "durations",
@@ -63,21 +67,26 @@ class ActionMeter:
 
     def __init__(self, bounds_ns: Sequence[int]) -> None:
         self.durations = Buckets(bounds_ns)
-        self.attempts = self.mask = self._counted = self._last_ns = 0
+        self.attempts = self.mask = self._counted = self._quick_ns = 0
         self.retries = self.skips = self.cancellations = 0
         self.failures: dict[str, int] = {}
 
     def add(self, duration_ns: int) -> None:
-        """Count an attempt that was measured, and those before it that were not."""
-        self.attempts += 1
-        self._last_ns = duration_ns
-        self.settle()
+        """Count an attempt that was measured; a quick one not before the next, together with those behind it that are not measured."""
+        if duration_ns < QUICK_NS:
+            self.settle()
+            self._quick_ns = duration_ns
+            self.attempts += 1
+        else:
+            self.attempts += 1
+            self._counted += 1
+            self.durations.add(duration_ns)
 
     def settle(self) -> None:
-        """Count the attempts that were not measured: they took as long as the last one that was."""
+        """Count the last quick attempt that was measured, and those behind it that were not: they took as long."""
         uncounted = self.attempts - self._counted
         if uncounted:
-            self.durations.add(self._last_ns, uncounted)
+            self.durations.add(self._quick_ns, uncounted)
             self._counted += uncounted
 
 

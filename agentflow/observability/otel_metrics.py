@@ -36,7 +36,8 @@ class MetricsEncoder:
 
     Args:
         resource: Whose they are.
-        is_delta: Counters and histograms say what came since the last time, instead of since the process began.
+        is_delta: Counters and histograms say what came since the last data that were taken (`take`), instead of since the process
+            began.
     """
 
     def __init__(self, resource: Resource, *, is_delta: bool = False) -> None:
@@ -44,18 +45,25 @@ class MetricsEncoder:
         self._is_delta = is_delta
         self._temporality = _DELTA if is_delta else _CUMULATIVE
         self._began_ns = time.time_ns()
-        self._before: dict[_Slot, Any] = {}
+        self._before: dict[_Slot, Any] = {}  # as of the last data that were taken
+        self._encoded: dict[_Slot, Any] = {}  # as of the last data
+        self._encoded_ns = self._began_ns
 
     def encode(self, series: Sequence[Series]) -> sdk.MetricsData:
         """Return the data of now."""
-        now_ns = time.time_ns()
+        self._encoded_ns = now_ns = time.time_ns()
+        self._encoded = {}
         metrics = [
             sdk.Metric(one.name.name, one.name.description, one.name.unit, self._points(one, now_ns)) for one in series
         ]
-        if self._is_delta:
-            self._began_ns = now_ns
         scope = sdk.ScopeMetrics(_SCOPE, metrics, "")
         return sdk.MetricsData([sdk.ResourceMetrics(self._resource, [scope], "")])
+
+    def take(self) -> None:
+        """Count the last data as taken: whoever they were for has them. What was refused is said again, in the next ones."""
+        if self._is_delta:
+            self._before.update(self._encoded)
+            self._began_ns = self._encoded_ns
 
     def _points(self, series: Series, now_ns: int) -> Any:  # noqa: ANN401 (one of the SDK's kinds of data)
         kind = series.name.kind
@@ -77,7 +85,8 @@ class MetricsEncoder:
         number = value + 0  # a truth value becomes a number
         if self._is_delta and series.name.kind is MetricKind.COUNTER:
             slot = (series.name.name, tuple(attributes.items()))
-            number, self._before[slot] = number - self._before.get(slot, 0), number
+            self._encoded[slot] = number
+            number -= self._before.get(slot, 0)
         return number  # type: ignore[no-any-return]
 
     def _histogram(
@@ -92,7 +101,7 @@ class MetricsEncoder:
         if self._is_delta:
             slot = (name, tuple(attributes.items()))
             counts_before, total_before = self._before.get(slot, ([0] * len(counts), 0))
-            self._before[slot] = counts, total
+            self._encoded[slot] = counts, total
             counts = [now - before for now, before in zip(counts, counts_before, strict=True)]
             total -= total_before
         return sdk.HistogramDataPoint(
@@ -123,8 +132,10 @@ class OtlpMetrics:
         self.reachability = Reachability("metrics", self._sender.url)
 
     def push(self, series: Sequence[Series]) -> None:
-        """Send the metrics, once: the next ones say what these did."""
+        """Send the metrics, once: where they are refused, the next ones say what these did."""
         refusal = self._sender.send(encode_metrics(self._encoder.encode(series)).SerializeToString())
+        if refusal is None:
+            self._encoder.take()
         self.reachability.tell(is_sent=refusal is None, reason=None if refusal is None else refusal.reason)
 
 

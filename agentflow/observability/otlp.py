@@ -105,7 +105,7 @@ class OtlpSender:
         except urllib.error.HTTPError as error:
             with error:
                 after = error.headers.get("Retry-After", "")
-            wait_s = float(after) if after.strip().isdigit() else 0.0
+            wait_s = float(after) if after.strip().isdecimal() else 0.0
             return Refusal(f"it answers {error.code} {error.reason}", error.code in _BUSY, wait_s)
         except (
             OSError,

@@ -139,7 +139,7 @@ def _field(tag: bytes, content: bytes) -> bytes:
 
 
 def _text(tag: bytes, text: str) -> bytes:
-    return _field(tag, text.encode("utf-8", "replace"))
+    return _field(tag, text.encode("utf-8", "backslashreplace"))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -14,7 +14,7 @@ from typing import Any
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
-from agentflow.observability.exporting import Reachability
+from agentflow.observability.exporting import Reachability, reason_of
 from agentflow.observability.otel import resource_of
 from agentflow.observability.otlp import OtlpSender
 from agentflow.observability.span_encoding import UNSET, EndedSpan, SpanEvent, SpanLink, encode_request
@@ -71,7 +71,7 @@ class LiveSpan(Span):
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Add attributes."""
-        for key, value in attributes.items():
+        for key, value in (attributes or {}).items():
             self.set_attribute(key, value)
 
     def set_attribute(self, key: str, value: Any) -> None:  # noqa: ANN401 (whatever OpenTelemetry takes)
@@ -83,13 +83,14 @@ class LiveSpan(Span):
         """Add an event."""
         self.is_changed = True
         if len(self.events) < _ADDED_MAX:
-            at_ns = time.time_ns() if timestamp is None else timestamp
-            self.events.append(SpanEvent(name, at_ns, BoundedAttributes(_ADDED_MAX, attributes)))
+            is_time = isinstance(timestamp, int) and 0 <= timestamp < 2**64  # else it is none, or seconds
+            at_ns = timestamp if timestamp is not None and is_time else time.time_ns()
+            self.events.append(SpanEvent(str(name), at_ns, BoundedAttributes(_ADDED_MAX, attributes)))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:
         """Add a link."""
         self.is_changed = True
-        if len(self.links) < _ADDED_MAX and context.is_valid:
+        if len(self.links) < _ADDED_MAX and isinstance(context, SpanContext) and context.is_valid:
             own = BoundedAttributes(_ADDED_MAX, attributes)
             self.links.append(SpanLink(context.trace_id, context.span_id, own))
 
@@ -98,10 +99,13 @@ class LiveSpan(Span):
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Set the status; that of a failed attempt is its error, whatever was set."""
-        self.is_changed = True
         code = status.status_code if isinstance(status, Status) else status
-        self.status = code.value
-        self.message = (status.description if isinstance(status, Status) else description) or ""
+        if isinstance(status, Status):
+            description = status.description
+        if isinstance(code, StatusCode):
+            self.is_changed = True
+            self.status = code.value
+            self.message = "" if description is None else str(description)  # many pass the exception itself
 
     def record_exception(
         self,
@@ -133,20 +137,25 @@ class SpanSink:
         endpoint: Base URL of the collector; None: as OpenTelemetry's variables say.
 
     Attributes:
-        dropped: Spans that found the queue full: the collector is too slow, or away.
         reachability: Of the collector.
     """
 
     def __init__(self, job: str, endpoint: str | None) -> None:
-        self.dropped = 0
+        self._crowded_out = self._spoilt = 0  # the first is the loop's, the other the thread's
         self._sender = OtlpSender("traces", endpoint)
         self.reachability = Reachability("spans", self._sender.url)
+        self._soundness = Reachability("some spans", self._sender.url)
         self._resource = resource_of(job).attributes
         self._queue: deque[EndedSpan] = deque()
         self._is_awake = threading.Event()
         self._is_closed = False
         self._aborted = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Spans that found the queue full: the collector is too slow, or away; and those that cannot be encoded."""
+        return self._crowded_out + self._spoilt
 
     def emit(self, span: EndedSpan) -> None:
         """Take one span; on the loop. The first one starts the thread."""
@@ -155,7 +164,7 @@ class SpanSink:
             self._thread.start()
         queue = self._queue
         if len(queue) >= _QUEUE_MAX:
-            self.dropped += 1
+            self._crowded_out += 1
             return
         queue.append(span)
         if len(queue) >= _BATCH and not self._is_awake.is_set():
@@ -173,7 +182,29 @@ class SpanSink:
         queue = self._queue
         while len(queue) >= least and not self._aborted.is_set():
             batch = [queue.popleft() for _ in range(min(len(queue), _BATCH))]
-            self._send(encode_request(self._resource, "agentflow", batch))
+            try:
+                if (body := self._encoded(batch)) is not None:
+                    self._send(body)
+            except Exception as error:  # noqa: BLE001 (an edge: whatever it is, the next batch is exported)
+                self._spoilt += len(batch)
+                self.reachability.tell(is_sent=False, reason=reason_of(error))
+
+    def _encoded(self, batch: list[EndedSpan]) -> bytes | None:
+        """Return the request of a batch; spans that cannot be encoded are taken out of it. None: there are no others."""
+        try:
+            return encode_request(self._resource, "agentflow", batch)
+        except Exception:  # noqa: BLE001 (whatever user code has added; which span it is shows when each is tried)
+            batch[:] = [span for span in batch if self._is_sound(span)]
+        return encode_request(self._resource, "agentflow", batch) if batch else None
+
+    def _is_sound(self, span: EndedSpan) -> bool:
+        try:
+            encode_request({}, "", [span])
+        except Exception as error:  # noqa: BLE001 (as above)
+            self._soundness.tell(is_sent=False, reason=f"{span.name}: {reason_of(error)}")
+            self._spoilt += 1
+            return False
+        return True
 
     def _send(self, body: bytes) -> None:
         """Send a batch, for some seconds where to try again may help."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextvars
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -142,8 +142,8 @@ class OperatorTraces:
                 is_chosen = True  # perhaps: its caller says so
             else:
                 if record.source is not last:
+                    _, first_lot = ids.source(record.source)
                     last = record.source
-                    _, first_lot = ids.source(last)
                 is_chosen = (record.offset * SPREAD + first_lot) & LOT_MASK < threshold
             if is_chosen and (context := context_of(task)) is not None:
                 return see_start(task, context)
@@ -278,11 +278,12 @@ class OperatorTraces:
         """Export a span, with what user code has added to it and what it failed with."""
         status, message = UNSET, ""
         if live is not None and live.is_changed:
-            redacted = self._redaction.value
-            attributes = {**redacted(live.attributes), **attributes}
-            own = [SpanEvent(one.name, one.at_ns, redacted(dict(one.attributes))) for one in live.events]
-            links, events = [*links, *live.links], [*events, *own]
-            status, message = live.status, self._redaction.text(live.message)
+            shown, text = self._shown, self._redaction.text
+            attributes = {**shown(live.attributes), **attributes}
+            own_links = [SpanLink(one.trace_id, one.span_id, shown(one.attributes)) for one in live.links]
+            own_events = [SpanEvent(text(one.name), one.at_ns, shown(one.attributes)) for one in live.events]
+            links, events = [*links, *own_links], [*events, *own_events]
+            status, message = live.status, text(live.message)
         if error is not None:
             attributes[names.ERROR_TYPE] = error.type
             text = self._redaction.text
@@ -307,6 +308,25 @@ class OperatorTraces:
                 message,
             )
         )
+
+    def _shown(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return attributes that user code has added, without secrets: by their names, and inside of texts."""
+        redacted = self._redaction.value(dict(attributes))
+        return {name: self._without_pairs(value) for name, value in redacted.items()}
+
+    def _without_pairs(self, value: Any) -> Any:  # noqa: ANN401 (whatever an attribute may be)
+        """Return a value without what its texts say behind secret names: a URL, the message of an exception."""
+        if isinstance(value, str):
+            return self._redaction.text(value)
+        if isinstance(value, bytes):
+            text = value.decode("utf-8", "replace")
+            redacted = self._redaction.text(text)
+            return value if redacted == text else redacted
+        if isinstance(value, Mapping):
+            return {name: self._without_pairs(inner) for name, inner in value.items()}
+        if isinstance(value, Sequence):
+            return [self._without_pairs(inner) for inner in value]
+        return value
 
     # -- failures
     def _see_notes(self, notes: list[object], failed: _Times, over: dict[Run, _End], now_ns: int) -> None:

@@ -7,6 +7,8 @@ Whoever looks at each attempt pays for it: a clock is read twice, and what the a
 is a twentieth of a small record. So an observer says whether it `needs_answers`. Where none does, attempts that answer at once are
 measured where they run, as the observer sees fit (`measured`), and only those that answer later are collected.
 
+A job goes on, whatever those who look at it do: what an observer raises is counted and told in the log (`Observation.failures`).
+
 Rejected: telling of each fact when it happens (a call for each costs more than what most observers do with it); an effect of the
 core for the end of a run (a run without tasks is over, and whoever looks can see that).
 """
@@ -33,12 +35,14 @@ from agentflow.core.inputs import (
     WaitRequested,
 )
 from agentflow.core.runs import ActionTask
+from agentflow.runtime.logs import logger_of
 
 if TYPE_CHECKING:
     import contextvars
 
     from agentflow.runtime.ports import Observer
 
+_TOLD_EVERY_NS = 10_000_000_000
 Answer = ActionCompleted | ActionFailed
 monotonic_ns = time.perf_counter_ns
 
@@ -172,7 +176,8 @@ class Observation:
     - ``wants_times``, False: it does not need to know when attempts began and ended (True where it says nothing);
     - ``wants_progress``, True: it wants to be told soon of steps that begin and of reports. Else these come with the next turn;
     - ``measured``, a function `Start` → `Start`: measures attempts that answer at once, where no observer needs answers. An attempt
-      that answers later is in `Turn.answers`, and its `ActionTask.began_ns` is to be set;
+      that answers later is in `Turn.answers`, and its `ActionTask.began_ns` is to be set. What it returns is not guarded, for that
+      would cost a call for each attempt: beside ``start`` it may do nothing that can raise. The same goes for ``choosing``;
     - ``context_of``: returns the context that an attempt runs in, None: that of the turn. For whoever traces what user code calls;
     - ``choosing``, which stands for `start_in_context`, and takes a call less;
     - ``enter_step``: called with task, step and number of the call before the function of a step is called, in the context that it
@@ -180,6 +185,7 @@ class Observation:
 
     Attributes:
         turn: What was collected since the observers were told.
+        failures: Calls of observers that raised.
         start: Starts an attempt, as the action runner does.
         context_of: That of the first observer which has one.
         enter_step: The same.
@@ -199,11 +205,16 @@ class Observation:
         self, observers: Sequence[Observer], start: Start, input_codec: Codec = JSON, output_codec: Codec = JSON
     ) -> None:
         self.turn = Turn([], [], [], [], [], [], input_codec=input_codec, output_codec=output_codec)
+        self.failures = 0
+        self._told_next_ns = 0
         self._observers = list(observers)
         self._run = start
-        self.context_of: Callable[[ActionTask], contextvars.Context | None] | None = self._first("context_of")
+        self._context_of = self._first("context_of")
+        self.context_of: Callable[[ActionTask], contextvars.Context | None] | None
+        self.context_of = None if self._context_of is None else self._guarded(self._context_of)
         self.enter_step: Callable[[ActionTask, StepCall, int], Callable[[], object] | None] | None
-        self.enter_step = self._first("enter_step")
+        enter_step = self._first("enter_step")
+        self.enter_step = None if enter_step is None else self._guarded_step(self._guarded(enter_step))
         self.needs_answers = any(getattr(observer, "needs_answers", True) for observer in observers)
         self.wants_progress = any(getattr(observer, "wants_progress", False) for observer in observers)
         self.step_path: Callable[[], str] = str
@@ -211,24 +222,59 @@ class Observation:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         wants_times = any(getattr(observer, "wants_times", True) for observer in observers)
-        measured = self._first("measured")
+        measured = self._guarded(self._first("measured") or _nothing)
         if self.needs_answers and (wants_times or self.context_of is not None):
             self.start: Start = self._start_seen
         elif self.needs_answers:
             self.start = self._untimed_start()
         elif self.context_of is None:
-            self.start = _noted(start) if measured is None else measured(start)
+            self.start = measured(start) or _noted(start)
         else:
-            other = start if measured is None else measured(start)
-            choosing = self._first("choosing") or start_in_context
-            self.start = choosing(self.context_of, other, self._see_start)
+            choice = self.context_of, measured(start) or start, self._see_start
+            choosing = self._guarded(self._first("choosing") or _nothing)
+            self.start = choosing(*choice) or start_in_context(*choice)
 
     def _first(self, name: str) -> Any:  # noqa: ANN401 (whatever an observer has)
         return next((found for one in self._observers if (found := getattr(one, name, None)) is not None), None)
 
+    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what calls a function of an observer, and returns None where that raises."""
+
+        def call(*arguments: object) -> Any:  # noqa: ANN401 (whatever the function returns)
+            try:
+                return function(*arguments)
+            except Exception as error:  # noqa: BLE001 (an edge: the job goes on, whatever telemetry does)
+                self._see_failure(error)
+                return None
+
+        return call
+
+    def _guarded_step(self, enter_step: Callable[..., Any]) -> Callable[..., Any]:
+        def enter(task: ActionTask, call: StepCall, calls: int) -> Callable[[], object] | None:
+            leave = enter_step(task, call, calls)
+            return None if leave is None else self._guarded(leave)
+
+        return enter
+
+    def _see_failure(self, error: Exception) -> None:
+        """Count what an observer raised, and say so: at once, then every ten seconds at most. From any thread."""
+        self.failures += 1
+        now_ns = time.monotonic_ns()
+        if now_ns >= self._told_next_ns:
+            self._told_next_ns = now_ns + _TOLD_EVERY_NS
+            logger_of("agentflow.engine").warning(
+                "an observer failed; the job goes on", error=f"{type(error).__name__}: {error}", failures=self.failures
+            )
+
     def _start_seen(self, task: ActionTask) -> Answer | None:
         """Start an attempt, measure it, and collect what came of it."""
-        return self._see_start(task, None if self.context_of is None else self.context_of(task))
+        context = None
+        if self._context_of is not None:
+            try:
+                context = self._context_of(task)
+            except Exception as error:  # noqa: BLE001 (an edge: the job goes on, whatever telemetry does)
+                self._see_failure(error)
+        return self._see_start(task, context)
 
     def _see_start(self, task: ActionTask, context: contextvars.Context | None) -> Answer | None:
         task.began_ns = began_ns = monotonic_ns()
@@ -319,10 +365,17 @@ class Observation:
         if turn.is_empty:
             return
         for observer in self._observers:
-            observer.observe(turn, now_ms)
+            try:
+                observer.observe(turn, now_ms)
+            except Exception as error:  # noqa: BLE001 (an edge: the job goes on, whatever telemetry does)
+                self._see_failure(error)
         turn.admitted = turn.emitted = 0
         for collected in (turn.records, turn.started, turn.answers, turn.left, turn.steps, turn.notes):
             collected.clear()
+
+
+def _nothing(*_: object) -> None:
+    """Stand for what no observer has."""
 
 
 def _noted(start: Start) -> Start:

@@ -104,6 +104,36 @@ def test_a_name_that_exporters_cannot_show_is_refused(name):
         group.get_sub_group(name)
 
 
+@pytest.mark.parametrize("other", ["llm_calls", "llm-calls", "llm/calls", "llm.-calls"])
+def test_names_that_are_one_to_prometheus_are_refused(other):
+    registry = MetricRegistry()
+    group = registry.group("A")
+    calls = group.get_sub_group("llm").get_counter("calls")
+    with pytest.raises(ValueError, match=f"'{other}' and metric 'llm.calls' are one to Prometheus"):
+        registry.group("B").get_counter(other)
+    assert group.get_counter("llm.calls") is calls
+    assert list(series(registry)) == ["llm.calls"]
+
+
+@pytest.mark.parametrize("name", ["job", "agent", "action", "subtask", "le"])
+def test_attributes_of_the_engine_are_not_overwritten(name):
+    group = MetricRegistry().group("A", "act")
+    with pytest.raises(ValueError, match=f"'{name}' is the engine's own"):
+        group.get_sub_group(name, "mine")
+    group.get_sub_group(name).get_counter("calls").inc()  # a part of the name is none
+
+
+@pytest.mark.parametrize("bounds", [(10, 1), (1, 1), (1, float("nan")), (1, float("inf"))])
+def test_bounds_that_do_not_ascend_are_refused(bounds):
+    registry = MetricRegistry()
+    group = registry.group("A")
+    with pytest.raises(ValueError, match="each above the one before"):
+        group.get_histogram("spread", bounds=bounds)
+    group.get_histogram("spread", bounds=(1, 10)).update(5)
+    ((histogram,),) = (found.values() for found in series(registry).values())
+    assert histogram.buckets.counts == [0, 1, 0]
+
+
 def test_sets_of_attributes_beyond_the_limit_are_counted_together():
     registry = MetricRegistry(cardinality_max=3)
     for user in range(10):

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
+import urllib.error
+import urllib.request
+from decimal import Decimal
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentflow.api.metrics import OVERFLOW, Buckets
+from agentflow.api.metrics import OVERFLOW, Buckets, MetricRegistry
 from agentflow.errors import ConfigError
 from agentflow.observability import exporting, names
+from agentflow.observability.admin import AdminServer
 from agentflow.observability.exporting import MetricsFile, Pusher, Reachability
+from agentflow.observability.metrics import JobMetrics
 from agentflow.observability.otel import resource_of
 from agentflow.observability.otel_metrics import MetricsEncoder, OtlpMetrics, PrometheusText
 from agentflow.observability.otlp import OtlpSender, endpoint_of
 from agentflow.observability.series import Series
+from agentflow.runtime.settings import MetricsSettings
 from tests.otlp_receiver import collector
 
 
@@ -133,6 +140,82 @@ def test_pusher_pushes_at_its_end():
     assert place.pushed == [3]
 
 
+def test_pusher_pushes_on_behind_a_push_that_raised(caplog):
+    place = Place(is_hanging=False)
+    calls: list[int] = []
+    is_pushed = threading.Event()
+
+    def collect() -> list[Series]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise LookupError("odd")
+        is_pushed.set()
+        return samples()
+
+    pusher = Pusher(collect, place, 1)
+    assert is_pushed.wait(20)
+    pusher.close()
+    assert place.pushed[0] == 3
+    assert told(caplog)[0]["reason"] == "LookupError: odd"
+
+
+# -- values that nobody expected
+class Count(int):
+    """An integer of another package."""
+
+
+def test_odd_values_are_exported_everywhere_and_what_is_no_number_is_left_out_alone(no_variables, tmp_path, caplog):
+    registry = MetricRegistry()
+    group = registry.group("A")
+    group.get_gauge("large").update(2**70)
+    group.get_gauge("beyond").update(-(10**400))
+    group.get_counter("many").inc(2**63)
+    group.get_counter("own").inc(Count(3))
+    group.get_counter("decimal").inc(Decimal("0.5"))  # type: ignore[arg-type]
+    group.get_histogram("spread").update(2**70)
+    group.get_sub_group("tenant", "a\ud800").get_counter("of_tenant").inc()
+    metrics = JobMetrics("j", MetricsSettings(), registry)
+    metrics.observe(names.LAG, lambda: [("much", {}), (7, {"partition": "1"})])  # type: ignore[list-item]
+    metrics.observe(names.REBALANCES, lambda: [(1 // 0, {})])
+    with collector() as seen:
+        OtlpMetrics(resource_of("j"), seen.endpoint).push(metrics.collect())
+        assert seen.value("agentflow.user.large") == 2.0**70
+        assert seen.value("agentflow.user.beyond") == -math.inf
+        assert seen.value("agentflow.user.many") == 2.0**63
+        assert seen.value("agentflow.user.own") == 3
+        assert seen.value("agentflow.user.decimal") == 0.5
+        assert seen.value("agentflow.user.of_tenant", tenant="a\\ud800") == 1
+        assert seen.value("agentflow.lag", partition="1") == 7
+        assert len(seen.metrics["agentflow.lag"]) == 1
+    text = PrometheusText(resource_of("j")).text(metrics.collect()).decode()
+    assert str(2.0**70) in text
+    file = MetricsFile(str(tmp_path / "m.json"))
+    file.push(metrics.collect())
+    by_name = {one["name"]: one for one in json.loads((tmp_path / "m.json").read_text())["metrics"]}
+    assert by_name["agentflow.user.spread"]["points"][0]["sum"] == 2.0**70
+    assert [line["reason"].partition(": ")[0] for line in told(caplog)] == ["agentflow.lag"]
+
+
+def test_server_answers_500_where_metrics_cannot_be_collected_and_lives_on(caplog):
+    bodies: list[Exception | bytes] = [LookupError("odd"), b"fine"]
+
+    def metrics() -> bytes:
+        body = bodies.pop(0)
+        if isinstance(body, Exception):
+            raise body
+        return body
+
+    server = AdminServer("127.0.0.1", 0, lambda: True, lambda: None, metrics)
+    try:
+        with pytest.raises(urllib.error.HTTPError, match="500"):
+            urllib.request.urlopen(f"http://{server.address}/metrics")
+        with urllib.request.urlopen(f"http://{server.address}/metrics") as answer:
+            assert answer.read() == b"fine"
+    finally:
+        server.close()
+    assert [line["reason"] for line in told(caplog)] == ["LookupError: odd"]
+
+
 def test_a_place_that_hangs_holds_up_the_end_for_a_moment_only(monkeypatch):
     monkeypatch.setattr(exporting, "_LAST_PUSH_S", 0.05)
     place = Place(is_hanging=True)
@@ -220,7 +303,7 @@ def test_headers_come_from_the_standard_variable(no_variables):
         assert {name.lower(): value for name, value in seen.headers.items()}["x-token"] == "abc"
 
 
-def test_delta_says_what_came_since_the_last_push():
+def test_delta_says_what_came_since_the_last_push_that_was_taken():
     encoder = MetricsEncoder(resource_of("reviews"), is_delta=True)
 
     def numbers(count: int) -> list[object]:
@@ -229,7 +312,27 @@ def test_delta_says_what_came_since_the_last_push():
         return [records.value, gauge.value, histogram.bucket_counts, histogram.sum, other.count]
 
     assert numbers(3) == [3, 0.25, [0, 3, 0], 1.5, 1]
-    assert numbers(5) == [2, 0.25, [0, 2, 0], 1.0, 0]
+    assert numbers(4) == [4, 0.25, [0, 4, 0], 2.0, 1]
+    encoder.take()
+    assert numbers(5) == [1, 0.25, [0, 1, 0], 0.5, 0]
+    assert numbers(7) == [3, 0.25, [0, 3, 0], 1.5, 0]
+
+
+def test_counts_of_a_refused_push_are_in_the_next_one_with_its_beginning(no_variables):
+    no_variables.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
+    with collector() as seen:
+        otlp = OtlpMetrics(resource_of("reviews"), seen.endpoint)
+        got: list[int] = []
+        ends: list[tuple[int, int]] = []
+        for count, status in ((100, 200), (250, 503), (300, 200), (301, 200)):
+            seen.status = status
+            otlp.push(samples(count))
+            if status == 200:
+                (_, point), *_ = seen.metrics["agentflow.records.in"]
+                got.append(point.as_int)
+                ends.append((point.start_time_unix_nano, point.time_unix_nano))
+        assert got == [100, 200, 1]
+        assert [began for began, _ in ends[1:]] == [ended for _, ended in ends[:-1]], "no gap, no overlap"
 
 
 def test_collector_that_refuses_is_told_and_costs_nothing_else(no_variables, caplog):

@@ -25,8 +25,10 @@ BOUNDS_NS = (1_000, 1_000_000, 1_000_000_000)
 class Attentive:
     """An observer that needs every answer: metrics are then counted from these."""
 
+    is_right = True
+
     def observe(self, turn: Any, now_ms: int) -> None:
-        assert turn.admitted == len(turn.records)
+        self.is_right &= turn.admitted == len(turn.records)
 
 
 def metered(agent: Agent, values: list[Any], *others: Any, cardinality_max: int = 100, **fields: Any) -> AgentMeter:
@@ -44,6 +46,7 @@ def metered(agent: Agent, values: list[Any], *others: Any, cardinality_max: int 
         **fields,
     )
     asyncio.run(Job(spec).run())
+    assert all(getattr(other, "is_right", True) for other in others)
     meter.settle(0)
     return meter
 
@@ -121,6 +124,42 @@ def test_a_slow_synchronous_action_is_measured_each_time(monkeypatch):
     action = metered(Agent("A").add_action("act", [EventType.InputEvent], output), records(50)).actions["act"]
     assert action.mask == 0
     assert action.durations.counts == [0, 50, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("slow", "expected"), [(3 * STRIDE, [199, 0, 1, 0]), (3 * STRIDE + 5, [200, 0, 0, 0])], ids=["measured", "between"]
+)
+def test_a_slow_attempt_of_a_quick_action_is_one_at_most(slow, expected, monkeypatch):
+    now_ns = 0
+    monkeypatch.setattr(operator_metrics, "monotonic_ns", lambda: now_ns)
+    plan = AgentPlan.from_agent(Agent("A").add_action("act", [EventType.InputEvent], output))
+    meter = AgentMeter(plan, BOUNDS_NS, 9)
+
+    def act(task: int) -> str:
+        nonlocal now_ns
+        now_ns += 100_000_000 if task == slow else 500
+        return "answer"
+
+    start = OperatorMetrics(plan, meter).measured(act)
+    for n in range(200):
+        start(n)
+    meter.settle(0)
+    action = meter.actions["act"]
+    assert (action.attempts, action.durations.counts) == (200, expected)
+    assert action.durations.sum == 199 * 500 + (100_000_000 if expected[2] else 500)
+
+
+def test_attempts_that_answer_later_do_not_stand_for_quick_ones():
+    action = AgentMeter(
+        AgentPlan.from_agent(Agent("A").add_action("act", [EventType.InputEvent], output)), BOUNDS_NS, 9
+    ).actions["act"]
+    action.add(500)
+    action.attempts += 3  # that were not measured
+    action.add(2_000_000)
+    action.attempts += 1
+    action.settle()
+    assert action.durations.counts == [5, 0, 1, 0]
+    assert action.durations.sum == 5 * 500 + 2_000_000
 
 
 @BOTH

@@ -84,5 +84,5 @@ def test_what_no_attribute_can_be_is_shown_as_text():
     request = ExportTraceServiceRequest.FromString(encode_request({}, "agentflow", [span]))
     read = attributes(request.resource_spans[0].scope_spans[0].spans[0].attributes)
     assert math.isnan(read.pop("nan"))
-    assert read == {"large": str(2**70), "none": "None", "object": "<class 'object'>", "surrogate": "a?"}
+    assert read == {"large": str(2**70), "none": "None", "object": "<class 'object'>", "surrogate": "a\\ud800"}
     assert struct.calcsize("<cQcQ") == 18

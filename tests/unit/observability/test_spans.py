@@ -8,7 +8,7 @@ import time
 import pytest
 
 from agentflow.observability import spans
-from agentflow.observability.span_encoding import EndedSpan
+from agentflow.observability.span_encoding import EndedSpan, SpanEvent
 from agentflow.observability.spans import SpanSink
 from tests.otlp_receiver import collector
 
@@ -50,6 +50,37 @@ def test_spans_that_find_the_queue_full_are_dropped_and_counted(monkeypatch):
         sink.emit(span(n))
     assert sink.dropped >= 80
     asyncio.run(sink.close())
+
+
+def test_a_span_that_cannot_be_encoded_is_dropped_alone_and_told(monkeypatch, caplog):
+    monkeypatch.setattr(spans, "_DELAY_S", 0.01)
+    spoilt = EndedSpan("spoilt", 1, 2, 0, 1, 2, {}, events=[SpanEvent("x", time.time(), {})])
+    with collector() as seen:
+        sink = SpanSink("shop", seen.endpoint)
+        for one in (span(0), spoilt, span(1)):
+            sink.emit(one)
+        seen.wait(lambda: len(seen.spans) == 2)
+        sink.emit(spoilt)
+        sink.emit(span(2))
+        seen.wait(lambda: len(seen.spans) == 3)
+        asyncio.run(sink.close())
+    assert [one.attributes["n"] for one in seen.spans] == [0, 1, 2]
+    assert sink.dropped == 2
+    (line,) = caplog.records
+    assert line.agentflow["reason"].startswith("spoilt: error: ")
+
+
+def test_the_thread_outlives_what_nobody_expected(monkeypatch, caplog):
+    monkeypatch.setattr(spans, "_BATCH", 1)
+    with collector() as seen:
+        sink = SpanSink("shop", seen.endpoint)
+        sink.emit(None)  # type: ignore[arg-type]
+        sink.emit(span(1))
+        seen.wait(lambda: seen.spans)
+        asyncio.run(sink.close())
+    assert [one.attributes["n"] for one in seen.spans] == [1]
+    assert sink.dropped == 1
+    assert "AttributeError" in caplog.records[-1].agentflow["reason"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3000])

@@ -25,7 +25,7 @@ from agentflow.environment.telemetry import Telemetry
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.job import Job
 from agentflow.runtime.job_spec import AgentStage, JobSpec
-from agentflow.runtime.settings import JobSettings, OtlpSettings, RunSettings, TracingSettings
+from agentflow.runtime.settings import JobSettings, OtlpSettings, RedactionSettings, RunSettings, TracingSettings
 from agentflow.state.memory import MemoryKeyedState, MemoryStorage
 from tests.otlp_receiver import Span, collector
 
@@ -76,6 +76,7 @@ class World:
         self.storage = MemoryStorage()
         self.sink, self.dead = HeadedSink(), CollectionSink()
         self.spans: list[Span] = []
+        self.bodies: list[bytes] = []
         self.stages = tuple(AgentStage(AgentPlan.from_agent(agent), "k") for agent in agents)
         self.headers = headers
         self.tracing = TracingSettings(enabled=True, sample_ratio=ratio)
@@ -111,6 +112,7 @@ class World:
                 asyncio.run(run())
             finally:
                 self.spans += seen.spans
+                self.bodies += seen.bodies
 
     def one(self, name: str, **attributes: Any) -> Span:
         found = [
@@ -480,6 +482,55 @@ def test_spans_of_user_code_are_children_and_may_say_more(kind):
     assert (f"{request.context.trace_id:032x}", f"{request.parent.span_id:016x}") == (around.trace, around.id)
     assert around.attributes["mine"] == 7
     assert [(name, attributes) for name, _, attributes in around.events] == [("noted", {"n": 1})]
+
+
+def test_secrets_that_user_code_adds_to_spans_are_never_sent():
+    def add(event: Event, ctx: Any) -> None:
+        span = otel.get_current_span()
+        span.set_attribute("api_key", "SECRET attribute")
+        span.set_attribute("iban", "SECRET field")
+        span.set_attribute("url", "https://api.example/?api_key=SECRET-text&page=2")
+        span.set_attribute("body", b"api_key=SECRET-bytes")
+        span.set_attribute("arguments", ['{"api_key": "SECRET document"}', "token: SECRET-list"])
+        span.set_attribute("nested", {"inner": {"password": "SECRET nested", "note": "password=SECRET-note"}})
+        span.add_link(otel.SpanContext(1, 2, is_remote=False), {"api_key": "SECRET link", "kept": 1})
+        span.add_event("api_key=SECRET-name", {"api_key": "SECRET event", "customer": '{"iban": "SECRET inside"}'})
+        try:
+            raise ValueError("api_key=SECRET-message")
+        except ValueError as error:
+            span.record_exception(error, {"session": "token=SECRET-session"})
+        span.set_status(otel.StatusCode.ERROR, "api_key=SECRET-status")
+
+    world = World(simple(add), redaction=RedactionSettings(fields=("iban",)))
+    world.run([{"k": "a"}])
+    assert not [body for body in world.bodies if b"SECRET" in body]
+    span = world.one("action act")
+    assert span.attributes["url"] == "https://api.example/?api_key=***&page=2"
+    assert span.links[0].attributes == {"api_key": "***", "kept": 1}
+    assert span.events[1][2]["exception.message"] == "api_key=***"
+    assert (span.attributes["iban"], span.status) == ("***", "api_key=***")
+
+
+def test_what_is_no_status_text_or_time_fails_nothing():
+    def act(event: Event, ctx: Any) -> None:
+        span = otel.get_current_span()
+        span.set_status("no status")
+        span.add_link(None)
+        span.set_attributes(None)
+        span.add_event("seconds", timestamp=time.time())
+        span.add_event("before the epoch", timestamp=-1)
+        span.set_status(otel.StatusCode.ERROR, ValueError("the exception itself"))
+        ctx.send_event(OutputEvent(1))
+
+    world = World(simple(act))
+    world.run([{"k": "a"}])
+    assert world.sink.values == [1]
+    span = world.one("action act")
+    assert (span.is_error, span.status) == (True, "the exception itself")
+    assert [(name, began_ns > 10**18) for name, began_ns, _ in span.events] == [
+        ("seconds", True),
+        ("before the epoch", True),
+    ]
 
 
 def test_user_code_of_a_run_that_is_not_sampled_has_no_span():

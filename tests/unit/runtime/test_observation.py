@@ -13,6 +13,7 @@ from agentflow.connectors.collections import CollectionSink, CollectionSource
 from agentflow.core.effects import DeadLetter, FailJob, ScheduleRetry
 from agentflow.core.inputs import ActionCompleted, ActionFailed
 from agentflow.plan.plan import AgentPlan
+from agentflow.runtime import observation
 from agentflow.runtime.job import Job
 from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.observation import JournalSeen, StepSeen, Turn
@@ -34,13 +35,14 @@ class Notes:
         self.began_later: list[str] = []
         self.left: list[int] = []
         self.over: list[str] = []
+        self.are_times_right = True
 
     def observe(self, turn: Turn, now_ms: int) -> None:
         self.records += [received.record.run_id for received in turn.records]
         self.began_later += [task.path for task in turn.started]
         for answer, attempt, began_ns, ended_ns in turn.answers:
             task = answer.task
-            assert 0 < began_ns <= ended_ns
+            self.are_times_right &= 0 < began_ns <= ended_ns
             self.answers.append((task.id, attempt, type(answer) is ActionCompleted))
             if isinstance(answer, ActionCompleted):
                 self.outputs += [payload for kind, payload in answer.sent or () if kind is None]
@@ -68,6 +70,7 @@ def observed(agent: Agent, values: list[Any], notes: Notes) -> list[Any]:
         await Job(spec).run()
 
     asyncio.run(run())
+    assert notes.are_times_right
     return sink.values
 
 
@@ -265,3 +268,68 @@ def test_a_step_is_entered_and_left_in_the_context_of_its_call() -> None:
         agent = Agent("A").add_action("act", [EventType.InputEvent], action, blocking=action is in_thread)
         observed(agent, [{"k": "a"}], notes)
         assert seen == [("enter", "0:act", ".0", 1), "call", ("leave", ".0")]
+
+
+class Broken(Notes):
+    """Raises wherever it is asked, and behind every turn."""
+
+    def context_of(self, task: Any) -> Any:
+        raise LookupError(task.path)
+
+    def enter_step(self, task: Any, call: Any, calls: int) -> Any:
+        if task.path.endswith("first"):
+            raise LookupError(call.path)
+        return {}.popitem
+
+    def observe(self, turn: Turn, now_ms: int) -> None:
+        raise ValueError("a bug of whoever looks")
+
+
+class Light(Broken):
+    """The same, where no observer needs answers."""
+
+    needs_answers = False
+
+    def measured(self, start: Any) -> Any:
+        raise ValueError
+
+    def choosing(self, context_of: Any, start: Any, see_start: Any) -> Any:
+        raise ValueError
+
+
+@pytest.mark.parametrize("broken", [Broken(), Light()], ids=["all answers", "no answers"])
+def test_a_job_goes_on_whatever_its_observers_raise(broken: Notes, caplog: pytest.LogCaptureFixture) -> None:
+    async def first(event: Event, ctx: RunnerContext) -> None:
+        await ctx.durable_execute_async(abs, -1)  # type: ignore[arg-type]
+        ctx.send_event(Event("next", {}))
+
+    async def second(event: Event, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(await ctx.durable_execute_async(abs, -2)))  # type: ignore[arg-type]
+
+    def quick(event: Event, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent("quick"))
+
+    agent = Agent("A").add_action("first", [EventType.InputEvent], first).add_action("second", ["next"], second)
+    agent.add_action("quick", [EventType.InputEvent], quick)
+    assert sorted(observed(agent, [{"k": n} for n in range(3)], broken), key=str) == [2, 2, 2, *["quick"] * 3]
+    (line,) = caplog.records  # the first at once; the others are counted in the next one, ten seconds later
+    assert (line.name, line.levelname) == ("agentflow.engine", "WARNING")
+    assert line.agentflow["failures"] == 1  # type: ignore[attr-defined]
+
+
+def test_observers_behind_one_that_raises_are_told_and_failures_are_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1]
+    monkeypatch.setattr(observation.time, "monotonic_ns", lambda: now_s[0] * 10**9)
+
+    async def turns() -> tuple[int, list[type]]:
+        notes = Notes()
+        both = observation.Observation([Broken(), notes], lambda task: None)
+        for now_s[0] in range(1, 26):
+            both.turn.notes.append(now_s[0])
+            both.flush(0)
+        return both.failures, notes.notes
+
+    assert asyncio.run(turns()) == (25, list(range(1, 26)))
+    assert [record.agentflow["failures"] for record in caplog.records] == [1, 11, 21]  # type: ignore[attr-defined]
