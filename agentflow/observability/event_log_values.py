@@ -147,8 +147,8 @@ class ValueForm:
 
     def render(self, payload: bytes | None) -> bytes:
         """Return a value as JSON that may be seen; from any thread."""
-        value = self._decoded(payload)
-        shown = self._redaction.value(value, self._name)
+        value, is_read = self._decoded(payload)
+        shown = self._redaction.value(value, self._name) if is_read else self._unread(value)
         try:
             if self._is_whole:
                 shown = {self._name: shown}
@@ -158,7 +158,7 @@ class ValueForm:
             return _UNREADABLE
         if cut is not shown and self._truncation is not None:
             self._truncation.omissions += 1
-        if cut is value and self._lessons < _LESSONS_MAX:
+        if cut is value and is_read and self._lessons < _LESSONS_MAX:
             self._learn(value)
         return encoded
 
@@ -166,16 +166,23 @@ class ValueForm:
     def _depth(self) -> int:
         return 2 if self._name and not self._is_whole else 1
 
-    def _decoded(self, payload: bytes | None) -> Any:  # noqa: ANN401 (any value)
+    def _decoded(self, payload: bytes | None) -> tuple[Any, bool]:
+        """Return the value, or the payload where it cannot be decoded, and which it is."""
         if payload is None:
-            return None
+            return None, True
         try:
-            return payload.decode() if self._codec is None else self._codec.decode(payload, Any)
-        except Exception:  # noqa: BLE001 (a codec may be user code; what cannot be read is shown as it came)
-            try:
-                return payload.decode()
-            except UnicodeDecodeError:
-                return payload
+            return payload.decode() if self._codec is None else self._codec.decode(payload, Any), True
+        except Exception:  # noqa: BLE001 (a codec may be user code)
+            return payload, False
+
+    def _unread(self, payload: bytes) -> str | bytes:
+        """Return what cannot be decoded as it came, but for what looks like a secret: it may be a document with a brace missing."""
+        try:
+            return self._redaction.unread(payload.decode(), self._name)
+        except UnicodeDecodeError:
+            text = payload.decode("utf-8", "replace")
+            shown = self._redaction.unread(text, self._name)
+            return payload if shown == text else shown
 
     def _learn(self, value: Any) -> None:  # noqa: ANN401 (any value)
         with self._lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import msgspec
 import pytest
 
@@ -103,6 +105,27 @@ def test_what_is_not_proved_is_shown_all_the_same():
     assert one.render(None) == b"null"
     deep = b"[" * 3_000 + b"]" * 3_000
     assert msgspec.json.decode(form(truncation=None).render(deep)) is not None
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"k":"c","api_key":"sk-1"',
+        b'\xef\xbb\xbf{"k":"c","api_key":"sk-1"}',
+        b'"k":"c","api_key":"sk-1"',
+        b'{"k":"c","api_key":"sk-1\xff"}',
+        b"{'k':\"c\",'api_key':'sk-1'}",
+        b'{"k":"c","x":NaN,"api_key":"sk-1"}',
+    ],
+)
+def test_what_cannot_be_decoded_is_shown_without_what_looks_like_a_secret(payload):
+    for codec in (JSON, MSGPACK):
+        shown = form(codec).render(payload)
+        assert b"sk-1" not in shown
+        assert base64.b64encode(b"sk-1")[:4] not in shown
+        assert b'"c' in shown or b'c\\"' in shown
+    assert msgspec.json.decode(form(paths=("$.n.m",)).render(payload)) == "***"
+    assert form(fields=("input",)).render(payload) == b'"***"'
 
 
 def test_events_in_msgpack_are_shown_as_json_by_the_proof():
