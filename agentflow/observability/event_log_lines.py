@@ -18,7 +18,7 @@ from agentflow.api.codecs import JSON, MSGPACK
 from agentflow.api.events import EventType
 from agentflow.core.inputs import ActionCompleted, RecordReceived, RequestReceived, SentEvent
 from agentflow.observability.event_log_levels import EventLogLevel, Selection
-from agentflow.observability.event_log_values import NOT_PROVED, Truncation, ValueForm, refuse
+from agentflow.observability.event_log_values import NOT_PROVED, Truncation, ValueForm, refuse, shown_key
 from agentflow.runtime.observation import monotonic_ns
 from agentflow.runtime.redaction import Redaction
 
@@ -443,7 +443,7 @@ class EventLines:
 
     def key_json(self, key: bytes) -> bytes:
         """Return a key as it may be seen."""
-        return msgspec.json.encode(self._rules.redaction.key(msgspec.msgpack.decode(key)))
+        return shown_key(self._rules.redaction, key)
 
     def _key(self, key: bytes) -> bytes | None:
         """Return the piece of a key, and remember it; None: its runs are not written."""

@@ -195,6 +195,14 @@ class ValueForm:
                 self._lessons = _LESSONS_MAX
 
 
+def shown_key(redaction: Redaction, key: bytes) -> bytes:
+    """Return a business key, in msgpack, as JSON that may be seen; it does not raise."""
+    try:
+        return _encoded(redaction.key(msgspec.msgpack.decode(key)))
+    except (msgspec.MsgspecError, RecursionError):
+        return _UNREADABLE
+
+
 def has_quotes_inside(payload: bytes) -> bool:
     """Whether a text in JSON may be JSON itself, which no proof looks into."""
     return b'\\"' in payload or b"\\u0022" in payload

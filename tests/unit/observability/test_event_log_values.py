@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from agentflow.api.codecs import CODECS, JSON, MSGPACK
-from agentflow.observability.event_log_values import Truncation, ValueForm
+from agentflow.observability.event_log_values import Truncation, ValueForm, shown_key
 from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.settings import RedactionSettings, TruncationSettings
 
@@ -173,6 +173,17 @@ def test_the_first_values_are_shown_at_once_so_that_the_next_ones_are_proved():
     one._eager = 0
     assert one.shown(b'{"a":2}') == b'{"a":2}'
     assert one.shown(b'{"a":2,"token":"x"}') is None
+
+
+def test_keys_are_shown_whatever_they_are():
+    def shown(value, **rules):
+        return shown_key(Redaction(RedactionSettings(**rules)), msgspec.msgpack.encode(value))
+
+    assert shown("a") == b'"a"'
+    assert shown([1, {"token": "x"}]) == b'[1,{"token":"***"}]'
+    assert shown("a", key=True) == shown("[" * 20_000) == b'"***"'
+    assert shown({(1, 2): 3}) == b'{"(1, 2)":3}'
+    assert shown_key(Redaction(), b"\xc1") == b'"<nested too deep>"'
 
 
 def test_omissions_are_counted():
