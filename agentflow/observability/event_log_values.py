@@ -18,7 +18,7 @@ from typing import Annotated, Any, Union
 import msgspec
 
 from agentflow.api.codecs import JSON, MSGPACK, Codec
-from agentflow.runtime.redaction import Redaction
+from agentflow.runtime.redaction import Nodes, Redaction, following, go_below
 from agentflow.runtime.settings import TruncationSettings
 
 _FIELDS_MAX = 200
@@ -190,7 +190,8 @@ class ValueForm:
                 return
             self._lessons += 1
             try:
-                self.proof = self._decoder(self._shape.type(self._redaction, self._truncation)).decode
+                kind = self._shape.type(self._redaction, self._truncation, self._redaction.begin(self._name))
+                self.proof = self._decoder(kind).decode
             except (ValueError, TypeError, RecursionError):  # a name that no struct can have
                 self._lessons = _LESSONS_MAX
 
@@ -248,24 +249,30 @@ class _Shape:
         self.size += before - room[0]
         return is_news
 
-    def type(self, redaction: Redaction, truncation: Truncation | None, name: str = "") -> Any:  # noqa: ANN401 (a type)
-        """Return the type that such values decode as."""
+    def type(self, redaction: Redaction, truncation: Truncation | None, nodes: Nodes, name: str = "") -> Any:  # noqa: ANN401 (a type)
+        """Return the type that such values decode as. Where paths lead into a text, it has none: only its JSON tells what is where."""
         chars, elements = (truncation.chars_max, truncation.elements_max) if truncation is not None else (0, 0)
         kind: Any = None
         if self.is_plain:
             text: Any = Annotated[str, msgspec.Meta(max_length=chars)] if chars else str
-            kind = int | float | None if redaction.spares_numbers(name) else text | int | float | bool | None
+            kind = int | float | None
+            if not redaction.spares_numbers(name):
+                kind = kind | bool if go_below(nodes) else kind | bool | text
         if self.items is not None:
-            items: Any = list[self.items.type(redaction, truncation)]  # type: ignore[misc]  # a type that is made now
+            items: Any = list[self.items.type(redaction, truncation, following(nodes, 0))]  # type: ignore[misc]  # a type that is made now
             kind = Union[kind, Annotated[items, msgspec.Meta(max_length=elements)] if elements else items]  # noqa: UP007
         if self.fields is not None:
-            kind = Union[kind, self._struct(redaction, truncation)]  # noqa: UP007 (`None | None` is no type)
+            kind = Union[kind, self._struct(redaction, truncation, nodes)]  # noqa: UP007 (`None | None` is no type)
         return kind
 
-    def _struct(self, redaction: Redaction, truncation: Truncation | None) -> Any:  # noqa: ANN401 (a type)
+    def _struct(self, redaction: Redaction, truncation: Truncation | None, nodes: Nodes) -> Any:  # noqa: ANN401 (a type)
         assert self.fields is not None
         fields = [
-            (f"f{place}", Union[inner.type(redaction, truncation, name), msgspec.UnsetType], msgspec.UNSET)  # noqa: UP007
+            (
+                f"f{place}",
+                Union[inner.type(redaction, truncation, following(nodes, name), name), msgspec.UnsetType],  # noqa: UP007
+                msgspec.UNSET,
+            )
             for place, (name, inner) in enumerate(self.fields.items())
         ]
         rename = {f"f{place}": name for place, name in enumerate(self.fields)}

@@ -49,17 +49,18 @@ _Place = str | int | None
 """A step of a path: a name, a place in a list, or None: any of either."""
 
 
-class _PathNode:
+class PathNode:
     """Where paths have come to: what may follow, and whether one ends here."""
 
     __slots__ = ("is_end", "steps")
 
     def __init__(self) -> None:
-        self.steps: dict[_Place, _PathNode] = {}
+        self.steps: dict[_Place, PathNode] = {}
         self.is_end = False
 
 
-_Nodes = tuple[_PathNode, ...]
+Nodes = tuple[PathNode, ...]
+"""Where all paths have come to at one place of a value."""
 
 
 class Redaction:
@@ -97,15 +98,17 @@ class Redaction:
             value: What JSON or msgpack holds; it is not changed.
             within: Name of the attribute whose value this is: paths may begin at the attributes, and at the value.
         """
-        nodes: _Nodes = (self._root,)
-        if within:
-            if self._is_secret(within):
-                return self._replaced(value)
-            nodes += tuple(_following(nodes, within))
+        if within and self._is_secret(within):
+            return self._replaced(value)
         try:
-            return self._walked(value, nodes)
+            return self._walked(value, self.begin(within))
         except RecursionError:  # nobody can say what is in there
             return MASK
+
+    def begin(self, within: str = "") -> Nodes:
+        """Return where paths have come to at a value; see `value`."""
+        nodes: Nodes = (self._root,)
+        return nodes + following(nodes, within) if within else nodes
 
     def key(self, key: Any) -> Any:  # noqa: ANN401 (any key)
         """Return a business key as it may be seen."""
@@ -141,7 +144,7 @@ class Redaction:
         return "".join([*parts, text[done:]]) if parts else text
 
     # -- one value
-    def _walked(self, value: Any, nodes: _Nodes) -> Any:  # noqa: ANN401 (any value)
+    def _walked(self, value: Any, nodes: Nodes) -> Any:  # noqa: ANN401 (any value)
         if isinstance(value, str):
             return self._without_matches(self._inside(value, nodes))
         if isinstance(value, dict):
@@ -149,7 +152,7 @@ class Redaction:
         if isinstance(value, list | tuple):
             changed = None
             for place, inner in enumerate(value):
-                below = tuple(_following(nodes, place))
+                below = following(nodes, place)
                 redacted = self._replaced(inner) if _ends(below) else self._walked(inner, below)
                 if redacted is not inner:
                     changed = list(value) if changed is None else changed
@@ -159,11 +162,11 @@ class Redaction:
             return self._scalar(value)
         return value
 
-    def _mapping(self, value: Mapping[Any, Any], nodes: _Nodes) -> Any:  # noqa: ANN401 (a mapping)
+    def _mapping(self, value: Mapping[Any, Any], nodes: Nodes) -> Any:  # noqa: ANN401 (a mapping)
         changed: dict[Any, Any] | None = None
         for name, inner in value.items():
             shown = self._walked(name, ()) if self._patterns and not isinstance(name, tuple) else name
-            below = tuple(_following(nodes, name))
+            below = following(nodes, name)
             if inner is not None and (_ends(below) or (isinstance(name, str) and self._is_secret(name, inner))):
                 redacted = self._replaced(inner)
             else:
@@ -178,7 +181,7 @@ class Redaction:
                 changed[_free_name(shown, changed)] = redacted
         return value if changed is None else changed
 
-    def _inside(self, text: str, nodes: _Nodes) -> str:
+    def _inside(self, text: str, nodes: Nodes) -> str:
         """Look into a text that is a JSON document."""
         if text.lstrip()[:1] not in ("{", "["):
             return text
@@ -194,9 +197,9 @@ class Redaction:
         redacted = self._walked(document, nodes)
         return text if redacted is document else msgspec.json.encode(redacted).decode()
 
-    def _undecoded(self, text: str, nodes: _Nodes) -> str:
+    def _undecoded(self, text: str, nodes: Nodes) -> str:
         """Look at what begins as JSON and is none, where nobody can say what is in which place of it."""
-        if any(node.steps for node in nodes):
+        if go_below(nodes):
             return MASK
         return (
             self._without_pairs(text) if '"' in text else text
@@ -366,21 +369,31 @@ def _path_steps(path: str) -> list[_Place] | None:
     return steps or None
 
 
-def _path_tree(paths: Iterable[str]) -> _PathNode:
-    root = _PathNode()
+def _path_tree(paths: Iterable[str]) -> PathNode:
+    root = PathNode()
     for path in paths:
         node = root
         for step in _path_steps(path) or ():
-            node = node.steps.setdefault(step, _PathNode())
+            node = node.steps.setdefault(step, PathNode())
         node.is_end = True
     return root
 
 
-def _has_places(node: _PathNode) -> bool:
+def _has_places(node: PathNode) -> bool:
     return any(isinstance(step, int) or _has_places(below) for step, below in node.steps.items())
 
 
-def _following(nodes: _Nodes, step: object) -> Iterable[_PathNode]:
+def following(nodes: Nodes, step: object) -> Nodes:
+    """Return where paths come to by one step more."""
+    return tuple(_following(nodes, step))
+
+
+def go_below(nodes: Nodes) -> bool:
+    """Whether paths name something inside of the value here; it may be a text that is JSON, also one without a quote: ``[4111]``."""
+    return any(node.steps for node in nodes)
+
+
+def _following(nodes: Nodes, step: object) -> Iterable[PathNode]:
     for node in nodes:
         steps = node.steps
         if steps:
@@ -390,7 +403,7 @@ def _following(nodes: _Nodes, step: object) -> Iterable[_PathNode]:
                 yield anything
 
 
-def _ends(nodes: _Nodes) -> bool:
+def _ends(nodes: Nodes) -> bool:
     return any(node.is_end for node in nodes)
 
 

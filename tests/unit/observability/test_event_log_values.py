@@ -145,6 +145,25 @@ def test_rules_that_no_shape_can_tell_let_nothing_be_proved(rules):
     assert one.shown(b'{"a":1}') is None
 
 
+@pytest.mark.parametrize("path", ["$.doc[*]", "$.*.doc[*]", "$.input.doc[*]", "$.docs[*][*]", "$.doc.card"])
+@pytest.mark.parametrize("codec", [JSON, MSGPACK])
+def test_a_text_that_a_path_leads_into_is_never_proved(path, codec):
+    one = form(codec, paths=(path,))
+    field = (lambda text: {"docs": [text]}) if "docs" in path else (lambda text: {"doc": text})
+    one.render(codec.encode({**field("hello"), "n": 1}))
+    assert one.shown(codec.encode({"n": 1})) == b'{"n":1}'
+    secret = codec.encode(field("[4111,2222]"))
+    assert one.shown(secret) is None
+    assert (b"4111" in one.render(secret)) == (path == "$.doc.card")
+
+
+def test_other_texts_are_proved_all_the_same():
+    one = form(paths=("$.doc[*]",))
+    one.render(b'{"doc":"hello","other":"hello","l":["hello"]}')
+    value = b'{"other":"[4111]","l":["[4111]"],"doc":5}'
+    assert one.shown(value) == value
+
+
 def test_a_form_stops_learning_from_names_that_are_data():
     one = form()
     for number in range(500):
