@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from agentflow.cli.job_file import JobFile
     from agentflow.cli.loading import Program
     from agentflow.environment.telemetry import Telemetry
+    from agentflow.errors import AgentflowError
     from agentflow.observability.admin import AdminServer
     from agentflow.observability.progress import LiveLine
     from agentflow.runtime.job import Job, JobStatus
     from agentflow.runtime.job_spec import JobSpec
     from agentflow.runtime.ports import Sink
+    from agentflow.runtime.redaction import Redaction
     from agentflow.runtime.worker import Worker
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -115,7 +117,10 @@ class JobLog:
     """Writes the few log lines of a job: what it started from, restarts, how it ended."""
 
     def __init__(self, job_file: JobFile) -> None:
+        from agentflow.runtime.redaction import Redaction
+
         self._job_file = job_file
+        self._redaction = Redaction(job_file.settings.redaction)
         self._starts = 0
 
     def tell(self, event: str, fields: Mapping[str, Any]) -> None:
@@ -129,17 +134,18 @@ class JobLog:
             log_event(
                 "job restarts",
                 "warning",
-                error=error,
+                error=self._redaction.text(error),
                 attempt=fields["attempt"],
                 delay=f"{fields['delay_ms'] / 1000:g}s",
             )
         else:
             log_event(f"job {event}", "info", **self._totals(fields))
 
-    def tell_failure(self, status: JobStatus) -> None:
-        """Write the totals of a job that failed; the error itself is the command's to print."""
+    def tell_failure(self, status: JobStatus, error: AgentflowError) -> None:
+        """Write the totals of a job that failed; the error itself is the command's to print, and is redacted for that."""
         from agentflow.observability.logs import log_event
 
+        redact_error(error, self._redaction)
         log_event("job failed", "error", **total_fields(self._job_file, status))
 
     def _tell_start(self, fields: Mapping[str, Any]) -> None:
@@ -172,6 +178,25 @@ class JobLog:
     def _totals(self, fields: Mapping[str, Any]) -> dict[str, object]:
         shown = {name: fields[name] for name in _TOTALS}
         return {"job": self._job_file.settings.job, **shown}
+
+
+def redact_error(error: AgentflowError, redaction: Redaction) -> None:
+    """Take out of an error what must not be seen, before it is printed: it quotes the errors of user code."""
+    text = redaction.text
+    error.what, error.expected = text(error.what), text(error.expected)
+    error.where = {
+        name: redaction.key(value) if name == "key" else text(value) if isinstance(value, str) else value
+        for name, value in error.where.items()
+    }
+    if own_part := getattr(error, "user_traceback", ""):
+        error.user_traceback = text(own_part)  # type: ignore[attr-defined]  # it is a JobFailed
+    cause = error.__cause__
+    if cause is None:
+        return
+    said = text(str(cause))
+    if said != str(cause):  # it is not ours to change, so that it is told here
+        error.what += f"\n  because of {type(cause).__name__}: {said}"
+        error.__cause__ = None
 
 
 def total_fields(job_file: JobFile, status: JobStatus) -> dict[str, object]:
@@ -273,8 +298,8 @@ async def _run(
     )
     try:
         ended = await job.run()
-    except AgentflowError:
-        log.tell_failure(job.status)
+    except AgentflowError as error:
+        log.tell_failure(job.status, error)
         raise
     finally:
         signals.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentflow.cli.job_file import KafkaDeadLetters, KafkaSink, KafkaSource
 from agentflow.cli.output import EXIT_DONE
-from agentflow.cli.run import StopSignals, configured_logs, loop_factory, serve, total_fields
+from agentflow.cli.run import StopSignals, configured_logs, loop_factory, redact_error, serve, total_fields
 from agentflow.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ class _WorkerLog:
     """The few log lines of a worker."""
 
     def __init__(self, job_file: JobFile) -> None:
+        from agentflow.runtime.redaction import Redaction
+
         self._job_file = job_file
+        self.redaction = Redaction(job_file.settings.redaction)
 
     def started(self, subtasks: int) -> None:
         from agentflow.observability.logs import log_event
@@ -116,6 +119,7 @@ class _WorkerLog:
         """Write what worker and subtasks tell."""
         from agentflow.observability.logs import log_event
 
+        text = self.redaction.text
         if event == "started":
             log_event(
                 "subtask started",
@@ -130,11 +134,12 @@ class _WorkerLog:
                 "subtask restarts",
                 "warning",
                 subtask=fields["subtask"],
-                error=error,
+                error=text(error),
                 delay=f"{fields['delay_ms'] / 1000:g}s",
             )
         elif event in ("offset reset", "purge failed", "joining again", "stopped without a last checkpoint"):
-            log_event(event, "warning", **fields)
+            shown = {name: text(value) if isinstance(value, str) else value for name, value in fields.items()}
+            log_event(event, "warning", **shown)
         elif event in ("assigned", "revoked", "lost meanwhile"):
             log_event(f"subtasks {event}" if event != "lost meanwhile" else event, **fields)
 
@@ -177,7 +182,8 @@ async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process:
     )
     try:
         ended = await member.run()
-    except AgentflowError:
+    except AgentflowError as error:
+        redact_error(error, log.redaction)
         log_event("worker failed", "error", **total_fields(job_file, member.status))
         raise
     finally:

@@ -19,6 +19,7 @@ from agentflow.runtime.ports import RecordTarget
 FLUSH_BYTES = 256 * 2**10  # what a processor has near: more is written and read from memory
 _TOLD_EVERY_S = 10.0
 _CLOSED_WITHIN_S = 10.0
+_CLOSED_DOWN_WITHIN_S = 2.0  # where the target has refused what it was given last
 _FAILURES_MAX = 5  # in a row; from then on what is refused is lost at once
 _AGAIN_S = 1.0
 
@@ -131,7 +132,7 @@ class BufferedTarget:
         self._wake.set()
         if self._thread is None:
             return
-        self._thread.join(_CLOSED_WITHIN_S)
+        self._thread.join(_CLOSED_DOWN_WITHIN_S if self._failures else _CLOSED_WITHIN_S)
         if self._thread.is_alive():
             self.counts.dropped += sum(chunk.records for chunk in list(self._chunks))
         self._tell_losses(is_last=True)

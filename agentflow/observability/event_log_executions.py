@@ -29,7 +29,7 @@ from agentflow.core.effects import CancelAction, DeadLetter, FailJob, ReplayActi
 from agentflow.core.inputs import ActionCompleted, CancelRequested, StepCall, WaitRequested
 from agentflow.core.records import ErrorReport
 from agentflow.observability.event_log_levels import EventLogLevel
-from agentflow.observability.event_log_values import ValueForm
+from agentflow.observability.event_log_values import ValueForm, shown_key
 from agentflow.runtime.observation import ExecutionReported, StepBegan
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ class ExecutionLines:
         self._write(
             event_type,
             run_id,
-            None if key is None else msgspec.Raw(_encode(self._rules.redaction.key(key))),
+            None if key is None else msgspec.Raw(shown_key(self._rules.redaction, msgspec.msgpack.encode(key))),
             event_id=f"{run_id}:{suffix}",
             upstream_event_id=f"{run_id}/{task.rpartition(':')[0]}" if task else f"{run_id}/0",
             upstream_action_name=action,

@@ -18,7 +18,7 @@ from agentflow.api.codecs import JSON, MSGPACK
 from agentflow.api.events import EventType
 from agentflow.core.inputs import ActionCompleted, RecordReceived, RequestReceived, SentEvent
 from agentflow.observability.event_log_levels import EventLogLevel, Selection
-from agentflow.observability.event_log_values import NOT_PROVED, Truncation, ValueForm, refuse
+from agentflow.observability.event_log_values import NOT_PROVED, Truncation, ValueForm, refuse, shown_key
 from agentflow.runtime.observation import monotonic_ns
 from agentflow.runtime.redaction import Redaction
 
@@ -227,7 +227,7 @@ class EventLines:
                 of_source = self._run_ids.get(source) or self._ids_of(source)
             run_id = of_source % record.offset
             value: Any = record.value  # bytes, from here to the line
-            if is_json and value is not None and 10 not in value and 92 not in value:
+            if is_json and value is not None and 92 not in value and 10 not in value and 13 not in value:
                 try:
                     proof(value)
                 except NOT_PROVED:
@@ -250,7 +250,7 @@ class EventLines:
             kind, output = sent[0]
             if task.action is action and kind is None and output is not None and len(sent) == 1 and not task.emitted:
                 try:
-                    if 92 in output or 10 in output:
+                    if 92 in output or 10 in output or 13 in output:
                         raise TypeError
                     sent_proof(output)
                 except NOT_PROVED:
@@ -443,7 +443,7 @@ class EventLines:
 
     def key_json(self, key: bytes) -> bytes:
         """Return a key as it may be seen."""
-        return msgspec.json.encode(self._rules.redaction.key(msgspec.msgpack.decode(key)))
+        return shown_key(self._rules.redaction, key)
 
     def _key(self, key: bytes) -> bytes | None:
         """Return the piece of a key, and remember it; None: its runs are not written."""

@@ -12,9 +12,10 @@ from typing import Any, BinaryIO
 import msgspec
 
 from agentflow.api.executions import ExecutionStatus
-from agentflow.errors import NotConfigured
+from agentflow.errors import ConfigError, NotConfigured
 from agentflow.observability.event_log_buffer import Tell
-from agentflow.observability.otlp import endpoint_of
+from agentflow.observability.logs import log_event
+from agentflow.observability.otlp import OtlpSender
 
 EventListener = Callable[[dict[str, Any]], object]
 """Called with each record, as it is written: decoded, redacted, and its own to change."""
@@ -27,7 +28,7 @@ class StdoutLines:
     name = "stdout"
 
     def __init__(self, stream: BinaryIO | None = None) -> None:
-        self._stream = stream or sys.stdout.buffer
+        self._stream: BinaryIO | _TextAsBytes = stream or getattr(sys.stdout, "buffer", None) or _TextAsBytes()
 
     def write(self, subtask: int, lines: Sequence[bytes]) -> None:  # noqa: ARG002 (the port)
         """Write the lines."""
@@ -40,6 +41,16 @@ class StdoutLines:
 
     def close(self) -> None:
         """Leave it open: it is the process's."""
+
+
+class _TextAsBytes:
+    """Standard output where somebody has put a stream of texts in its place, as notebooks and tests do."""
+
+    def write(self, line: bytes) -> None:
+        sys.stdout.write(line.decode())
+
+    def flush(self) -> None:
+        sys.stdout.flush()
 
 
 def listener_name(listener: EventListener) -> str:
@@ -104,7 +115,7 @@ class Listeners:
 def records_of(lines: Sequence[bytes]) -> Iterator[bytes]:
     """Iterate over single records, without line ends."""
     for some in lines:
-        yield from some.splitlines()
+        yield from some.removesuffix(b"\n").split(b"\n")
 
 
 class OtelLogs:
@@ -116,6 +127,7 @@ class OtelLogs:
 
     Raises:
         NotConfigured: The extra `telemetry` is not installed.
+        ConfigError: The endpoint is no URL, or a variable says something that cannot be done.
     """
 
     name = "otel"
@@ -124,9 +136,8 @@ class OtelLogs:
     def __init__(self, job: str, endpoint: str | None) -> None:
         try:
             from opentelemetry._logs import LogRecord, SeverityNumber
-            from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+            from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
             from opentelemetry.sdk._logs import ReadableLogRecord
-            from opentelemetry.sdk._logs.export import LogRecordExportResult
             from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
             from agentflow.observability.otel import resource_of
@@ -135,8 +146,12 @@ class OtelLogs:
                 f"event-log.target: otel needs a package that is not installed ({error.name})",
                 fix="pip install 'agentflow[telemetry]'",
             ) from error
-        self._exporter = OTLPLogExporter(endpoint=endpoint_of(endpoint, "logs"))
-        self._success = LogRecordExportResult.SUCCESS
+        try:
+            self._sender = OtlpSender("logs", endpoint)
+        except (ValueError, OSError) as error:  # a wrong variable; a certificate that cannot be read
+            raise ConfigError([f"otlp.endpoint, or OpenTelemetry's variables: {error}"]) from error
+        self._encode = encode_logs
+        self._told_at = -_TOLD_EVERY_S
         self._new_record, self._readable = LogRecord, ReadableLogRecord
         self._resource = resource_of(job)
         self._scope = InstrumentationScope("agentflow.event_log")
@@ -150,12 +165,29 @@ class OtelLogs:
         self._normal = SeverityNumber.INFO
 
     def write(self, subtask: int, lines: Sequence[bytes]) -> None:
-        """Post the records."""
-        batch = [self._record(subtask, msgspec.json.decode(line)) for line in records_of(lines)]
+        """Post the records, once: who calls this asks again, and stops asking when the job ends.
+
+        Raises:
+            OSError: The collector has not taken them.
+        """
+        batch = [record for line in records_of(lines) if (record := self._read(subtask, line)) is not None]
         for start in range(0, len(batch), self._BATCH):
-            if self._exporter.export(batch[start : start + self._BATCH]) is not self._success:
-                msg = "the collector has not taken the records"
+            refusal = self._sender.send(self._encode(batch[start : start + self._BATCH]).SerializeToString())
+            if refusal is not None:
+                msg = f"the collector has not taken the records: {refusal.reason}"
                 raise OSError(msg)
+
+    def _read(self, subtask: int, line: bytes) -> Any:  # noqa: ANN401 (a class of the SDK)
+        """Return a record as the SDK has it; None, and a line in the log, for one that cannot be read: it must not keep others back."""
+        try:
+            return self._record(subtask, msgspec.json.decode(line))
+        except (msgspec.MsgspecError, AttributeError, KeyError, TypeError, ValueError) as error:
+            now = time.monotonic()
+            if now - self._told_at >= _TOLD_EVERY_S:
+                self._told_at = now
+                text = f"{type(error).__name__}: {error}".split("\n")[0]
+                log_event("event log left out a record", "warning", target=self.name, error=text)
+            return None
 
     def _record(self, subtask: int, record: dict[str, Any]) -> Any:  # noqa: ANN401 (a class of the SDK)
         attributes: dict[str, Any] = {"agentflow.subtask": subtask}
@@ -180,8 +212,7 @@ class OtelLogs:
         """Nothing is due."""
 
     def close(self) -> None:
-        """Close the connection."""
-        self._exporter.shutdown()  # type: ignore[no-untyped-call]  # its signature has no types
+        """Nothing is open between requests."""
 
 
 _OTEL_ATTRIBUTES = {

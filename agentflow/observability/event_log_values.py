@@ -18,7 +18,7 @@ from typing import Annotated, Any, Union
 import msgspec
 
 from agentflow.api.codecs import JSON, MSGPACK, Codec
-from agentflow.runtime.redaction import Redaction
+from agentflow.runtime.redaction import Nodes, Redaction, following, go_below
 from agentflow.runtime.settings import TruncationSettings
 
 _FIELDS_MAX = 200
@@ -129,7 +129,7 @@ class ValueForm:
             return b"null"
         try:
             if self.is_json:
-                if 10 not in payload and (92 not in payload or not has_quotes_inside(payload)):
+                if 10 not in payload and 13 not in payload and (92 not in payload or not has_quotes_inside(payload)):
                     self.proof(payload)
                     return payload
             elif 34 not in payload:  # a quote, or a number that looks like one
@@ -147,8 +147,8 @@ class ValueForm:
 
     def render(self, payload: bytes | None) -> bytes:
         """Return a value as JSON that may be seen; from any thread."""
-        value = self._decoded(payload)
-        shown = self._redaction.value(value, self._name)
+        value, is_read = self._decoded(payload)
+        shown = self._redaction.value(value, self._name) if is_read else self._unread(value)
         try:
             if self._is_whole:
                 shown = {self._name: shown}
@@ -158,7 +158,7 @@ class ValueForm:
             return _UNREADABLE
         if cut is not shown and self._truncation is not None:
             self._truncation.omissions += 1
-        if cut is value and self._lessons < _LESSONS_MAX:
+        if cut is value and is_read and self._lessons < _LESSONS_MAX:
             self._learn(value)
         return encoded
 
@@ -166,16 +166,23 @@ class ValueForm:
     def _depth(self) -> int:
         return 2 if self._name and not self._is_whole else 1
 
-    def _decoded(self, payload: bytes | None) -> Any:  # noqa: ANN401 (any value)
+    def _decoded(self, payload: bytes | None) -> tuple[Any, bool]:
+        """Return the value, or the payload where it cannot be decoded, and which it is."""
         if payload is None:
-            return None
+            return None, True
         try:
-            return payload.decode() if self._codec is None else self._codec.decode(payload, Any)
-        except Exception:  # noqa: BLE001 (a codec may be user code; what cannot be read is shown as it came)
-            try:
-                return payload.decode()
-            except UnicodeDecodeError:
-                return payload
+            return payload.decode() if self._codec is None else self._codec.decode(payload, Any), True
+        except Exception:  # noqa: BLE001 (a codec may be user code)
+            return payload, False
+
+    def _unread(self, payload: bytes) -> str | bytes:
+        """Return what cannot be decoded as it came, but for what looks like a secret: it may be a document with a brace missing."""
+        try:
+            return self._redaction.unread(payload.decode(), self._name)
+        except UnicodeDecodeError:
+            text = payload.decode("utf-8", "replace")
+            shown = self._redaction.unread(text, self._name)
+            return payload if shown == text else shown
 
     def _learn(self, value: Any) -> None:  # noqa: ANN401 (any value)
         with self._lock:
@@ -183,9 +190,18 @@ class ValueForm:
                 return
             self._lessons += 1
             try:
-                self.proof = self._decoder(self._shape.type(self._redaction, self._truncation)).decode
+                kind = self._shape.type(self._redaction, self._truncation, self._redaction.begin(self._name))
+                self.proof = self._decoder(kind).decode
             except (ValueError, TypeError, RecursionError):  # a name that no struct can have
                 self._lessons = _LESSONS_MAX
+
+
+def shown_key(redaction: Redaction, key: bytes) -> bytes:
+    """Return a business key, in msgpack, as JSON that may be seen; it does not raise."""
+    try:
+        return _encoded(redaction.key(msgspec.msgpack.decode(key)))
+    except (msgspec.MsgspecError, RecursionError):
+        return _UNREADABLE
 
 
 def has_quotes_inside(payload: bytes) -> bool:
@@ -233,24 +249,30 @@ class _Shape:
         self.size += before - room[0]
         return is_news
 
-    def type(self, redaction: Redaction, truncation: Truncation | None, name: str = "") -> Any:  # noqa: ANN401 (a type)
-        """Return the type that such values decode as."""
+    def type(self, redaction: Redaction, truncation: Truncation | None, nodes: Nodes, name: str = "") -> Any:  # noqa: ANN401 (a type)
+        """Return the type that such values decode as. Where paths lead into a text, it has none: only its JSON tells what is where."""
         chars, elements = (truncation.chars_max, truncation.elements_max) if truncation is not None else (0, 0)
         kind: Any = None
         if self.is_plain:
             text: Any = Annotated[str, msgspec.Meta(max_length=chars)] if chars else str
-            kind = int | float | None if redaction.spares_numbers(name) else text | int | float | bool | None
+            kind = int | float | None
+            if not redaction.spares_numbers(name):
+                kind = kind | bool if go_below(nodes) else kind | bool | text
         if self.items is not None:
-            items: Any = list[self.items.type(redaction, truncation)]  # type: ignore[misc]  # a type that is made now
+            items: Any = list[self.items.type(redaction, truncation, following(nodes, 0))]  # type: ignore[misc]  # a type that is made now
             kind = Union[kind, Annotated[items, msgspec.Meta(max_length=elements)] if elements else items]  # noqa: UP007
         if self.fields is not None:
-            kind = Union[kind, self._struct(redaction, truncation)]  # noqa: UP007 (`None | None` is no type)
+            kind = Union[kind, self._struct(redaction, truncation, nodes)]  # noqa: UP007 (`None | None` is no type)
         return kind
 
-    def _struct(self, redaction: Redaction, truncation: Truncation | None) -> Any:  # noqa: ANN401 (a type)
+    def _struct(self, redaction: Redaction, truncation: Truncation | None, nodes: Nodes) -> Any:  # noqa: ANN401 (a type)
         assert self.fields is not None
         fields = [
-            (f"f{place}", Union[inner.type(redaction, truncation, name), msgspec.UnsetType], msgspec.UNSET)  # noqa: UP007
+            (
+                f"f{place}",
+                Union[inner.type(redaction, truncation, following(nodes, name), name), msgspec.UnsetType],  # noqa: UP007
+                msgspec.UNSET,
+            )
             for place, (name, inner) in enumerate(self.fields.items())
         ]
         rename = {f"f{place}": name for place, name in enumerate(self.fields)}

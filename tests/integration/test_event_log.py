@@ -87,12 +87,14 @@ def test_keys_keep_their_type_and_values_are_what_they_were(tmp_path):
         assert [record["eventAttributes"][name] for record in of_type(records, event_type)] == values * 3
 
 
-def test_lines_of_values_with_line_ends_between_their_tokens_are_whole(tmp_path):
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_lines_of_values_with_line_ends_between_their_tokens_are_whole(tmp_path, end):
     def act(event, ctx):
-        ctx.send_event(OutputEvent(msgspec.Raw(b'{\n "a": 1}')))
+        ctx.send_event(OutputEvent(msgspec.Raw(b'{%b "a": 1}' % end)))
 
     world = World(tmp_path, Agent("A").add_action("act", [EventType.InputEvent], act))
-    records = world.run([b'{"k": "a",\r\n "n": 1}'] * 3, codec=CODECS["json"])
+    records = world.run([b'{"k": "a",%b "n": 1}' % end] * 3, codec=CODECS["json"])
+    assert not any(b"\r" in path.read_bytes() for path in world.files())
     assert [record["eventAttributes"] for record in records] == [
         {"input": {"k": "a", "n": 1}},
         {"output": {"a": 1}},

@@ -17,6 +17,7 @@ from agentflow import Agent, AgentsExecutionEnvironment, EventType, OutputEvent
 from agentflow.errors import ConfigError
 from agentflow.observability.event_log_buffer import BufferedTarget, Chunk
 from agentflow.observability.event_log_files import LogFiles, log_files
+from agentflow.observability.event_log_targets import OtelLogs, StdoutLines, records_of
 from agentflow.runtime.settings import (
     EventLogSettings,
     JobSettings,
@@ -258,6 +259,35 @@ def test_what_a_target_refuses_for_long_is_lost_and_told():
     assert told[-1][1]["error"] == "ConnectionError: away"
 
 
+class RefusingThenStuck(Stuck):
+    """A target that refuses, and then does not answer."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.is_asked_again = threading.Event()
+
+    def write(self, subtask, lines):
+        self.calls += 1
+        if self.calls == 1:
+            raise ConnectionError("away")
+        self.is_asked_again.set()
+        super().write(subtask, lines)
+
+
+def test_a_target_that_has_refused_and_does_not_answer_holds_up_the_end_for_a_moment_only(monkeypatch):
+    monkeypatch.setattr("agentflow.observability.event_log_buffer._AGAIN_S", 0.001)
+    monkeypatch.setattr("agentflow.observability.event_log_buffer._CLOSED_DOWN_WITHIN_S", 0.01)
+    target = RefusingThenStuck()
+    buffered = BufferedTarget(target, 2**20, 0.001, lambda what, fields: None)
+    buffered.add(chunk())
+    assert target.is_asked_again.wait(30)
+    began = time.monotonic()
+    buffered.close()
+    assert time.monotonic() - began < 5
+    target.may_go.set()
+
+
 def test_records_of_each_subtask_keep_their_order():
     target = Refusing(0)
     buffered = BufferedTarget(target, 2**20, 60, print)
@@ -309,7 +339,39 @@ def test_a_collector_that_refuses_stops_nothing(tmp_path, caplog):
     assert "the collector has not taken the records" in caplog.text
 
 
+def test_a_record_that_cannot_be_read_keeps_no_other_back(caplog):
+    with collector() as received:
+        OtelLogs("job", received.endpoint).write(0, [record(1) + b"{torn\n[]\n{}\n", record(2)])
+    assert [attributes_of(one.attributes)["agentflow.event.id"] for _, one in received.records] == ["1", "2"]
+    assert caplog.text.count("event log left out a record") == 1
+
+
+def test_a_collector_that_is_away_is_asked_once_by_each_write():
+    with collector() as received:
+        pass
+    with pytest.raises(OSError, match=r"the collector has not taken the records: .*refused"):
+        OtelLogs("job", received.endpoint).write(0, [record(1)])
+
+
+def test_a_collector_that_is_no_url_is_refused():
+    with pytest.raises(ConfigError, match="a collector is named by a URL"):
+        OtelLogs("job", "collector")
+
+
+def test_only_a_line_feed_ends_a_record():
+    assert list(records_of([b'{"a":\r1}\n{"b":"\xe2\x80\xa8"}\n', b"{}\n"])) == [
+        b'{"a":\r1}', b'{"b":"\xe2\x80\xa8"}', b"{}",
+    ]  # fmt: skip
+
+
 # -- standard output
+def test_records_go_to_a_standard_output_that_takes_texts_only(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    target = StdoutLines()
+    target.write(0, [record(1), record(2)])
+    assert sys.stdout.getvalue().encode() == record(1) + record(2)
+
+
 def test_several_targets_get_the_same_records(tmp_path, monkeypatch):
     stream = io.BytesIO()
 

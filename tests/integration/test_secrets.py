@@ -12,8 +12,12 @@ import pytest
 
 from agentflow import Agent, CancelEvent, Event, EventType, OutputEvent, Retry
 from agentflow.api.executions import ExecutionReporters
+from agentflow.cli.config_file import load_job_file
 from agentflow.cli.main import main
+from agentflow.cli.run import JobLog, redact_error
+from agentflow.cli.worker import _WorkerLog
 from agentflow.core.delta import Table
+from agentflow.errors import SinkError
 from agentflow.runtime.inspection import unfinished_runs, waits_for_signals
 from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.settings import MetricsSettings, OtlpSettings, RedactionSettings, TracingSettings
@@ -166,6 +170,69 @@ def test_previews_of_runs_have_no_secret(tmp_path):
         assert has_secret(shown) is not is_hidden
     hidden = unfinished_runs(list(state.rows(Table.RUNS)), list(state.rows(Table.STEPS)), (), 0, Redaction(BY_NAME))
     assert not has_secret(msgspec.json.encode([hidden, waits_for_signals(hidden)]))
+
+
+FAILING = """\
+from agentflow import Agent, EventType, action
+
+class Failing(Agent):
+    @action(EventType.InputEvent, on_error="fail", retry=None)
+    def go(event, ctx):
+        refused = PermissionError("refused: password=" + event.input["card"])
+        raise RuntimeError("login failed: password=" + event.input["card"]) from refused
+"""
+FAILING_JOB = """\
+job: test
+agent: failing:Failing
+key-by: card
+source: {jsonl: {path: in.jsonl}}
+sink: {jsonl: {path: out/}}
+state.dir: state/
+redaction.key: true
+"""
+
+
+@pytest.mark.parametrize("flags", [[], ["--traceback"]])
+def test_what_a_job_that_fails_prints_has_no_secret(tmp_path, monkeypatch, capfd, flags):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing.py").write_text(FAILING)
+    (tmp_path / "job.yaml").write_text(FAILING_JOB)
+    (tmp_path / "in.jsonl").write_text(json.dumps({"card": SECRET}) + "\n")
+    monkeypatch.delitem(sys.modules, "failing", raising=False)
+    assert main(["run", "job.yaml", *flags]) == 1
+    printed = "".join(capfd.readouterr())
+    assert not has_secret(printed.encode())
+    assert "login failed: password=***" in printed
+    assert "key ***" in printed
+
+
+def test_lines_about_restarts_have_no_secret(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text(FAILING_JOB)
+    job_file = load_job_file("job.yaml")
+    error = f"the sink refuses: password={SECRET}\n  key {SECRET}"
+    facts = {"error": error, "attempt": 1, "delay_ms": 10, "subtask": 0}
+    with caplog.at_level("INFO", logger="agentflow"):
+        JobLog(job_file).tell("restarting", facts)
+        _WorkerLog(job_file).tell("restarting", facts)
+        _WorkerLog(job_file).tell("purge failed", {"error": f"password={SECRET}"})
+    assert caplog.text.count("password=***") == 3
+    assert not has_secret(caplog.text.encode())
+
+
+def test_an_error_that_is_to_be_printed_loses_what_its_cause_says_too():
+    error = SinkError("no (token=t1)", where={"key": "t2", "url": "x?token=t3", "n": 1}, expected="token=t4")
+    error.__cause__ = OSError("token=t5")
+    redact_error(error, Redaction(RedactionSettings(key=True)))
+    assert str(error) == (
+        "no (token=***)\n  because of OSError: token=***\n  key ***  url x?token=***  n 1\nexpected: token=***"
+    )
+    assert error.__cause__ is None
+    harmless = SinkError("no")
+    harmless.__cause__ = cause = OSError("away")
+    redact_error(harmless, Redaction())
+    assert (str(harmless), harmless.__cause__) == ("no", cause)
 
 
 def test_a_hashed_key_is_found_by_the_key_that_it_is_the_hash_of(tmp_path, monkeypatch, capsys):

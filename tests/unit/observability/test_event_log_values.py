@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+
 import msgspec
 import pytest
 
 from agentflow.api.codecs import CODECS, JSON, MSGPACK
-from agentflow.observability.event_log_values import Truncation, ValueForm
+from agentflow.observability.event_log_values import Truncation, ValueForm, shown_key
 from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.settings import RedactionSettings, TruncationSettings
 
@@ -84,7 +86,7 @@ def test_a_value_like_one_that_was_seen_is_shown_as_it_is():
     "value",
     [
         b'{"pass\\u0077ord":"x"}', b'{"a":{"password":"x"}}', b'{"l":[{"api_key":1}]}', b'{"max_tokens":"x"}', b'{"none":"secret?"}',
-        b'{"a":"{\\"token\\": 1}"}', b'{"a":"{\\u0022token\\u0022: 1}"}', b'{\n"a":1}', b'{"a":1', b'{"a":1}{', b"\xff",
+        b'{"a":"{\\"token\\": 1}"}', b'{"a":"{\\u0022token\\u0022: 1}"}', b'{\n"a":1}', b'{\r"a":1}', b'{"a":1', b'{"a":1}{', b"\xff",
         b'{"a":"%s"}' % (b"x" * 2_001), b'{"l":[%s]}' % b",".join([b"1"] * 21), b'["a"]',
     ],
 )  # fmt: skip
@@ -105,6 +107,27 @@ def test_what_is_not_proved_is_shown_all_the_same():
     assert msgspec.json.decode(form(truncation=None).render(deep)) is not None
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"k":"c","api_key":"sk-1"',
+        b'\xef\xbb\xbf{"k":"c","api_key":"sk-1"}',
+        b'"k":"c","api_key":"sk-1"',
+        b'{"k":"c","api_key":"sk-1\xff"}',
+        b"{'k':\"c\",'api_key':'sk-1'}",
+        b'{"k":"c","x":NaN,"api_key":"sk-1"}',
+    ],
+)
+def test_what_cannot_be_decoded_is_shown_without_what_looks_like_a_secret(payload):
+    for codec in (JSON, MSGPACK):
+        shown = form(codec).render(payload)
+        assert b"sk-1" not in shown
+        assert base64.b64encode(b"sk-1")[:4] not in shown
+        assert b'"c' in shown or b'c\\"' in shown
+    assert msgspec.json.decode(form(paths=("$.n.m",)).render(payload)) == "***"
+    assert form(fields=("input",)).render(payload) == b'"***"'
+
+
 def test_events_in_msgpack_are_shown_as_json_by_the_proof():
     one = form(MSGPACK, "")
     payload = msgspec.msgpack.encode({"a": 1, "b": None})
@@ -120,6 +143,25 @@ def test_rules_that_no_shape_can_tell_let_nothing_be_proved(rules):
     one = form(**rules)
     one.render(b'{"a":1}')
     assert one.shown(b'{"a":1}') is None
+
+
+@pytest.mark.parametrize("path", ["$.doc[*]", "$.*.doc[*]", "$.input.doc[*]", "$.docs[*][*]", "$.doc.card"])
+@pytest.mark.parametrize("codec", [JSON, MSGPACK])
+def test_a_text_that_a_path_leads_into_is_never_proved(path, codec):
+    one = form(codec, paths=(path,))
+    field = (lambda text: {"docs": [text]}) if "docs" in path else (lambda text: {"doc": text})
+    one.render(codec.encode({**field("hello"), "n": 1}))
+    assert one.shown(codec.encode({"n": 1})) == b'{"n":1}'
+    secret = codec.encode(field("[4111,2222]"))
+    assert one.shown(secret) is None
+    assert (b"4111" in one.render(secret)) == (path == "$.doc.card")
+
+
+def test_other_texts_are_proved_all_the_same():
+    one = form(paths=("$.doc[*]",))
+    one.render(b'{"doc":"hello","other":"hello","l":["hello"]}')
+    value = b'{"other":"[4111]","l":["[4111]"],"doc":5}'
+    assert one.shown(value) == value
 
 
 def test_a_form_stops_learning_from_names_that_are_data():
@@ -150,6 +192,17 @@ def test_the_first_values_are_shown_at_once_so_that_the_next_ones_are_proved():
     one._eager = 0
     assert one.shown(b'{"a":2}') == b'{"a":2}'
     assert one.shown(b'{"a":2,"token":"x"}') is None
+
+
+def test_keys_are_shown_whatever_they_are():
+    def shown(value, **rules):
+        return shown_key(Redaction(RedactionSettings(**rules)), msgspec.msgpack.encode(value))
+
+    assert shown("a") == b'"a"'
+    assert shown([1, {"token": "x"}]) == b'[1,{"token":"***"}]'
+    assert shown("a", key=True) == shown("[" * 20_000) == b'"***"'
+    assert shown({(1, 2): 3}) == b'{"(1, 2)":3}'
+    assert shown_key(Redaction(), b"\xc1") == b'"<nested too deep>"'
 
 
 def test_omissions_are_counted():

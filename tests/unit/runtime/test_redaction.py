@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 
@@ -125,6 +127,39 @@ def test_json_inside_of_texts_is_looked_into():
     assert redacted(["{no json", "[1"]) == ["{no json", "[1"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"n": 1, "api_key": "sk-1"',
+        '{"n": 1, "api_key": "sk-1',
+        '[{"api_key": "sk-1"},',
+        '{"n": 1}\n{"api_key": "sk-1"}',
+        '{"n": 1} {"inner": "{\\"api_key\\": \\"sk-1\\"}"}',
+    ],
+)
+def test_what_begins_as_json_and_is_none_shows_no_value_of_a_secret_name(text):
+    shown = redacted({"body": text})["body"]
+    assert "sk-1" not in shown
+    assert MASK in shown
+    assert ('"n": 1' in shown) == ('"n": 1' in text)
+    assert redacted({"body": text}, paths=("$.body.x",)) == {"body": MASK}, "nobody can tell where a path leads"
+
+
+def test_what_python_writes_as_json_stays_what_it_is():
+    text = '{"api_key": "sk", "x": NaN, "y": [-Infinity, "\\ud800"]}'
+    assert redacted([text]) == [text.replace("sk", MASK)]
+    assert redacted({"a": text}, paths=("$.a.y[0]",))["a"] == text.replace('"sk"', '"***"').replace(
+        "-Infinity", '"***"'
+    )
+    harmless = text.replace("api_key", "name")
+    assert redacted([harmless]) == [harmless]
+
+
+def test_keys_nested_too_deep_to_look_at_are_not_shown():
+    assert Redaction().key("[" * 20_000) == MASK
+    assert Redaction(RedactionSettings(key=True)).key("[" * 20_000) == MASK
+
+
 def test_hashes_are_the_same_for_the_same_value_and_key_and_no_others():
     rules = {"replacement": "hash", "hash_key": "0123456789abcdef"}
     one, two, other = redacted([{"token": "a"}, {"token": "a"}, {"token": "b"}], **rules)
@@ -143,6 +178,54 @@ def test_texts_for_people_lose_matches_and_named_values():
         == f"401 for https://x.test/?api_key={MASK}&q=1 with Authorization: Bearer {MASK}, card {MASK}, max_tokens: 5"
     )
     assert redaction.text("{'password': 'hunter2', 'n': 1}") == f"{{'password': '{MASK}', 'n': 1}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Authorization: token ghp_abc, then more", "Authorization: token ***, then more"),
+        ("Authorization: ApiKey ghp_abc", "Authorization: ApiKey ***"),
+        ("Proxy-Authorization: Basic dTpw==\nHost: x", "Proxy-Authorization: Basic ***\nHost: x"),
+        ("Authorization: AWS4-HMAC-SHA256 Credential=A/2, Signature=deadbeef\nHost: x", "Authorization: ***\nHost: x"),
+        ('Authorization: Token token="abc", nonce="d"', "Authorization: ***"),
+        ("curl -H 'Authorization: Own abc def' -d x", "curl -H 'Authorization: ***' -d x"),
+        ("Authorization: Bearer\nHost: x", "Authorization: ***\nHost: x"),
+        ("{'Authorization': b'Bearer sk', 'n': 1}", "{'Authorization': b'***', 'n': 1}"),
+        ("{'Authorization': 'Own sk \\'s', 'n': 1}", "{'Authorization': '***', 'n': 1}"),
+        ("passwords=['a', 'b'] n=1", "passwords=*** n=1"),
+        ("credentials: {'u': 'a]', 'p': ('b', [1])}, n=1", "credentials: ***, n=1"),
+        ("token=Token('sk', kind=[1]) n=1", "token=*** n=1"),
+        ('password="a\\"b-secret" n=1', 'password="***" n=1'),
+        ('password="a\\\\" n=1', 'password="***" n=1'),
+        ('\'password="a\\\\"b-secret" n=1\'', "'password=\"***\" n=1'"),
+        ('{\\"api_key\\": \\"s\\\\\\"k\\", \\"n\\": 1}', '{\\"api_key\\": \\"***\\", \\"n\\": 1}'),
+        ('"{\\"api_key\\": \\"sk" n=1', '"{\\"api_key\\": \\"***" n=1'),
+        ("('api_key', 'sk')", "('api_key', '***')"),
+        ("[(b'x-token', b'sk'), (b'n', b'1')]", "[(b'x-token', b'***'), (b'n', b'1')]"),
+        ("no 'token', 'n' or 'm'", "no 'token', 'n' or 'm'"),
+        ("password='never closed", "password='***"),
+        ("api_key=>sk, token == 'sk'", "api_key=>***, token == '***'"),
+        ("https://x/?api_key=sk&token=zz#n", "https://x/?api_key=***&token=***"),
+        ("tokens: 12, used_tokens=3.5, refresh_tokens=a", "tokens: 12, used_tokens=3.5, refresh_tokens=***"),
+        ("password: basic", "password: ***"),
+        ("the password: ", "the password: "),
+    ],
+)
+def test_texts_for_people_lose_whole_values_whatever_they_are_written_as(text, expected):
+    assert Redaction().text(text) == expected
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["a", "a ", "a=", " ", "\\", '\\"', "'", '"', "(", "token", "token=", "token ", "token: '\\", "token=\\", "token=(", "token=['",
+     "('token',", "'token',", "authorization: ", "authorization: token ", "authorization: token a=", "a'authorization: "],
+)  # fmt: skip
+def test_a_text_takes_time_by_its_length_whatever_it_holds(part):
+    text = part * (200_000 // len(part))
+    began = time.process_time()
+    for before in ("", "token=", "token: '", "authorization: ", '{"'):
+        Redaction().text(before + text)
+    assert time.process_time() - began < 10, "it would take minutes if it took the square"
 
 
 def test_the_business_key_is_redacted_only_where_it_is_asked_for():
