@@ -65,7 +65,7 @@ class KafkaEventLog:
             async with asyncio.timeout(_WRITTEN_WITHIN_S):
                 producer = self._producer or await self._start()
                 for some in lines:
-                    for line in some.splitlines():
+                    for line in filter(None, some.split(b"\n")):
                         own = _decode(line).key
                         key = own.encode() if isinstance(own, str) else msgspec.json.encode(own)
                         producer.append(self._topic, murmur2(key, self._partitions), key, line, [], None)
