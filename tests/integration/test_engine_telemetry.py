@@ -42,9 +42,9 @@ def scraped(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     return {(one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples}
 
 
-def threads_left() -> list[str]:
+def threads_left(before: set[threading.Thread]) -> list[str]:
     """Threads of the engine that do not end."""
-    left = [thread for thread in threading.enumerate() if thread.name.startswith("agentflow-")]
+    left = [one for one in threading.enumerate() if one.name.startswith("agentflow-") and one not in before]
     for thread in left:
         thread.join(10)
     return [thread.name for thread in left if thread.is_alive()]
@@ -57,7 +57,7 @@ def port() -> int:
 
 
 async def test_a_service_sees_its_engine(tmp_path, port, caplog):
-    heard = []
+    heard, before = [], set(threading.enumerate())
     caplog.set_level(logging.INFO, logger="agentflow.agent")
     with collector() as seen:
         config = {
@@ -114,7 +114,7 @@ async def test_a_service_sees_its_engine(tmp_path, port, caplog):
     assert {line["key"] for line in lines} == {"***"}
     assert {line["trace_id"] for line in lines} == {run.trace for run in runs}
     assert not any(b"4111" in body for body in seen.bodies)
-    assert not threads_left()
+    assert not threads_left(before)
 
 
 async def test_a_port_that_is_taken_lets_nothing_begin(tmp_path):

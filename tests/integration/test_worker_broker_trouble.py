@@ -57,6 +57,7 @@ def test_transaction_that_the_broker_aborts_is_repeated(place, broker):
     assert check_history(values, range(2_000)) == ""
 
 
+@pytest.mark.timeout(300)  # three brokers start on one machine
 def test_job_goes_on_while_one_of_three_brokers_is_dead(tmp_path):
     """Leaders, the coordinator of the group and those of the transactions move to the other two."""
     cluster = OwnBroker(tmp_path, ["broker.session.timeout.ms=3000", "broker.heartbeat.interval.ms=500"], nodes=3)
