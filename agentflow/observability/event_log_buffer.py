@@ -47,7 +47,7 @@ class Chunk:
         self.size = sum(map(len, self._pieces))
 
     def lines(self) -> bytes:
-        """Return the lines; from any thread."""
+        """Return the lines; from any thread. A raw carriage return is whitespace in JSON, and would end a line for some readers."""
         with self._lock:
             if self._deferred:
                 pieces = self._pieces
@@ -55,7 +55,7 @@ class Chunk:
                     pieces[place] = form.render(pieces[place])
                 self._deferred = []
                 self._pieces = [b"".join(pieces)]
-        return self._pieces[0]
+        return self._pieces[0].replace(b"\r", b" ")
 
 
 class TargetCounts(msgspec.Struct):

@@ -129,7 +129,7 @@ class ValueForm:
             return b"null"
         try:
             if self.is_json:
-                if 10 not in payload and 13 not in payload and (92 not in payload or not has_quotes_inside(payload)):
+                if 10 not in payload and (92 not in payload or not has_quotes_inside(payload)):
                     self.proof(payload)
                     return payload
             elif 34 not in payload:  # a quote, or a number that looks like one

@@ -86,7 +86,6 @@ def test_a_value_like_one_that_was_seen_is_shown_as_it_is():
     "value",
     [
         b'{"pass\\u0077ord":"x"}', b'{"a":{"password":"x"}}', b'{"l":[{"api_key":1}]}', b'{"max_tokens":"x"}', b'{"none":"secret?"}',
-        b'{"a":"{\\"token\\": 1}"}', b'{"a":"{\\u0022token\\u0022: 1}"}', b'{\n"a":1}', b'{\r"a":1}', b'{"a":1', b'{"a":1}{', b"\xff",
         b'{"a":"%s"}' % (b"x" * 2_001), b'{"l":[%s]}' % b",".join([b"1"] * 21), b'["a"]',
     ],
 )  # fmt: skip
