@@ -6,9 +6,9 @@ import logging
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from agentflow.runtime.logs import take_lines
 
 if TYPE_CHECKING:
+    from agentflow import Engine
     from tests.s3_server import S3Server
 
 KAFKA = Path(__file__).resolve().parents[1] / "scripts" / "kafka"
@@ -42,6 +43,19 @@ def state_dir(tmp_path: Path) -> Path:
 def out_dir(tmp_path: Path) -> Path:
     """A sink's directory of this test alone; it does not exist yet."""
     return tmp_path / "out"
+
+
+@pytest.fixture(params=["memory", "disk"])
+def new_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Engine]:
+    """Makes engines: in memory, or all on one state directory."""
+    from agentflow import Engine  # what it needs, most tests do not
+
+    def make(agent: Any, **options: Any) -> Engine:
+        if request.param == "memory":
+            return Engine(agent, in_memory=True, **options)
+        return Engine(agent, state_dir=str(tmp_path / "state"), **options)
+
+    return make
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from agentflow.cli.argument_types import duration, from_one
+
 AddCommand = Callable[[Any, str, str], argparse.ArgumentParser]
 AddJobFile = Callable[[argparse.ArgumentParser], None]
 
@@ -42,27 +44,16 @@ def add_check_commands(
     verify.description = _VERIFY
     add_job_file(verify)
     what = verify.add_mutually_exclusive_group()
-    what.add_argument("--records", type=_count, metavar="N", help="how many records of the source to take (default: 1)")
+    what.add_argument(
+        "--records",
+        type=from_one("number of records"),
+        metavar="N",
+        help="how many records of the source to take (default: 1)",
+    )
     what.add_argument("--value", metavar="JSON", help="take this value instead")
     verify.add_argument("--key", metavar="KEY", help="key of that record, for a job whose key-by is record.key")
     verify.add_argument(
-        "--timeout", type=_duration_ms, default=60_000, metavar="TIME", help="how long it may take (default: 60s)"
+        "--timeout", type=duration, default=60_000, metavar="TIME", help="how long it may take (default: 60s)"
     )
     verify.add_argument("--yes", action="store_true", help="do not ask before actions run")
     verify.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        msg = f"'{text}' is no number of records, write one from 1 on"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
-
-
-def _duration_ms(text: str) -> int:
-    from agentflow.api.durations import duration_ms
-
-    try:
-        return duration_ms(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
+from agentflow.cli.argument_types import duration, from_one
 from agentflow.cli.check_parsers import add_check_commands
 from agentflow.cli.output import EXIT_WRONG_USE, print_error, report_error
 from agentflow.cli.state_parsers import add_savepoint_commands, add_state_commands
@@ -186,7 +187,10 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "worker":
             command.add_argument(
-                "--processes", type=_count, metavar="N", help="run N members, one per core, under a supervisor"
+                "--processes",
+                type=from_one("number of processes"),
+                metavar="N",
+                help="run N members, one per core, under a supervisor",
             )
             command.add_argument("--process", type=int, help=argparse.SUPPRESS)  # the number that a supervisor gives
         else:
@@ -314,23 +318,11 @@ def _add_top(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _interval_s(text: str) -> float:
-    from agentflow.api.durations import duration_ms
-
-    try:
-        interval_ms = duration_ms(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    interval_ms = duration(text)
     if interval_ms < 100:
         msg = f"'{text}' is too short, write 100ms or more"
         raise argparse.ArgumentTypeError(msg)
     return interval_ms / 1000
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        msg = f"'{text}' is no number of processes, write one from 1 on"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
 
 
 def _seed(text: str) -> int:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from agentflow.cli.argument_types import duration, from_one
+
 AddCommand = Callable[[Any, str, str], argparse.ArgumentParser]
 AddJobFile = Callable[..., None]
 
@@ -35,7 +37,9 @@ def add_savepoint_commands(
     add_job_file(restoring, "JOB", into)
     for command in (creating, listing, inspecting, verifying, restoring, deleting, pruning):
         command.add_argument("--json", action="store_true", help="print JSON")
-    pruning.add_argument("--keep", type=_limit, required=True, metavar="N", help="so many of each job are kept")
+    pruning.add_argument(
+        "--keep", type=from_one("such number"), required=True, metavar="N", help="so many of each job are kept"
+    )
     creating.add_argument(
         "target",
         metavar="TARGET",
@@ -43,7 +47,7 @@ def add_savepoint_commands(
         help="a directory that holds savepoints, or will (default: savepoint.dir)",
     )
     creating.add_argument(
-        "--timeout", type=_duration_ms, default=60_000, metavar="TIME", help="how long to wait for a running job (60s)"
+        "--timeout", type=duration, default=60_000, metavar="TIME", help="how long to wait for a running job (60s)"
     )
     restoring.add_argument("--name", metavar="NAME", help="name of the job, where a state directory is given")
 
@@ -70,26 +74,12 @@ def add_state_commands(
     getting.add_argument("path", metavar="PATH", nargs="?", help="a path, with what is below it; none: all")
     getting.set_defaults(late="path")
     listing.add_argument("--prefix", default="", metavar="TEXT", help="keys that begin with it, as text")
-    listing.add_argument("--limit", type=_limit, default=1000, metavar="N", help="at most so many (1000)")
+    listing.add_argument(
+        "--limit", type=from_one("such number"), default=1000, metavar="N", help="at most so many (1000)"
+    )
     exporting.add_argument("--to", required=True, metavar="FILE", help="a name that ends with .jsonl or .parquet")
     comparing.add_argument("other", metavar="STATE", help="the other one: what it has more is added")
     for command in (exporting, comparing):
         command.add_argument(
             "--key", action="append", default=[], dest="keys", metavar="KEY", help=f"{key}; repeatable"
         )
-
-
-def _limit(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        msg = f"'{text}' is no such number, write one from 1 on"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
-
-
-def _duration_ms(text: str) -> int:
-    from agentflow.api.durations import duration_ms
-
-    try:
-        return duration_ms(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

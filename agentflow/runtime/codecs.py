@@ -12,7 +12,7 @@ import msgspec
 from agentflow.api.codecs import JSON, MSGPACK, Codec
 from agentflow.api.encoding import encode_json, encode_msgpack
 from agentflow.core.records import Record
-from agentflow.errors import DecodeError, MissingKey, RecordTooLarge
+from agentflow.errors import DecodeError, MissingKey
 from agentflow.plan.payloads import is_pydantic
 
 RECORD_KEY = "record.key"
@@ -156,13 +156,3 @@ class TimestampReader:
                 expected="epoch milliseconds, or ISO 8601 text with a time zone (event-time.field)",
                 fix="correct the record, or configure a dead-letter sink",
             ) from error
-
-
-def too_large(record: Record, record_max: int) -> RecordTooLarge:
-    """Return the error of a record above `record-max`."""
-    return RecordTooLarge(
-        f"the record has more than {record_max:,} bytes",
-        where={"record": record.run_id},
-        expected="at most record-max",
-        fix="raise record-max, or configure a dead-letter sink",
-    )

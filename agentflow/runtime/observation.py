@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from agentflow.api.codecs import JSON, Codec
-from agentflow.api.encoding import encode_msgpack
+from agentflow.api.encoding import encode_msgpack, text_of
 from agentflow.core.inputs import (
     ActionCompleted,
     ActionFailed,
@@ -335,7 +335,7 @@ class Observation:
                 encoded = encode_msgpack(dict(metadata))
             except (TypeError, ValueError, OverflowError, RecursionError):
                 encoded = encode_msgpack({str(name): repr(value) for name, value in metadata.items()})
-        text = "" if error is None else f"{type(error).__name__}: {error}".removesuffix(": ")
+        text = "" if error is None else f"{type(error).__name__}: {text_of(error)}".removesuffix(": ")
         named, at_ns, step = (str(entity_type), str(entity_name)), monotonic_ns(), self.step_path()
         self._note(ExecutionReported(task, task.attempt, status, *named, encoded, at_ns, step, text, category or ""))
 

@@ -15,7 +15,6 @@ from agentflow.state.rocksdb_rows import StateView
 
 encode_key = msgspec.msgpack.Encoder().encode
 _decode_key = msgspec.msgpack.Decoder().decode
-_AGENTS_MAX = 2**16
 
 
 class MemoryEntry(msgspec.Struct, frozen=True, gc=False):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import Any
 
 from agentflow.errors import AgentflowError
 from agentflow.runtime.job import Job
 from agentflow.runtime.job_spec import JobSpec
-from agentflow.testing.faults import Machine, SimulatedCrash
+from agentflow.testing.faults import Fault, Machine, SimulatedCrash
 from agentflow.testing.virtual_time import VirtualClock, VirtualTimeLoop, VirtualTimeStopped
 
 _UNWINDING_ROUNDS_MAX = 10
@@ -54,6 +55,23 @@ class Lives:
             self._machine.fuse.is_dead = True
             end_tasks(loop)
             loop.close()
+
+    def live_with_faults(self, luck: random.Random) -> bool:
+        """Run a few lives, each with a fault at a random point or moment; whether the job ended in one, else the next may begin."""
+        machine = self._machine
+        for _ in range(luck.randint(0, 5)):
+            fault = luck.choice([Fault.KILLED, Fault.POWER_LOST])
+            if luck.random() < 0.3:
+                machine.fuse.arm(luck.randint(1, 150), Fault.ERROR)
+            crash_after_s = None
+            if luck.random() < 0.2:
+                crash_after_s = luck.random() * 0.1
+            else:
+                machine.fuse.arm(luck.randint(1, luck.choice([20, 60, 250])), fault)
+            if self.live(crash_after_s=crash_after_s):
+                return True
+            machine.restart(fault)
+        return False
 
     def _live(self, loop: VirtualTimeLoop, crash_after_s: float | None) -> bool:
         fuse = self._machine.fuse

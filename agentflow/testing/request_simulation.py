@@ -231,21 +231,9 @@ def simulate_requests(seed: int, *, records_max: int = 20) -> SimulationReport:
     """
     world = _World(seed, records_max)
     luck = random.Random(f"{seed}/faults")  # noqa: S311 (the seed of a simulation)
-    machine = world.machine
-    for _ in range(luck.randint(0, 5)):
-        fault = luck.choice([Fault.KILLED, Fault.POWER_LOST])
-        if luck.random() < 0.3:
-            machine.fuse.arm(luck.randint(1, 150), Fault.ERROR)
-        crash_after_s = None
-        if luck.random() < 0.2:
-            crash_after_s = luck.random() * 0.1
-        else:
-            machine.fuse.arm(luck.randint(1, luck.choice([20, 60, 250])), fault)
-        if world.lives.live(crash_after_s=crash_after_s):
-            return world.report()
-        machine.restart(fault)
-    while not world.lives.live():
-        machine.restart(Fault.KILLED)
+    is_over = world.lives.live_with_faults(luck)
+    while not is_over and not world.lives.live():
+        world.machine.restart(Fault.KILLED)
     return world.report()
 
 

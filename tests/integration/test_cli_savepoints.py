@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentflow.cli.main import main
+from tests.cli_jobs import running, until
 
-ROOT = Path(__file__).resolve().parents[2]
 AGENT = """\
 from agentflow import Agent, EventType, OutputEvent, action
 
@@ -79,26 +75,6 @@ def text(place: Path, capsys: pytest.CaptureFixture[str]) -> Command:
         return printed.err if status in (1, 2) else printed.out
 
     return run
-
-
-@contextlib.contextmanager
-def running(place: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "agentflow", "run", "job.yaml", *arguments]
-    with (place / "log").open("ab") as log:
-        job = subprocess.Popen(command, cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
-        try:
-            yield job
-        finally:
-            job.kill()
-            job.wait()
-
-
-def until(what: Callable[[], Any], place: Path) -> Any:
-    deadline = time.monotonic() + 30
-    while not (found := what()):
-        assert time.monotonic() < deadline, (place / "log").read_text()
-        time.sleep(0.02)
-    return found
 
 
 def outputs(directory: Path) -> list[dict[str, Any]]:

@@ -34,18 +34,6 @@ from agentflow.errors import RecordTooLarge
 from tests.engines import ONCE, Counting, agent_of, checkpointed, until
 
 
-@pytest.fixture(params=["memory", "disk"])
-def new_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Engine]:
-    """Makes engines: in memory, or all on one state directory."""
-
-    def make(agent: Any, **options: Any) -> Engine:
-        if request.param == "memory":
-            return Engine(agent, in_memory=True, **options)
-        return Engine(agent, state_dir=str(tmp_path / "state"), **options)
-
-    return make
-
-
 # -- submit, stream, send
 async def test_submit_returns_the_outputs_of_its_run_in_order(new_engine: Callable[..., Engine]) -> None:
     def act(event: InputEvent[Any], ctx: RunnerContext) -> None:

@@ -30,18 +30,6 @@ from agentflow.plan.plan import AgentPlan
 from tests.engines import Counting, agent_of, until
 
 
-@pytest.fixture(params=["memory", "disk"])
-def new_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Engine]:
-    """Makes engines: in memory, or all on one state directory."""
-
-    def make(agent: Any, **options: Any) -> Engine:
-        if request.param == "memory":
-            return Engine(agent, in_memory=True, **options)
-        return Engine(agent, state_dir=str(tmp_path / "state"), **options)
-
-    return make
-
-
 # -- several agents, life
 async def test_several_agents_are_asked_by_name_and_share_nothing_but_the_directory(
     new_engine: Callable[..., Engine],
