@@ -25,6 +25,10 @@ encode_msgpack: Callable[[object], bytes] = msgspec.msgpack.Encoder(enc_hook=_pl
 """Encode a value for the inside: events, and outputs for the next operator. Raises TypeError with the fix."""
 
 
+NOT_ENCODABLE = (ValueError, OverflowError, RecursionError)
+"""What both raise beside TypeError: of half characters, integers of more than 64 bits, deep nesting."""
+
+
 def check_text(text: str, what: str) -> None:
     """Refuse a text that no encoding has: it holds half a character (a lone surrogate), as the cut answer of a model may.
 

@@ -33,13 +33,13 @@ from agentflow.core.results import RequestResult, result_name, result_name_of_id
 from agentflow.environment.answers import Answers, NoSource, failure_of
 from agentflow.environment.event_log import EventListener
 from agentflow.environment.openers import signals_opener, state_opener
-from agentflow.environment.request_arguments import Headers, encoded_headers, encoded_key, encoded_value
+from agentflow.environment.request_arguments import Headers, encoded_headers, encoded_value
 from agentflow.environment.savepoints import savepoint_writer
 from agentflow.environment.settings import settings_of
 from agentflow.environment.telemetry import Telemetry
 from agentflow.errors import AgentflowError, ConfigError, EngineClosed, UnknownRun
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.codecs import RECORD_KEY
+from agentflow.runtime.codecs import RECORD_KEY, encoded_key
 from agentflow.runtime.inspection import RunView
 from agentflow.runtime.intake import Intake
 from agentflow.runtime.job import Job, SystemClock

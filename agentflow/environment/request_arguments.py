@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agentflow.api.encoding import encode_msgpack
-from agentflow.runtime.codecs import encode_key, is_key
+from agentflow.api.encoding import NOT_ENCODABLE, encode_msgpack
 
 Headers = Mapping[str, str | bytes] | Mapping[bytes, str | bytes]
-
-
-def encoded_key(key: object) -> bytes:
-    """Return the canonical encoding of a key."""
-    if not is_key(key):
-        msg = f"a key is a str, int, float, bool or bytes, not {key!r}"
-        raise TypeError(msg)
-    try:
-        return encode_key(key)
-    except (OverflowError, ValueError) as error:
-        msg = f"this cannot be a key: {error}"
-        raise TypeError(msg) from error
 
 
 def encoded_value(value: object) -> bytes:
     """Return an input as it is kept."""
     try:
         return encode_msgpack(value)
-    except (OverflowError, RecursionError, ValueError) as error:  # of 64 bits and more, deep, with half a character
+    except NOT_ENCODABLE as error:
         msg = f"the input cannot be encoded: {error}"
         raise TypeError(msg) from error
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from agentflow.api.codecs import JSON, MSGPACK, Codec
-from agentflow.api.encoding import encode_json, encode_msgpack
+from agentflow.api.encoding import NOT_ENCODABLE, encode_json, encode_msgpack
 from agentflow.core.records import Record
 from agentflow.errors import DecodeError, MissingKey
 from agentflow.plan.payloads import is_pydantic
@@ -27,6 +27,22 @@ encode_key = msgspec.msgpack.Encoder().encode
 def is_key(value: object) -> bool:
     """Whether a value can be a key: a str, int, float, bool or bytes."""
     return isinstance(value, _SCALAR_KEYS) and not (isinstance(value, float) and math.isnan(value))
+
+
+def encoded_key(key: object) -> bytes:
+    """Return the canonical encoding of a key.
+
+    Raises:
+        TypeError: It cannot be one.
+    """
+    if not is_key(key):
+        msg = f"a key is a str, int, float, bool or bytes, not {key!r}"
+        raise TypeError(msg)
+    try:
+        return encode_key(key)
+    except NOT_ENCODABLE as error:
+        msg = f"this cannot be a key: {error}"
+        raise TypeError(msg) from error
 
 
 def output_encoder(codec: Codec) -> Callable[[object], bytes]:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from agentflow.api.encoding import encode_json, encode_msgpack
+from agentflow.api.encoding import NOT_ENCODABLE, encode_json, encode_msgpack
 from agentflow.core.inputs import CancelRequested, RecordRejected, RetryRequested, Signal, SignalReceived
 from agentflow.core.records import ErrorReport, Record
 from agentflow.errors import DecodeError
-from agentflow.runtime.codecs import encode_key, is_key
+from agentflow.runtime.codecs import encode_key, encoded_key
 
 
 class SignalDocument(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -38,11 +38,6 @@ class SignalDocument(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
 
 
 _decode = msgspec.json.Decoder(SignalDocument).decode
-_NOT_ENCODABLE = (
-    ValueError,
-    OverflowError,
-    RecursionError,
-)  # half characters, integers of more than 64 bits, deep nesting
 
 
 def encode_signal(
@@ -73,15 +68,12 @@ def encode_control(
 
 def _encoded(signal: SignalDocument) -> bytes:
     """Return a document that `SignalReader` can read: what is durable cannot be refused any more."""
-    if not is_key(signal.key):
-        msg = f"a key is a str, int, float, bool or bytes, not {signal.key!r}"
-        raise TypeError(msg)
+    encoded_key(signal.key)
     try:
-        encode_key(signal.key)
         encode_msgpack(signal.value)
         document = encode_json(signal)
         _decode(document)
-    except (TypeError, *_NOT_ENCODABLE) as error:
+    except (TypeError, *NOT_ENCODABLE) as error:
         msg = f"this cannot be a signal: {error}"
         raise TypeError(msg) from error
     return document
@@ -139,7 +131,7 @@ class SignalReader:
         index = self._agents.index(document.agent) if document.agent else 0
         try:
             encoded = encode_key(key)
-        except (TypeError, *_NOT_ENCODABLE) as error:
+        except (TypeError, *NOT_ENCODABLE) as error:
             raise _not_a_signal(record, f"its key cannot be one: {error}") from error
         if document.kind == "cancel":
             return index, CancelRequested(record, encoded, document.run, document.reason)
@@ -149,7 +141,7 @@ class SignalReader:
             raise _not_a_signal(record, "it has no name")
         try:
             value = encode_msgpack(document.value)
-        except _NOT_ENCODABLE as error:
+        except NOT_ENCODABLE as error:
             raise _not_a_signal(record, f"its value cannot be one: {error}") from error
         signal = Signal(document.name, value, document.correlation, document.run)
         return index, SignalReceived(record, encoded, signal)
