@@ -19,10 +19,20 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   ├── InDoubt            a step's call may have happened, and nobody can tell
     │   ├── NotRecordable      arguments or result of a step that would not come back as what they are
     │   ├── WrongContext       a durable step was called where it cannot work
+    │   ├── BudgetExhausted    a call of a model would spend more than a budget has left
+    │   ├── MissingPromptVariable   a placeholder of a prompt has no value
+    │   ├── ToolArgumentsInvalid    a model called a tool with arguments that it does not take
+    │   ├── OutputInvalid      the answer of a model does not fit the schema that was asked for
     │   └── ConditionError     a CEL condition failed for another reason than a missing attribute
     ├── ActionError            an action did not complete (failure policy of the action, with retry)
     │   ├── ActionTimeout      `timeout=` of the action
     │   ├── StepFailed         a recorded error of a step, whose own class is not known
+    │   ├── ModelError         a call of a model failed
+    │   │   ├── ModelUnavailable   it may work later: no connection, a timeout, 5xx
+    │   │   │   └── RateLimited    too many calls or tokens (429)
+    │   │   └── ModelRejected  it will not: 4xx, no credentials, an unknown model
+    │   │       ├── ContextTooLong     the conversation is longer than the model takes
+    │   │       └── ContentRefused     the provider refuses what was said
     │   └── MemoryConflict     two parallel tasks wrote one path
     ├── StateError             keyed state
     │   ├── StateUnavailable   an I/O error; the subtask restarts from the last completed checkpoint
@@ -191,6 +201,65 @@ class WrongContext(RecordError):
     """A durable step was called where it cannot work."""
 
 
+class BudgetExhausted(RecordError):
+    """A call of a model would spend more than a budget has left; it was not made.
+
+    Attributes:
+        budget: Which one: ``per`` and what it counts, such as ``run.calls``.
+        limit: What it allows.
+        spent: What is spent.
+    """
+
+    def __init__(self, budget: str, limit: float, spent: float) -> None:
+        per, counted = budget.split(".")
+        super().__init__(
+            f"the budget of {limit:g} {counted} per {per} is spent ({spent:g})",
+            fix="raise the budget of the chat model, or listen to EventType.BudgetExhaustedEvent to end the run in your way",
+        )
+        self.budget, self.limit, self.spent = budget, limit, spent
+        self.args = (budget, limit, spent)
+
+
+class MissingPromptVariable(RecordError):
+    """A placeholder of a prompt has no value.
+
+    Attributes:
+        variable: The placeholder.
+        prompt: Name of the prompt; empty: it has none.
+    """
+
+    def __init__(self, variable: str, prompt: str, given: Sequence[str]) -> None:
+        super().__init__(
+            f"prompt{f' {prompt!r}' if prompt else ''} has the placeholder {{{variable}}}, and no value for it",
+            expected=f"'{variable}' among its arguments ({', '.join(given) or 'none are given'})",
+            fix=f"give it, or write {{{{{variable}}}}} for literal braces",
+        )
+        self.variable, self.prompt = variable, prompt
+
+
+class ToolArgumentsInvalid(RecordError):
+    """A model called a tool with arguments that it does not take; the tool was not called, and the model is told."""
+
+    def __init__(self, tool: str, why: str) -> None:
+        super().__init__(f"the arguments for tool '{tool}' are wrong: {why}")
+        self.tool, self.why = tool, why
+
+
+class OutputInvalid(RecordError):
+    """The answer of a model does not fit the schema that was asked for, also after it was told why.
+
+    Attributes:
+        answer: The model's last answer.
+    """
+
+    def __init__(self, why: str, answer: str) -> None:
+        super().__init__(
+            f"the model's answer does not fit the output schema: {why}",
+            fix="simplify the schema, raise max_retries of the chat model, or take a model with native structured output",
+        )
+        self.why, self.answer = why, answer
+
+
 class ActionError(AgentflowError):
     """An action did not complete."""
 
@@ -219,6 +288,57 @@ class StepFailed(ActionError):
 
 class MemoryConflict(ActionError):
     """Two parallel tasks of one run wrote the same memory path; the later one fails."""
+
+
+class ModelError(ActionError):
+    """A call of a model failed. It is recorded as what it is, so a replay raises the same.
+
+    Attributes:
+        provider: ``gen_ai.provider.name`` of the connection.
+        model: Name of the model.
+        status: HTTP status of the answer; None: there was none.
+        retry_after_s: What the provider says how long to wait, seconds; None: nothing.
+        idempotency_key: What the call was sent with.
+    """
+
+    recovery = Recovery.FAIL_RECORD  # the calls of a model are retried where they are made: not the action with them
+
+    def __init__(
+        self,
+        what: str,
+        provider: str = "",
+        model: str = "",
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        idempotency_key: str = "",
+    ) -> None:
+        where = {"provider": provider, "model": model, "status": status}
+        super().__init__(what, where={name: value for name, value in where.items() if value})
+        self.provider, self.model, self.status = provider, model, status
+        self.retry_after_s, self.idempotency_key = retry_after_s, idempotency_key
+        self.args = (what, provider, model, status, retry_after_s, idempotency_key)
+
+
+class ModelUnavailable(ModelError):
+    """It may work later: no connection, a timeout, an answer that was cut, 5xx."""
+
+    recovery = Recovery.RETRY
+
+
+class RateLimited(ModelUnavailable):
+    """The provider has had too many calls or tokens (429)."""
+
+
+class ModelRejected(ModelError):
+    """It will not work: wrong credentials, an unknown model, a request that the provider does not take (4xx)."""
+
+
+class ContextTooLong(ModelRejected):
+    """The conversation is longer than the model takes."""
+
+
+class ContentRefused(ModelRejected):
+    """The provider refuses what was said, or to say it."""
 
 
 class StateError(AgentflowError):

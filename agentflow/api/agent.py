@@ -9,7 +9,8 @@ from typing import Any, Literal, Self
 from agentflow.api.decorators import ACTION_MARK, ActionDeclaration, trigger_text
 from agentflow.api.events import Event
 from agentflow.api.failure import OnError, Retry
-from agentflow.api.resources import ResourceDescriptor, ResourceType
+from agentflow.api.resources import RESOURCE_MARK, Resource, ResourceDescriptor, ResourceMark, ResourceType
+from agentflow.api.tools import Tool
 
 
 class Agent:
@@ -54,8 +55,21 @@ class Agent:
 
     @property
     def resources(self) -> list[tuple[str, ResourceType, Any]]:
-        """All resources in the order of `add_resource`: (name, type, descriptor or instance)."""
-        return list(getattr(self, "_resources", ()))
+        """All resources: (name, type, descriptor or instance); decorated ones first, then those of `add_resource`.
+
+        Decorated functions are inherited and replaced as actions are; each is called to get the resource that it describes.
+        """
+        found: dict[str, tuple[ResourceMark, Callable[..., Any]]] = {}
+        for cls in reversed(type(self).__mro__):
+            for name, member in vars(cls).items():
+                function = member.__func__ if isinstance(member, staticmethod) else member
+                mark = getattr(function, RESOURCE_MARK, None)
+                if isinstance(mark, ResourceMark):
+                    found[name] = (mark, function)
+                elif name in found:
+                    del found[name]
+        declared = [(mark.name or name, mark.type, mark.make(function)) for name, (mark, function) in found.items()]
+        return [*declared, *getattr(self, "_resources", ())]
 
     def add_action(
         self,
@@ -90,7 +104,13 @@ class Agent:
         return self
 
     def add_resource(self, name: str, resource_type: ResourceType, instance: ResourceDescriptor | object) -> Self:
-        """Add a resource: a descriptor, or an instance that serialises itself."""
+        """Add a resource: a descriptor, or an instance that serialises itself; a function is a tool."""
+        if (
+            resource_type is ResourceType.TOOL
+            and not isinstance(instance, (Resource, ResourceDescriptor))
+            and callable(instance)
+        ):
+            instance = Tool.from_callable(instance, name=name)
         if "_resources" not in self.__dict__:
             self._resources = []
         self._resources.append((name, resource_type, instance))

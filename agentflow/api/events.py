@@ -19,6 +19,11 @@ class EventType:
     OutputEvent: Final = "_output_event"
     TimerEvent: Final = "_timer_event"
     CancelEvent: Final = "_cancel_event"
+    ChatRequestEvent: Final = "_chat_request_event"
+    ChatResponseEvent: Final = "_chat_response_event"
+    ToolRequestEvent: Final = "_tool_request_event"
+    ToolResponseEvent: Final = "_tool_response_event"
+    BudgetExhaustedEvent: Final = "_budget_exhausted_event"
 
 
 class EventOrigin(Protocol):

@@ -1,4 +1,4 @@
-"""The import rule: errors < api < plan < core < runtime < the five siblings < testing < environment < cli.
+"""The import rule: errors < api < actions < plan < core < runtime < the four siblings < testing < environment < cli.
 
 An import counts wherever it stands: at the top, in a function, under TYPE_CHECKING, or as a string for importlib.
 """
@@ -15,20 +15,21 @@ import pytest
 
 from tests.meta.source_tree import PACKAGE, Module, docstring_of, module_names, modules, parsed
 
-SIBLINGS = ("state", "connectors", "observability", "integrations", "actions")
+SIBLINGS = ("state", "connectors", "observability", "integrations")
 RANK = {
     "errors": 0,
     "api": 1,
-    "plan": 2,
-    "core": 3,
-    "runtime": 4,
-    **dict.fromkeys(SIBLINGS, 5),
-    "testing": 6,
-    "environment": 7,
-    "cli": 8,
-    "__main__": 8,
+    "actions": 2,
+    "plan": 3,
+    "core": 4,
+    "runtime": 5,
+    **dict.fromkeys(SIBLINGS, 6),
+    "testing": 7,
+    "environment": 8,
+    "cli": 9,
+    "__main__": 9,
 }
-ROOT_RANK = 8  # `from agentflow import …` pulls everything: only the composition root of the shell may
+ROOT_RANK = 9  # `from agentflow import …` pulls everything: only the composition root of the shell may
 
 # What the data that cross a port are made of; a sibling sees these of core, the ports of runtime, and nothing else of both.
 PORT_MODULES = (
@@ -47,9 +48,12 @@ API_ONLY = ("integrations", "actions")
 
 # Where a third-party package may be imported. A package that is not here is not a dependency.
 VENDORS = {
-    "aiohttp": (r"agentflow\.connectors\.http_source\b",),
+    "aiohttp": (r"agentflow\.connectors\.http_source\b", r"agentflow\.testing\.model_server\b"),
     "aiokafka": (r"agentflow\.connectors\.kafka\b", r"agentflow\.state\.kafka_"),
     "cel": (r"agentflow\.plan\b",),
+    "docstring_parser": (r"agentflow\.api\.tool_schemas\b",),
+    "jsonschema": (r"agentflow\.api\.output_schemas\b",),
+    "openai": (r"agentflow\.integrations\.\w*openai\w*\b",),
     "msgspec": (r"agentflow\b",),
     "opentelemetry": (r"agentflow\.observability\b",),
     "prometheus_client": (r"agentflow\.observability\b",),  # what OpenTelemetry's exporter for it writes to

@@ -1,0 +1,178 @@
+"""Messages of a conversation with a model: what people, models and tools say, and what it cost."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final, TypedDict
+
+import msgspec
+
+STRUCTURED_OUTPUT: Final = "structured_output"
+"""Key in `ChatMessage.extra_args`: the answer as the output schema has it."""
+
+
+class MessageRole(enum.StrEnum):
+    """Who says it."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+class TextPart(msgspec.Struct, tag="text", omit_defaults=True):
+    """Text among other parts.
+
+    Attributes:
+        text: The text.
+        cache: The provider may cache the prompt up to here (a hint; where it caches by itself, it is ignored).
+    """
+
+    text: str
+    cache: bool = False
+
+
+class ImagePart(msgspec.Struct, tag="image", omit_defaults=True):
+    """An image: its bytes, or where it is.
+
+    Attributes:
+        media_type: Such as ``image/png``.
+        data: The bytes.
+        url: Where the provider finds it, instead of ``data``.
+    """
+
+    media_type: str = "image/png"
+    data: bytes = b""
+    url: str = ""
+
+
+class FilePart(msgspec.Struct, tag="file", omit_defaults=True):
+    """A document: its bytes, where it is, or what the provider knows it by.
+
+    Attributes:
+        media_type: Such as ``application/pdf``.
+        data: The bytes.
+        url: Where the provider finds it, instead of ``data``.
+        file_id: Id of a file that was uploaded to the provider, instead of both.
+        name: File name, for the model.
+    """
+
+    media_type: str = "application/pdf"
+    data: bytes = b""
+    url: str = ""
+    file_id: str = ""
+    name: str = ""
+
+
+Part = TextPart | ImagePart | FilePart
+
+
+class ReasoningPart(msgspec.Struct, omit_defaults=True):
+    """What a model thought before it answered, as far as its provider shows it.
+
+    Attributes:
+        text: The text; empty where the provider keeps it.
+        opaque: What the provider wants back with the message in the next turn (a signature, an encrypted text, an id).
+    """
+
+    text: str = ""
+    opaque: dict[str, Any] = {}
+
+
+class Usage(msgspec.Struct, omit_defaults=True):
+    """Tokens of one call, as the provider counts them.
+
+    Attributes:
+        input_tokens: Of the prompt, cached ones included.
+        output_tokens: Of the answer, those of its reasoning included.
+        cached_tokens: Of the prompt, read from the provider's cache.
+        cache_write_tokens: Of the prompt, written to it.
+        reasoning_tokens: Of the answer, spent on reasoning.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__struct_fields__))
+
+
+class ToolFunction(TypedDict):
+    """Which tool, and its arguments: a dict; the model's own text where it is no JSON object."""
+
+    name: str
+    arguments: dict[str, Any] | str
+
+
+class ToolCall(TypedDict, total=False):
+    """A model's wish that a tool is called. ``original_id`` is the provider's id, ``id`` is unique in the run."""
+
+    id: str
+    type: str
+    function: ToolFunction
+    original_id: str
+
+
+class ChatMessage(msgspec.Struct, omit_defaults=True):
+    """One message.
+
+    Attributes:
+        role: Who says it; of `MessageRole`.
+        content: The text.
+        tool_calls: Tools that the model wants to be called (role assistant).
+        extra_args: Whatever else is known: ``external_id`` (role tool: the id of the call that it answers), ``model_name``,
+            ``promptTokens``, ``completionTokens``, ``structured_output``.
+        parts: The whole content where it is more than text: texts, images, files, in order. Empty: ``content`` is all.
+        reasoning: What the model thought (role assistant).
+        usage: Tokens of the call that gave this message; None: no call did.
+        finish_reason: Why the model ended: ``stop``, ``tool_calls``, ``length``, ``content_filter``; empty: not known.
+        cache: The provider may cache the prompt up to the end of this message.
+    """
+
+    role: str = MessageRole.USER
+    content: str = ""
+    tool_calls: list[ToolCall] = []
+    extra_args: dict[str, Any] = {}
+    parts: list[Part] = []
+    reasoning: list[ReasoningPart] = []
+    usage: Usage | None = None
+    finish_reason: str = ""
+    cache: bool = False
+
+    @property
+    def text(self) -> str:
+        """All text of the message, parts included."""
+        return self.content or "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def output(self) -> Any:  # noqa: ANN401 (of the schema that was asked for)
+        """The answer as the output schema has it; None where none was asked for."""
+        return self.extra_args.get(STRUCTURED_OUTPUT)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing at all."""
+        return not (self.content or self.parts or self.tool_calls)
+
+
+def tool_call(name: str, arguments: dict[str, Any] | str, original_id: str = "") -> ToolCall:
+    """Return a model's wish as adapters report it; its ``id`` is set where the call is recorded."""
+    return {"type": "function", "function": {"name": name, "arguments": arguments}, "original_id": original_id}
+
+
+def tool_message(call: ToolCall, text: str) -> ChatMessage:
+    """Return the message that answers a tool call."""
+    return ChatMessage(MessageRole.TOOL, text, extra_args={"external_id": call.get("original_id") or call["id"]})
+
+
+def read_message(value: Any) -> ChatMessage:  # noqa: ANN401 (as an event or memory carries it)
+    """Return a message that was encoded as part of an event, or in memory."""
+    return value if isinstance(value, ChatMessage) else msgspec.convert(value, ChatMessage)
+
+
+def read_messages(values: Any) -> list[ChatMessage]:  # noqa: ANN401 (as above)
+    """Return messages that were encoded; a text is a message of the user."""
+    return [ChatMessage(content=value) if isinstance(value, str) else read_message(value) for value in values]

@@ -1,0 +1,228 @@
+"""Chat models: a connection speaks a provider's protocol, a setup says which model, with which prompt, tools and policies.
+
+An adapter of a provider overrides `BaseChatModelConnection.complete`; a connection of one's own may override `chat` alone, as in
+Flink Agents. Neither retries, limits or waits: that belongs to the engine, which calls them in a durable step.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+
+from agentflow.api.budgets import Budget, RateLimit
+from agentflow.api.chat_messages import ChatMessage, MessageRole
+from agentflow.api.prompts import Prompt
+from agentflow.api.resources import Resource, ResourceDescriptor, ResourceType
+from agentflow.api.tools import Tool, ToolMetadata
+
+
+class DeltaKind(enum.StrEnum):
+    """What a piece of a streamed answer is a piece of."""
+
+    TEXT = "text"
+    REASONING = "reasoning"
+    TOOL_CALL = "tool_call"
+
+
+class ChatDelta(msgspec.Struct, frozen=True):
+    """A piece of a streamed answer.
+
+    Attributes:
+        text: The piece; of a tool call: of its arguments.
+        kind: What it is a piece of.
+        index: Which tool call, from 0.
+        name: Name of the tool, with the first piece of a call.
+    """
+
+    text: str
+    kind: DeltaKind = DeltaKind.TEXT
+    index: int = 0
+    name: str = ""
+
+
+OnDelta = Callable[[ChatDelta], object]
+
+
+class ChatRequest(msgspec.Struct, kw_only=True):
+    """What a connection is asked.
+
+    Attributes:
+        model: Name of the model, as its provider has it.
+        messages: The conversation, system messages included, oldest first.
+        tools: Tools that the model may call.
+        output_schema: JSON schema of the answer, for providers that enforce it; None: any text.
+        output_name: Name of the schema.
+        options: Arguments of the model: ``temperature``, ``max_tokens``, …; what the setup's `model_kwargs` has.
+        idempotency_key: The same on every attempt of a call; sent to the provider.
+    """
+
+    model: str
+    messages: list[ChatMessage]
+    tools: Sequence[ToolMetadata] = ()
+    output_schema: dict[str, Any] | None = None
+    output_name: str = "output"
+    options: dict[str, Any] = {}
+    idempotency_key: str = ""
+
+
+class BaseChatModelConnection(Resource):
+    """A way to a provider: its address, its credentials, one pool of HTTP connections."""
+
+    provider: ClassVar[str] = ""
+    """``gen_ai.provider.name`` of OpenTelemetry."""
+
+    can_stream: ClassVar[bool] = False
+    """Whether `complete` calls ``on_delta`` while the answer comes."""
+
+    @classmethod
+    def resource_type(cls) -> ResourceType:
+        """Return what kind of resource it is."""
+        return ResourceType.CHAT_MODEL_CONNECTION
+
+    @property
+    def address(self) -> tuple[str, int | None]:
+        """Host and port of the provider, for traces; empty where they are not known."""
+        return "", None
+
+    def supports_native_structured_output(self, model: str) -> bool:  # noqa: ARG002 (for subclasses)
+        """Return whether the provider makes ``model`` answer by a JSON schema."""
+        return False
+
+    async def complete(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatMessage:  # noqa: ARG002 (for subclasses)
+        """Ask the model once.
+
+        Args:
+            request: What to ask.
+            on_delta: Called with the pieces of the answer as they come; the provider streams where it is given.
+
+        Returns:
+            The answer with ``usage`` and ``finish_reason``; tool calls by `agentflow.api.chat_messages.tool_call`.
+
+        Raises:
+            ModelError: By its kind; what another error means is not known, and it counts as one that may pass.
+        """
+        tools = [Tool(metadata=tool) for tool in request.tools]
+        answer = self.chat(
+            request.messages, tools or None, request.output_schema, model=request.model, **request.options
+        )
+        message: ChatMessage = await answer if inspect.isawaitable(answer) else answer
+        return message
+
+    def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool] | None = None,
+        output_schema: Any = None,  # noqa: ANN401 (a schema or a class)
+        **kwargs: Any,  # noqa: ANN401 (the provider's)
+    ) -> Any:  # noqa: ANN401 (a ChatMessage, or a coroutine that returns one)
+        """Ask the model once; ``await`` it. Override it, plain or `async def`, for a connection of one's own."""
+        metadata = tuple(tool.metadata for tool in tools or ())
+        model = kwargs.pop("model", "")
+        request = ChatRequest(
+            model=model, messages=list(messages), tools=metadata, output_schema=output_schema, options=kwargs
+        )
+        return self.complete(request)
+
+
+class StructuredOutputStrategy(enum.StrEnum):
+    """How a model is brought to answer by a schema."""
+
+    AUTO = "auto"
+    """By the provider where it can, else by the prompt."""
+    NATIVE = "native"
+    """By the provider."""
+    PROMPT = "prompt"
+    """By an instruction; an answer that does not fit goes back to the model with the error."""
+
+
+class ErrorHandlingStrategy(enum.StrEnum):
+    """What follows a call of a model that failed."""
+
+    FAIL = "fail"
+    """The error is the action's: its failure policy decides."""
+    RETRY = "retry"
+    """Call again, up to ``max-retries`` times; then as ``fail``."""
+    IGNORE = "ignore"
+    """The run goes on with a response that says so (`ChatResponseEvent.error`)."""
+    FALLBACK = "fallback"
+    """Ask the next of ``fallback_models``; behind the last one as ``fail``."""
+
+
+class BaseChatModelSetup(Resource):
+    """A model as an agent uses it. A subclass adds the provider's own arguments, and hands them on in `model_kwargs`.
+
+    Attributes:
+        connection: Name of the connection, or its descriptor.
+        model: Name of the model, as its provider has it.
+        prompt: Messages before those of a request: a `Prompt`, or the name of one; its placeholders are filled by ``prompt_args``.
+        tools: What the model may call: names of tools, or tools. It can call no others.
+        structured_output_strategy: How an output schema is brought about.
+        error_handling_strategy: What follows a failed call; None: `error-handling-strategy` of the configuration, and where that is not
+            set either, errors that may pass are retried and others fail.
+        fallback_models: Names of the setups that are asked instead, in order.
+        max_retries: Calls after the first one (`max-retries`, 3).
+        retry_wait_interval: Wait before the first of them (`retry-wait-interval`, 1 s); it doubles.
+        timeout: Longest call (`chat.timeout`, 10 min).
+        first_token_timeout: Longest time to the first piece of the answer; the provider streams then.
+        idle_timeout: Longest time between two pieces; the provider streams then.
+        max_turns: Most calls of the model for one request, tool loop included (`chat.max-turns`, 32).
+        limits: Limits of rates and concurrency of this model, for all keys of the worker.
+        budgets: What requests may spend.
+    """
+
+    connection: str | ResourceDescriptor = ""
+    model: str = ""
+    prompt: Prompt | str | None = None
+    tools: list[Tool | str] = []
+    structured_output_strategy: StructuredOutputStrategy | str = StructuredOutputStrategy.AUTO
+    error_handling_strategy: ErrorHandlingStrategy | str | None = None
+    fallback_models: list[str] = []
+    max_retries: int | None = None
+    retry_wait_interval: float | str | None = None
+    timeout: float | str | None = None
+    first_token_timeout: float | str | None = None
+    idle_timeout: float | str | None = None
+    max_turns: int | None = None
+    limits: list[RateLimit | dict[str, Any]] = []
+    budgets: list[Budget | dict[str, Any]] = []
+
+    @classmethod
+    def resource_type(cls) -> ResourceType:
+        """Return what kind of resource it is."""
+        return ResourceType.CHAT_MODEL
+
+    @property
+    def model_kwargs(self) -> dict[str, Any]:
+        """Arguments of the model (`ChatRequest.options`)."""
+        return {}
+
+    async def chat(
+        self,
+        messages: Sequence[ChatMessage],
+        prompt_args: dict[str, Any] | None = None,
+        **kwargs: Any,  # noqa: ANN401 (the provider's)
+    ) -> ChatMessage:
+        """Ask the model once, without retry, limits and record: `RunnerContext.chat` has them."""
+        connection: BaseChatModelConnection = await self.get_resource(
+            str(self.connection), ResourceType.CHAT_MODEL_CONNECTION
+        )
+        asked = [*self.prompt_messages(prompt_args or {}), *messages]
+        request = ChatRequest(model=self.model, messages=without_empty(asked), options={**self.model_kwargs, **kwargs})
+        return await connection.complete(request)
+
+    def prompt_messages(self, prompt_args: dict[str, Any]) -> list[ChatMessage]:
+        """Return the messages of `prompt`, which is no name of an MCP prompt."""
+        if self.prompt is None:
+            return []
+        prompt = self.prompt if isinstance(self.prompt, Prompt) else self.get_resource(self.prompt, ResourceType.PROMPT)
+        messages: list[ChatMessage] = prompt.format_messages(**prompt_args)
+        return messages
+
+
+def without_empty(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Return messages but those that say nothing; an empty one of the assistant is kept."""
+    return [message for message in messages if not message.is_empty or message.role == MessageRole.ASSISTANT]

@@ -1,0 +1,237 @@
+"""Tools: what a model may call. A function becomes one by its type hints and its docstring.
+
+    @tool(injected_args={"tenant": InjectedArg.from_short_term_memory("tenant")}, timeout="10s")
+    async def find_orders(customer: str, tenant: str, limit: int = 10) -> list[dict]: ...
+
+Injected arguments are hidden from the model; what it says about them is ignored. Each call is a durable step.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, overload
+
+import msgspec
+
+from agentflow.api.failure import Retry
+from agentflow.api.resources import RESOURCE_MARK, FunctionT, Resource, ResourceMark, ResourceType
+from agentflow.api.steps import OnInDoubt
+from agentflow.api.tool_schemas import ToolArguments
+
+
+class ToolType(enum.StrEnum):
+    """Where a tool comes from."""
+
+    MODEL_BUILT_IN = "model_built_in"
+    FUNCTION = "function"
+    AGENT = "agent"
+    MCP = "mcp"
+
+
+class ToolMetadata(msgspec.Struct, frozen=True):
+    """What a model is told of a tool.
+
+    Attributes:
+        name: Its name.
+        description: What it does.
+        args_schema: JSON schema of its arguments, an object.
+    """
+
+    name: str
+    description: str = ""
+    args_schema: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+class ToolParameterSource(enum.StrEnum):
+    """Where an injected argument comes from."""
+
+    CONFIG = "config"
+    SENSORY_MEMORY = "sensory_memory"
+    SHORT_TERM_MEMORY = "short_term_memory"
+
+
+class InjectedArg(msgspec.Struct, frozen=True):
+    """An argument of a tool that the model neither sees nor sets.
+
+    Attributes:
+        source: Where it comes from.
+        key: Key of the configuration, or path in memory.
+    """
+
+    source: ToolParameterSource = ToolParameterSource.SENSORY_MEMORY
+    key: str = ""
+
+    @classmethod
+    def from_config(cls, key: str) -> InjectedArg:
+        """Take it from ``ctx.config``."""
+        return cls(ToolParameterSource.CONFIG, key)
+
+    @classmethod
+    def from_sensory_memory(cls, key: str) -> InjectedArg:
+        """Take it from the memory of the run."""
+        return cls(ToolParameterSource.SENSORY_MEMORY, key)
+
+    @classmethod
+    def from_short_term_memory(cls, key: str) -> InjectedArg:
+        """Take it from the memory of the key."""
+        return cls(ToolParameterSource.SHORT_TERM_MEMORY, key)
+
+
+class ToolPolicy(msgspec.Struct, frozen=True):
+    """How calls of a tool are made.
+
+    Attributes:
+        timeout: Longest call; None: `tool.timeout` of the configuration (5 min).
+        retry: What follows a call that raises; None: the model is told.
+        idempotent: Whether a call that may have happened (the process died meanwhile) can be made again. If not, and there is no
+            ``reconciler``, the model is told that nobody knows.
+        reconciler: What says whether such a call has happened: `reconcile(function)`.
+        requires_approval: A person has to approve each call: ``agentflow inbox approve|deny``.
+        approval_timeout: How long that may take; then it is denied. None: no end.
+        result_max: Most characters of a result that the model is given; None: `tool.result-max` (64,000).
+    """
+
+    timeout: timedelta | str | None = None
+    retry: Retry | None = None
+    idempotent: bool = True
+    reconciler: OnInDoubt | None = None
+    requires_approval: bool = False
+    approval_timeout: timedelta | str | None = None
+    result_max: int | None = None
+
+    @property
+    def on_in_doubt(self) -> OnInDoubt:
+        """What to do about a call that is in doubt."""
+        return self.reconciler or ("retry" if self.idempotent else "fail")
+
+
+class Tool(Resource):
+    """What a model may call.
+
+    Attributes:
+        metadata: What the model is told of it.
+        policy: How it is called.
+    """
+
+    metadata: ToolMetadata
+    policy: ToolPolicy = ToolPolicy()
+
+    @classmethod
+    def resource_type(cls) -> ResourceType:
+        """Return what kind of resource it is."""
+        return ResourceType.TOOL
+
+    @classmethod
+    def tool_type(cls) -> ToolType:
+        """Return where it comes from."""
+        return ToolType.MODEL_BUILT_IN
+
+    @classmethod
+    def from_callable(
+        cls,
+        func: Callable[..., Any],
+        *,
+        injected_args: Mapping[str, InjectedArg | Mapping[str, str]] | None = None,
+        name: str | None = None,
+        **policy: Any,  # noqa: ANN401 (fields of ToolPolicy)
+    ) -> FunctionTool:
+        """Return a tool that calls ``func``; ``policy`` are fields of `ToolPolicy`.
+
+        Raises:
+            TypeError: Its parameters cannot be described, or an injected argument is none of them.
+        """
+        injected = {arg: _injected(source) for arg, source in (injected_args or {}).items()}
+        arguments = ToolArguments(func, frozenset(injected))
+        metadata = ToolMetadata(name or func.__name__, arguments.description, arguments.schema)
+        made = FunctionTool(metadata=metadata, policy=ToolPolicy(**policy), function=func, injected_args=injected)
+        made.__dict__["arguments"] = arguments
+        return made
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (a tool's own)
+        """Call the tool; its result, or an awaitable of it. A plain function is called in a thread."""
+        raise NotImplementedError(f"{type(self).__qualname__}.call()")
+
+    def bind(self, arguments: dict[str, Any], injected: dict[str, Any]) -> Callable[[], Any]:
+        """Return the call with what a model says, and what it cannot say.
+
+        Raises:
+            ToolArgumentsInvalid: What the model says does not fit.
+        """
+        return functools.partial(self.call, **{**arguments, **injected})
+
+
+class FunctionTool(Tool):
+    """A tool that is a function; made by `Tool.from_callable` and ``@tool``.
+
+    Attributes:
+        function: The function, plain (it runs in a thread) or `async def`.
+        injected_args: Arguments that the model neither sees nor sets.
+    """
+
+    function: Callable[..., Any]
+    injected_args: dict[str, InjectedArg] = {}
+
+    @classmethod
+    def tool_type(cls) -> ToolType:
+        """Return where it comes from."""
+        return ToolType.FUNCTION
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (a tool's own)
+        """Call the function."""
+        return self.function(*args, **kwargs)
+
+    def bind(self, arguments: dict[str, Any], injected: dict[str, Any]) -> Callable[[], Any]:
+        """Return the call of the function with what a model says, as the parameters' types, and what it cannot say.
+
+        Raises:
+            ToolArgumentsInvalid: What the model says does not fit.
+        """
+        accepted: ToolArguments = self.__dict__["arguments"]
+        return functools.partial(self.function, **{**accepted.read(self.metadata.name, arguments), **injected})
+
+    def model_dump_json(self) -> str:
+        """Return what the model is told of it, for a stored plan; the function is the agent's."""
+        return msgspec.json.encode(self.metadata, order="sorted").decode()
+
+
+def _injected(source: InjectedArg | Mapping[str, str]) -> InjectedArg:
+    return source if isinstance(source, InjectedArg) else msgspec.convert(dict(source), InjectedArg)
+
+
+@overload
+def tool(function: FunctionT, /) -> FunctionT: ...
+@overload
+def tool(
+    *,
+    injected_args: Mapping[str, InjectedArg | Mapping[str, str]] | None = None,
+    name: str | None = None,
+    timeout: timedelta | str | None = None,
+    retry: Retry | None = None,
+    idempotent: bool = True,
+    reconciler: OnInDoubt | None = None,
+    requires_approval: bool = False,
+    approval_timeout: timedelta | str | None = None,
+    result_max: int | None = None,
+) -> Callable[[FunctionT], FunctionT]: ...
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    injected_args: Mapping[str, InjectedArg | Mapping[str, str]] | None = None,
+    name: str | None = None,
+    **policy: Any,
+) -> Any:
+    """Mark a function of an agent as a tool, named as the function; bare, or with the options of `ToolPolicy`."""
+
+    def make(declared: Callable[..., Any]) -> FunctionTool:
+        return Tool.from_callable(declared, injected_args=injected_args, name=name, **policy)
+
+    def mark(declared: FunctionT) -> FunctionT:
+        target = declared.__func__ if isinstance(declared, staticmethod) else declared
+        setattr(target, RESOURCE_MARK, ResourceMark(ResourceType.TOOL, make, name))
+        return declared
+
+    return mark if function is None else mark(function)
