@@ -47,7 +47,7 @@ API_ONLY = ("integrations", "actions")
 
 # Where a third-party package may be imported. A package that is not here is not a dependency.
 VENDORS = {
-    "aiohttp": (r"agentflow\.connectors\.http_source\b",),
+    "aiohttp": (r"agentflow\.connectors\.http_source\b", r"agentflow\.testing\.model_server\b"),
     "aiokafka": (r"agentflow\.connectors\.kafka\b", r"agentflow\.state\.kafka_"),
     "cel": (r"agentflow\.plan\b",),
     "msgspec": (r"agentflow\b",),
@@ -61,7 +61,7 @@ VENDORS = {
     "starlette": (r"agentflow\.integrations\.asgi\b",),
     "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.logs\b"),
     "textual": (r"agentflow\.cli\.top_screen\b", r"agentflow\.cli\.top\b"),
-    "uvloop": (r"agentflow\.(runtime|environment|cli)\b",),
+    "uvloop": (r"agentflow\.(runtime|environment|cli)\b", r"agentflow\.testing\.model_server\.__main__$"),
     "watchfiles": (r"agentflow\.connectors\.follow\b",),
     "yaml": (r"agentflow\.(plan|runtime|environment|cli)\b",),
 }
