@@ -26,6 +26,7 @@ from agentflow.api.chat_messages import (
     FilePart,
     ImagePart,
     MessageRole,
+    Part,
     ReasoningPart,
     TextPart,
     Usage,
@@ -243,7 +244,7 @@ class ChatModelConformance(ChatModelFaults):
         assert base64.b64decode(file.base64) == _PDF
 
     async def test_cache_hint_harms_nothing(self, new_connection: NewConnection) -> None:
-        parts = [TextPart("long", cache=True), TextPart(" text")]
+        parts: list[Part] = [TextPart("long", cache=True), TextPart(" text")]
         said = [ChatMessage(MessageRole.SYSTEM, "Be kind.", cache=True), ChatMessage(parts=parts, cache=True)]
         arrived = await self.told(new_connection, Reply("ok"), self.request(*said))
         assert [(one.role, one.text) for one in arrived.messages] == [("system", "Be kind."), ("user", "long text")]
