@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,10 +37,10 @@ class GeminiContent(Wire):
 
     def messages(self, body: Mapping[str, Any]) -> list[Message]:
         """See `Wire`."""
-        system = [_part(one) for one in (body.get("systemInstruction") or {}).get("parts", ())]
+        system = [_part(_camel(one)) for one in (_camel(body).get("systemInstruction") or {}).get("parts", ())]
         found = [message_of("system", system)] if system else []
         for one in body.get("contents", ()):
-            given = one.get("parts", ())
+            given = [_camel(part) for part in one.get("parts", ())]
             for result in (part["functionResponse"] for part in given if "functionResponse" in part):
                 text = Part("text", encode(result.get("response", {})).decode())
                 found.append(message_of("tool", [text], tool_call_id=result.get("id") or result["name"]))
@@ -54,23 +55,27 @@ class GeminiContent(Wire):
 
     def tools(self, body: Mapping[str, Any]) -> list[Tool]:
         """See `Wire`."""
-        functions = [one for tool in body.get("tools") or () for one in tool.get("functionDeclarations", ())]
+        functions = [one for tool in body.get("tools") or () for one in _camel(tool).get("functionDeclarations", ())]
         return [
             Tool(
                 one["name"], one.get("description", ""), one.get("parametersJsonSchema") or one.get("parameters") or {}
             )
-            for one in functions
+            for one in map(_camel, functions)
         ]
 
     def options(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """See `Wire`."""
-        config = body.get("generationConfig") or {}
+        config = _camel(_camel(body).get("generationConfig") or {})
         found = chosen(config, max_tokens="maxOutputTokens", top_p="topP", stop="stopSequences")
-        return found | chosen(config, temperature="temperature", seed="seed") | chosen(body, tool_choice="toolConfig")
+        return (
+            found
+            | chosen(config, temperature="temperature", seed="seed")
+            | chosen(_camel(body), tool_choice="toolConfig")
+        )
 
     def output_schema(self, body: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """See `Wire`."""
-        config = body.get("generationConfig") or {}
+        config = _camel(_camel(body).get("generationConfig") or {})
         return config.get("responseJsonSchema") or config.get("responseSchema")
 
     def whole(self, reply: Reply, request: ModelRequest) -> bytes:
@@ -111,6 +116,11 @@ class GeminiContent(Wire):
 
 _NO_PARTS = {"functionResponse", "functionCall"}
 _FINISH_REASONS = {"length": "MAX_TOKENS", "refusal": "SAFETY"}
+
+
+def _camel(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message's fields by their JSON names: Google takes both these and those of protobuf, and its client mixes them."""
+    return {re.sub("_([a-z])", lambda letter: letter[1].upper(), name): value for name, value in source.items()}
 
 
 def _is_malformed(reply: Reply) -> bool:
@@ -165,6 +175,7 @@ def _part(part: Mapping[str, Any]) -> Part:
     held = part.get("inlineData") or part.get("fileData")
     if held is None:
         return Part("other")
+    held = _camel(held)
     media_type = held.get("mimeType", "")
     kind = media_type.partition("/")[0]
     return Part(

@@ -285,7 +285,7 @@ class ModelServer:
 
 
 def _request(*arguments: Any) -> web.BaseRequest:  # noqa: ANN401 (aiohttp's own)
-    return web.BaseRequest(*arguments, client_max_size=BODY_MAX_BYTES)
+    return web.BaseRequest(*arguments, asyncio.get_running_loop(), client_max_size=BODY_MAX_BYTES)
 
 
 def _id_header(request: ModelRequest) -> dict[str, str]:
