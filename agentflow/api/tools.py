@@ -53,7 +53,7 @@ class ToolParameterSource(enum.StrEnum):
     SHORT_TERM_MEMORY = "short_term_memory"
 
 
-class InjectedArg(msgspec.Struct, frozen=True):
+class InjectedArg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An argument of a tool that the model neither sees nor sets.
 
     Attributes:
@@ -141,7 +141,8 @@ class Tool(Resource):
         """Return a tool that calls ``func``; ``policy`` are fields of `ToolPolicy`.
 
         Raises:
-            TypeError: Its parameters cannot be described, or an injected argument is none of them.
+            TypeError: Its parameters cannot be described.
+            ValueError: An injected argument is none of them.
         """
         injected = {arg: _injected(source) for arg, source in (injected_args or {}).items()}
         arguments = ToolArguments(func, frozenset(injected))
