@@ -73,7 +73,7 @@ class Summarise(_Policy, frozen=True, tag="summarise"):
     """Replace old messages by a summary that a model writes, in a durable step.
 
     Attributes:
-        model: Name of the chat model; its own prompt, if it has one, needs no arguments. It is given no tools.
+        model: Name of the chat model: best one without tools, and without a prompt that needs arguments.
         above: How many tokens the conversation may have, by `estimated_tokens`, before it is summarised.
         keep_last: How many messages stay as they are; of a turn with tools that would be cut, all of it.
         prompt: What the model is told to do; None: to keep what is needed to carry on.
@@ -172,21 +172,20 @@ class ChatHistory:
         """
         policy = _read_policy(policy)
         stored = self._stored()
-        start = next((n for n, message in enumerate(stored) if message.role != MessageRole.SYSTEM), len(stored))
-        cut = _cut(stored, start, policy)
-        if cut <= start:
-            return 0
-        if not isinstance(policy, Summarise):
-            question = _question(stored, start, cut)
-            kept = stored[:start] if question is None else [*stored[:start], question]
-        else:
-            summary = await self._summary(stored[start:cut], policy)
-            if (
-                summary is None or self._stored()[:cut] != stored[:cut]
-            ):  # a sibling coroutine has compacted or cleared it
-                return 0
-            kept = [*stored[:start], summary]
-        if len(kept) < cut:
+        messages = _without_orphans(stored)
+        start = next((n for n, message in enumerate(messages) if message.role != MessageRole.SYSTEM), len(messages))
+        cut = _cut(messages, start, policy)
+        kept = messages[:start]
+        if cut > start and isinstance(policy, Summarise):
+            summary = await self._summary(messages[start:cut], policy)
+            if summary is None or self._stored()[: len(stored)] != stored:
+                return 0  # a sibling coroutine has compacted or cleared it meanwhile
+            kept.append(summary)
+        elif cut > start and (question := _question(messages, start, cut)) is not None:
+            kept.append(question)
+        if len(messages) < len(stored):
+            self._replace(len(stored), kept + messages[cut:])
+        elif len(kept) < cut:
             self._replace(cut, kept)
         return cut - len(kept)
 
@@ -199,7 +198,7 @@ class ChatHistory:
             ChatMessage(MessageRole.SYSTEM, policy.prompt or _SUMMARISE),
             ChatMessage(content=f"<conversation>\n{_transcript(_with_answers(messages))}\n</conversation>"),
         ]
-        answer: ChatMessage = await self._ctx.chat(policy.model, request, tools=[])
+        answer: ChatMessage = await self._ctx.chat(policy.model, request)
         if not answer.text.strip():
             self._ctx.logger.warning("the summary of a chat history is empty; it stays as it is", history=self.name)
             return None
@@ -291,14 +290,13 @@ def _cut_points(messages: list[ChatMessage], start: int) -> list[int]:
 
     The answers to an assistant's calls come before its next message: so behind a cut, no answer comes before an assistant's message.
     """
-    roles = [message.role for message in messages]
-    first_call = roles.index(MessageRole.ASSISTANT) if MessageRole.ASSISTANT in roles else len(roles)
     points = []
     is_answer_next = False
-    for place in range(len(roles) - 1, start - 1, -1):
-        if roles[place] in (MessageRole.TOOL, MessageRole.ASSISTANT):
-            is_answer_next = roles[place] == MessageRole.TOOL
-        if not is_answer_next or place <= first_call:
+    for place in range(len(messages) - 1, start - 1, -1):
+        role = messages[place].role
+        if role in (MessageRole.TOOL, MessageRole.ASSISTANT):
+            is_answer_next = role == MessageRole.TOOL
+        if not is_answer_next:
             points.append(place)
     points.reverse()
     return points
@@ -313,28 +311,41 @@ def _question(messages: list[ChatMessage], start: int, cut: int) -> ChatMessage 
 
 def _with_answers(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """Return messages with one answer to each call of a tool, right behind it, and no answers to anything else."""
+    given = _answers(messages)
     answered: list[ChatMessage] = []
     for place, message in enumerate(messages):
-        if message.role == MessageRole.TOOL:
-            continue  # it is behind its call, if that is there
-        answered.append(message)
-        if message.role != MessageRole.ASSISTANT or not message.tool_calls:
-            continue
-        calls = list(message.tool_calls)
-        for later in map(messages.__getitem__, range(place + 1, len(messages))):
-            if later.role == MessageRole.ASSISTANT or not calls:
-                break
-            call = next((call for call in calls if _is_answer(later, call)), None)
-            if call is not None:
-                calls.remove(call)
-                answered.append(later)
-        answered += [tool_message(call, CANCELLED) for call in calls]
+        if message.role != MessageRole.TOOL:
+            places, calls = given.get(place, ((), ()))
+            answered += [message, *(messages[n] for n in places), *(tool_message(call, CANCELLED) for call in calls)]
     return answered
 
 
+def _without_orphans(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Return messages without the answers to calls that are not there."""
+    places = {n for answers, _ in _answers(messages).values() for n in answers}
+    return [message for n, message in enumerate(messages) if message.role != MessageRole.TOOL or n in places]
+
+
+def _answers(messages: Sequence[ChatMessage]) -> dict[int, tuple[list[int], list[ToolCall]]]:
+    """Return, by the place of each message with calls, the places of their answers, and the calls that have none.
+
+    Answers come before the next message of the assistant: ids of calls may come again in another turn.
+    """
+    given: dict[int, tuple[list[int], list[ToolCall]]] = {}
+    places: list[int] = []
+    calls: list[ToolCall] = []
+    for place, message in enumerate(messages):
+        if message.role == MessageRole.ASSISTANT:
+            places, calls = given[place] = ([], list(message.tool_calls))
+        elif message.role == MessageRole.TOOL:
+            call = next((call for call in calls if _is_answer(message, call)), None)
+            if call is not None:
+                calls.remove(call)
+                places.append(place)
+    return given
+
+
 def _is_answer(message: ChatMessage, call: ToolCall) -> bool:
-    if message.role != MessageRole.TOOL:
-        return False
     answered = message.extra_args.get("external_id")
     return answered is None or answered in (call.get("original_id"), call.get("id"))
 

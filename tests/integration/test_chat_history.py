@@ -25,7 +25,7 @@ class Summarising:
     def __init__(self, ctx: RunnerContext) -> None:
         self.short_term_memory, self._ctx = ctx.short_term_memory, ctx
 
-    async def chat(self, model: str, messages: Sequence[ChatMessage], *, tools: Sequence[object]) -> ChatMessage:
+    async def chat(self, model: str, messages: Sequence[ChatMessage]) -> ChatMessage:
         answer = await self._ctx.durable_execute_async(self._answer, model, messages[-1].text, name="chat")
         return ChatMessage(MessageRole.ASSISTANT, answer)
 
