@@ -50,8 +50,10 @@ API_ONLY = ("integrations", "actions")
 VENDORS = {
     "aiohttp": (r"agentflow\.connectors\.http_source\b", r"agentflow\.testing\.model_server\b"),
     "aiokafka": (r"agentflow\.connectors\.kafka\b", r"agentflow\.state\.kafka_"),
+    "anyio": (r"agentflow\.integrations\.mcp_\w+\b",),  # what the MCP SDK is written with
     "cel": (r"agentflow\.plan\b",),
     "docstring_parser": (r"agentflow\.api\.tool_schemas\b",),
+    "httpx2": (r"agentflow\.integrations\.mcp_\w+\b",),  # its HTTP client
     "jsonschema": (r"agentflow\.api\.output_schemas\b",),
     "openai": (r"agentflow\.integrations\.\w*openai\w*\b",),
     "msgspec": (r"agentflow\b",),
