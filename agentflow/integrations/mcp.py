@@ -40,6 +40,7 @@ __all__ = ["ApiKeyAuth", "BasicAuth", "BearerTokenAuth", "MCPPrompt", "MCPServer
 logger = logging.getLogger("agentflow.integrations.mcp")
 
 ReadPage = Callable[["Client", str | None], Awaitable[tuple[list[Any], str | None]]]
+_EVENT_BYTES_MAX: Final = 32 * 2**20  # the SDK's own limit, 1 MiB, is less than an image
 _PAGES_MAX: Final = 1000  # a server whose list has no end
 
 
@@ -91,10 +92,14 @@ class MCPServer(Resource):
     prefix: str = ""
 
     def __post_init__(self) -> None:
-        if bool(self.endpoint) == bool(self.command):
+        wrong = self._problem()
+        if wrong:
             raise NotConfigured(
-                "an MCP server is reached in one of two ways", expected="endpoint= (a URL) or command= (a program)"
+                f"MCP server: {wrong}", expected="endpoint= (an http or https URL) or command= (a program)"
             )
+        self._timeout_s = _seconds(self.timeout)
+        self._read_timeout_s = _seconds(self.sse_read_timeout)
+        self._call_timeout_s = _seconds(self.call_timeout)
         self._listed: dict[str, list[Any]] = {}  # what was discovered; emptied when it may have changed
         self._listings: dict[str, asyncio.Task[list[Any]]] = {}  # what is being discovered
         self._running: set[asyncio.Task[list[Any]]] = set()  # these, and those that a change has overtaken
@@ -207,6 +212,17 @@ class MCPServer(Resource):
         }
         return msgspec.json.encode(shown, order="sorted").decode()
 
+    def _problem(self) -> str:
+        """Return what is wrong with the arguments; empty: nothing."""
+        if bool(self.endpoint) == bool(self.command):
+            return "it is reached in one of two ways"
+        url = urlsplit(self.endpoint)
+        if self.endpoint and (url.scheme not in {"http", "https"} or not url.netloc):
+            return "its endpoint is no URL"
+        if self.command and (self.auth or self.headers):
+            return "auth and headers are those of an endpoint; a process gets its credentials by env"
+        return ""
+
     def _credentials(self) -> Auth | None:
         if not isinstance(self.auth, dict):
             return self.auth
@@ -235,8 +251,8 @@ class MCPServer(Resource):
                 self.label,
                 connect,
                 secrets,
-                open_timeout_s=_seconds(self.timeout),
-                call_timeout_s=_seconds(self.call_timeout),
+                open_timeout_s=self._timeout_s,
+                call_timeout_s=self._call_timeout_s,
                 on_change=self._forget,
             )
         return self._sessions
@@ -265,10 +281,12 @@ class MCPServer(Resource):
                     headers=self.headers,
                     auth=auth,
                     credentials=credentials,
-                    timeout_s=_seconds(self.timeout),
-                    read_timeout_s=_seconds(self.sse_read_timeout),
+                    timeout_s=self._timeout_s,
+                    read_timeout_s=self._read_timeout_s,
                 ) as client,
-                streamable_http_client(self.endpoint, http_client=client) as streams,
+                streamable_http_client(
+                    self.endpoint, http_client=client, max_sse_event_size=_EVENT_BYTES_MAX
+                ) as streams,
             ):
                 yield streams
 

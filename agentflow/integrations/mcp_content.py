@@ -54,7 +54,8 @@ def _text(part: Content) -> str:
         case types.ResourceLink():
             return f"[resource {part.name}: {part.uri}]"
         case types.ImageContent() | types.AudioContent():
-            return f"[{part.type}, {part.mime_type}, {len(part.data) * 3 // 4} bytes]"
+            size = len(part.data.rstrip("=")) * 3 // 4
+            return f"[{part.type}, {part.mime_type}, {size} bytes]"
 
 
 def _part(content: Content) -> Part:
