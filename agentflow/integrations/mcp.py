@@ -103,6 +103,7 @@ class MCPServer(Resource):
         self._listed: dict[str, list[Any]] = {}  # what was discovered; emptied when it may have changed
         self._listings: dict[str, asyncio.Task[list[Any]]] = {}  # what is being discovered
         self._running: set[asyncio.Task[list[Any]]] = set()  # these, and those that a change has overtaken
+        self._missing: list[str] = []  # tools that were asked for and are not there, as last said
         self._sessions: Sessions | None = None
 
     @classmethod
@@ -128,7 +129,13 @@ class MCPServer(Resource):
             ToolServerUnavailable: The server does not answer.
             NotConfigured: It refuses the credentials, or cannot be started.
         """
-        return list(await self._discover("tools", self._read_tools))
+        tools: list[MCPTool] = await self._discover("tools", self._read_tools)
+        missing = sorted(set(self.tools or ()) - {tool.remote_name for tool in tools})
+        if missing != self._missing:
+            self._missing = missing
+            if missing:
+                logger.warning("mcp server %s: has no tool %s, which tools= names", self.label, ", ".join(missing))
+        return list(tools)
 
     async def list_prompts(self) -> list[MCPPrompt]:
         """Return the prompts of the server. They are asked for again when they have changed.

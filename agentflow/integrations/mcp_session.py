@@ -105,7 +105,9 @@ class Session:
     def end(self, why: str) -> None:
         """End it: say goodbye where it is open, give up where it opens."""
         self._fail(lambda: ToolServerUnavailable(self._sessions.label, why))
-        self.is_over = True
+        if not self.is_over:
+            self.is_over = True
+            self._sessions.on_change()  # whoever answers next may have other tools
         self._ended.set()
         if self.client is None:
             self._scope.cancel()
@@ -152,8 +154,7 @@ class Session:
         finally:
             if late is not None:
                 late.cancel()
-            self._fail(lambda: ToolServerUnavailable(sessions.label, "its session was closed"))
-            self.is_over = True
+            self.end("its session has ended")
             sessions.on_over(self)
 
     @contextlib.asynccontextmanager
@@ -175,10 +176,10 @@ class Session:
         """Ask for change notifications, which come to `_on_message`. Servers before 2026-07 send them unasked."""
         back_off_s = _BACK_OFF_MIN_S
         while True:
+            began_s = anyio.current_time()
             try:
                 async with client.listen(tools_list_changed=True, prompts_list_changed=True) as changes:
                     self._sessions.on_change()  # there may have been some while nobody listened
-                    back_off_s = _BACK_OFF_MIN_S
                     async for _ in changes:
                         pass
             except ListenNotSupportedError:
@@ -189,6 +190,8 @@ class Session:
                 if not _is_passing(error):
                     logger.debug("mcp server %s: tells no changes: %s", self._sessions.label, error.code)
                     return
+            if anyio.current_time() - began_s > _BACK_OFF_MAX_S:  # a stream that is cut at once is no success
+                back_off_s = _BACK_OFF_MIN_S
             await anyio.sleep(back_off_s)
             back_off_s = min(back_off_s * 2, _BACK_OFF_MAX_S)
 
@@ -245,7 +248,8 @@ class Sessions:
         limit = asyncio.timeout(self._call_timeout_s)
 
         async def on_progress(*_: object) -> None:
-            limit.reschedule(loop.time() + self._call_timeout_s)
+            with contextlib.suppress(RuntimeError):  # it comes when the call has ended
+                limit.reschedule(loop.time() + self._call_timeout_s)
 
         try:
             async with limit:
@@ -272,7 +276,6 @@ class Sessions:
         """Take note of the end of a session."""
         self._running.discard(session)
         self._failures += 1
-        self.on_change()  # whoever answers next may have other tools
 
     def translated(self, error: BaseException, tool: str = "") -> AgentflowError:
         """Return an error of the SDK as one of ours, without secrets."""

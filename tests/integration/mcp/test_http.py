@@ -90,6 +90,14 @@ async def test_only_allowed_tools_are_there_under_their_prefix(http_server, conn
     assert await echo.call(text="hi") == "hi"
 
 
+async def test_a_tool_that_is_wanted_and_not_there_is_told_once(http_server, connect, caplog):
+    server = connect(http_server.url, tools=["echo", "ehco"])
+    assert await names(server) == ["echo"]
+    assert await names(server) == ["echo"]
+    told = [line.getMessage() for line in caplog.records if "ehco" in line.getMessage()]
+    assert told == [f"mcp server {server.label}: has no tool ehco, which tools= names"]
+
+
 async def test_tools_and_prompts_are_asked_for_once(any_server, connect):
     server = connect(any_server.url)
     await server.call_tool("echo", {"text": "the session is open"})
@@ -247,6 +255,21 @@ async def test_a_session_that_the_server_has_forgotten_is_opened_again_within_th
     try:
         assert await server.call_tool("echo", {"text": "again"}) == "again"
         assert again.guard.seen.count("initialize") == 1
+        await server.close()
+    finally:
+        await asyncio.to_thread(again.stop)
+
+
+async def test_tools_are_discovered_again_when_a_server_is_back_that_has_no_sessions(http_server, connect):
+    server = connect(http_server.url)
+    await server.call_tool("grow", {"name": "more"})
+    assert "more" in await names(server)
+    await until(lambda: "subscriptions/listen" in http_server.guard.seen)
+    await asyncio.to_thread(http_server.stop)
+    again = HTTPServer(http_server.port)
+    try:
+        await until(lambda: not server._listed)
+        assert "more" not in await names(server)
         await server.close()
     finally:
         await asyncio.to_thread(again.stop)

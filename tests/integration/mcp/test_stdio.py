@@ -81,6 +81,15 @@ async def test_a_process_that_dies_in_a_call_is_started_again_by_the_next(start)
     assert (await process_of(server))["pid"] != first["pid"]
 
 
+async def test_tools_are_discovered_again_of_a_process_that_was_started_again(start):
+    server = start()
+    await server.call_tool("grow", {"name": "more"})
+    assert "more" in {tool.metadata.name for tool in await server.list_tools()}
+    with pytest.raises(ToolServerUnavailable):
+        await server.call_tool("dies", {})
+    assert "more" not in {tool.metadata.name for tool in await server.list_tools()}
+
+
 async def test_a_process_that_was_killed_between_calls_is_reaped_and_started_again(start):
     server = start()
     pid = (await process_of(server))["pid"]
