@@ -101,7 +101,7 @@ class ScriptedConnection(BaseChatModelConnection):
             answer.usage = Usage(sum(_tokens(message.text) for message in request.messages), _tokens(answer.text) or 1)
         answer.finish_reason = answer.finish_reason or ("tool_calls" if answer.tool_calls else "stop")
         if on_delta is not None:
-            await _stream(answer, on_delta)
+            await stream_answer(answer, on_delta)
         return answer
 
     def _next(self, request: ChatRequest) -> Any:  # noqa: ANN401 (a reply)
@@ -168,7 +168,8 @@ def _tokens(text: str) -> int:
     return -(-len(text) // 4)
 
 
-async def _stream(answer: ChatMessage, on_delta: OnDelta) -> None:
+async def stream_answer(answer: ChatMessage, on_delta: OnDelta) -> None:
+    """Hand out an answer in pieces: word by word, a tool call in one."""
     for part in answer.reasoning:
         on_delta(ChatDelta(part.text, DeltaKind.REASONING))
     for word in _WORD.findall(answer.content):
