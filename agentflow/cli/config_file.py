@@ -12,11 +12,11 @@ from agentflow.cli.checks import check_job
 from agentflow.cli.job_file import JobFile
 from agentflow.cli.keys import PROFILES, KeyTable, key_table
 from agentflow.cli.layers import PROFILE_VARIABLE, Flattener, Layer, environment_layer, flag_layer, overlay
-from agentflow.cli.problems import Place, ProblemList
 from agentflow.cli.references import has_reference
 from agentflow.cli.values import key_value
-from agentflow.cli.yaml_source import Mapping, Scalar, Value, read_yaml
+from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.problems import nearest
+from agentflow.plan.yaml_source import Mapping, Scalar, Value, read_yaml
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 

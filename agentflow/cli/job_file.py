@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from agentflow.cli.problems import Place
+from agentflow.plan.file_problems import Place
 from agentflow.runtime.codecs import RECORD_KEY
 from agentflow.runtime.settings import DurationMs, JobSettings, PositiveMs, SizeBytes
 

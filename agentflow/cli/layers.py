@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import msgspec
 
 from agentflow.cli.keys import PROFILES, KeyTable, Path, Section, variable_of
-from agentflow.cli.problems import Place, ProblemList
 from agentflow.cli.values import describe_command
-from agentflow.cli.yaml_source import Mapping, Scalar, Value, loose_scalar, read_yaml
+from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.problems import nearest
+from agentflow.plan.yaml_source import Mapping, Scalar, Value, loose_scalar, read_yaml
 
 PROFILE_VARIABLE = "AGENTFLOW_PROFILE"
 _FOREIGN = re.compile(

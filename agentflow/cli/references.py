@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from agentflow.cli.problems import ProblemList
-from agentflow.cli.yaml_source import Items, Mapping, Scalar, Value, plain_scalar
+from agentflow.plan.file_problems import ProblemList
 from agentflow.plan.problems import nearest
+from agentflow.plan.yaml_source import Items, Mapping, Scalar, Value, plain_scalar
 
 _REFERENCE = re.compile(r"\$(?P<escape>\$)\{|\$\{(?P<kind>[A-Za-z]\w*):(?P<rest>[^}]*)(?P<close>\}?)")
 _KINDS = ("env", "file")

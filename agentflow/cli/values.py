@@ -8,9 +8,9 @@ from typing import Any
 
 from agentflow.api.durations import duration_ms, size_bytes
 from agentflow.cli.keys import Key, Kind, duration_text, size_text
-from agentflow.cli.problems import ProblemList
-from agentflow.cli.yaml_source import Items, Mapping, Scalar, Value, plain_scalar
+from agentflow.plan.file_problems import ProblemList
 from agentflow.plan.problems import nearest
+from agentflow.plan.yaml_source import Items, Mapping, Scalar, Value, plain_scalar
 
 _DURATION_UNITS = "ms, s, m, h, d"
 _SIZE_UNITS = "B, KiB, MiB, GiB"

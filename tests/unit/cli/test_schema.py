@@ -11,10 +11,10 @@ import yaml
 
 from agentflow.cli.config_file import load_job_file
 from agentflow.cli.keys import Kind, duration_text, key_table, size_text
-from agentflow.cli.problems import ProblemList
 from agentflow.cli.schema import describe, describe_text, json_schema
 from agentflow.cli.values import key_value
-from agentflow.cli.yaml_source import read_yaml
+from agentflow.plan.file_problems import ProblemList
+from agentflow.plan.yaml_source import read_yaml
 from agentflow.runtime.settings import JobSettings
 
 ROOT = Path(__file__).resolve().parents[3]
