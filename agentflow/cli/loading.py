@@ -1,15 +1,17 @@
-"""Finding what a job file names in Python modules: the agent, and the function of `key-by`."""
+"""Finding what a job file names: the agent, in a Python module or a document, and the function of `key-by`."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agentflow.api.codecs import CODECS, JSON, Codec
+from agentflow.cli.values import AGENT_FILE
 from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.named_objects import (
     attribute_of,
@@ -24,6 +26,7 @@ from agentflow.plan.problems import nearest
 if TYPE_CHECKING:
     from agentflow.api.agent import Agent
     from agentflow.cli.job_file import JobFile
+    from agentflow.plan.agent_documents import AgentDocument
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -56,7 +59,7 @@ def load_program(job_file: JobFile) -> Program:
 
     _extend_path(job_file.path)
     problems = ProblemList()
-    agent = _load_agent(job_file.composition.agent, job_file.place("agent"), problems)
+    agent = _load_agent(job_file, problems)
     key_by: str | Callable[[Any], Any] | None = job_file.composition.key_by
     if ":" in job_file.composition.key_by:
         key_by = _load_key_function(job_file.composition.key_by, job_file.place("key-by"), problems)
@@ -81,7 +84,52 @@ def _extend_path(job_file: str) -> None:
     sys.path[:0] = [folder for folder in dict.fromkeys(folders) if folder not in known]
 
 
-def _load_agent(reference: str, place: Place, problems: ProblemList) -> Agent | None:
+def _load_agent(job_file: JobFile, problems: ProblemList) -> Agent | None:
+    """Return the agent, of Python or of a document, with the resources that documents share."""
+    reference, place = job_file.composition.agent, job_file.place("agent")
+    named = AGENT_FILE.fullmatch(reference)
+    documents = [] if job_file.document is None else [job_file.document]
+    if named is not None:
+        other = _read_agent_file(named["path"], job_file, place, problems)
+        documents += [] if other is None else [other]
+    if not documents:
+        return _load_python_agent(reference, place, problems) if named is None else None
+    from agentflow.plan.yaml_agents import build_agents
+
+    count = len(problems.found)
+    built = build_agents(documents, problems)
+    if len(problems.found) > count:
+        return None
+    if ":" in reference and named is None:
+        agent = _load_python_agent(reference, place, problems)
+    else:
+        agent = built.agent(reference if named is None else named["name"], place, problems)
+    if agent is not None:
+        own = {(kind, name) for name, kind, _ in agent.resources}
+        for name, kind, instance in built.resources:
+            if (kind, name) not in own:
+                agent.add_resource(name, kind, instance)
+    return agent
+
+
+def _read_agent_file(path: str, job_file: JobFile, place: Place, problems: ProblemList) -> AgentDocument | None:
+    """Return the document of another file, which is looked for as modules are; None where it is the job file itself."""
+    from agentflow.cli.agent_file import job_keys
+    from agentflow.cli.keys import key_table
+    from agentflow.plan.agent_documents import read_document_file
+
+    paths = [Path(path), Path(job_file.path).parent / path]
+    found = next((one for one in paths if one.is_file()), None)
+    if found is None:
+        note = "looked in the current directory, and beside the job file"
+        problems.add(f"agent: there is no file '{path}'", place, note=note)
+        return None
+    if found.samefile(job_file.path):
+        return None
+    return read_document_file(str(found), problems, job_keys(key_table()))
+
+
+def _load_python_agent(reference: str, place: Place, problems: ProblemList) -> Agent | None:
     from agentflow.api.agent import Agent
 
     role = f"agent '{reference}'"

@@ -32,7 +32,7 @@ def read_subject(
 
     subject = Subject(path, dict(os.environ if variables is None else variables))
     try:
-        subject.layer = read_layers(
+        subject.layer, _ = read_layers(
             path, ProblemList(), profile=profile, settings=settings, variables=subject.variables
         )
         subject.job_file = load_job_file(path, profile=profile, settings=settings, variables=subject.variables)
