@@ -21,6 +21,7 @@ from msgspec import Meta
 from agentflow.api.events import EventType
 from agentflow.api.resource_names import ResourceName
 from agentflow.api.resources import ResourceType
+from agentflow.plan.class_names import CLASS_NAMES
 
 Name = Annotated[str, Meta(description="Its name, unique among its kind.", pattern=r"\S")]
 Function = Annotated[str, Meta(description="module:name of a function.", pattern="^[^:]+:[^:]+$")]
@@ -40,33 +41,8 @@ EVENT_ALIASES: Final = {
 }
 """Names of the built-in events in ``trigger_conditions``."""
 
-_PROVIDERS: Final = {
-    "openai": "OPENAI_COMPLETIONS",
-    "openai_responses": "OPENAI_RESPONSES",
-    "openai_compatible": "OPENAI_COMPATIBLE",
-    "azure_openai": "AZURE_OPENAI",
-    "anthropic": "ANTHROPIC",
-    "tongyi": "TONGYI",
-    "vllm": "VLLM",
-    "ollama": "OLLAMA",
-    "gemini": "GEMINI",
-    "bedrock": "BEDROCK",
-    "litellm": "LITELLM",
-    "scripted": "SCRIPTED",
-}
-_BARE_SETUP = "agentflow.api.chat_models.BaseChatModelSetup"
-
-
-def _classes(part: str, default: str | None = None) -> dict[str, str]:
-    models = ResourceName.ChatModel
-    found = {alias: getattr(models, f"{provider}_{part}", default) for alias, provider in _PROVIDERS.items()}
-    return {alias: clazz for alias, clazz in found.items() if clazz is not None}
-
-
-CONNECTIONS: Final = _classes("CONNECTION")
-"""Short names of classes of connections."""
-SETUPS: Final = _classes("SETUP", _BARE_SETUP)  # a model without arguments of its own needs no class of its own
-"""Short names of classes of setups."""
+_CONNECTIONS = list(CLASS_NAMES[ResourceType.CHAT_MODEL_CONNECTION])
+_SETUPS = list(CLASS_NAMES[ResourceType.CHAT_MODEL])
 
 
 class _Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,7 +146,7 @@ class ConnectionSpec(_OpenSpec, frozen=True, kw_only=True):
     """A way to a provider of models; all other keys are arguments of the class, such as api_key."""
 
     name: Name
-    clazz: Annotated[str, Meta(description="package.module.Class, or a short name.", examples=list(CONNECTIONS))] = (
+    clazz: Annotated[str, Meta(description="package.module.Class, or a short name.", examples=_CONNECTIONS)] = (
         msgspec.field(name="class")
     )
 
@@ -182,7 +158,7 @@ class InlineSetupSpec(_OpenSpec, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="package.module.Class, or a short name; that of the connection where there is none.",
-            examples=list(SETUPS),
+            examples=_SETUPS,
         ),
     ] = msgspec.field(name="class", default=None)
     connection: Annotated[str, Meta(description="Name of its connection.")]
@@ -268,13 +244,16 @@ class Section(msgspec.Struct, frozen=True):
         spec: What an entry says.
         noun: What one is called in messages.
         type: Kind of resource; None: actions, which are none.
-        aliases: Short names of classes.
     """
 
     spec: type[msgspec.Struct]
     noun: str
     type: ResourceType | None = None
-    aliases: dict[str, str] = {}
+
+    @property
+    def class_names(self) -> dict[str, str]:
+        """Short names of classes."""
+        return {} if self.type is None else CLASS_NAMES.get(self.type, {})
 
 
 SECTIONS: Final = {
@@ -282,8 +261,8 @@ SECTIONS: Final = {
     "prompts": Section(PromptSpec, "prompt", ResourceType.PROMPT),
     "tools": Section(ToolSpec, "tool", ResourceType.TOOL),
     "skills": Section(ResourceSpec, "skills", ResourceType.SKILLS),
-    "chat_model_connections": Section(ConnectionSpec, "connection", ResourceType.CHAT_MODEL_CONNECTION, CONNECTIONS),
-    "chat_model_setups": Section(SetupSpec, "chat model", ResourceType.CHAT_MODEL, SETUPS),
+    "chat_model_connections": Section(ConnectionSpec, "connection", ResourceType.CHAT_MODEL_CONNECTION),
+    "chat_model_setups": Section(SetupSpec, "chat model", ResourceType.CHAT_MODEL),
     "embedding_model_connections": Section(ResourceSpec, "connection", ResourceType.EMBEDDING_MODEL_CONNECTION),
     "embedding_model_setups": Section(ResourceSpec, "embedding model", ResourceType.EMBEDDING_MODEL),
     "vector_stores": Section(ResourceSpec, "vector store", ResourceType.VECTOR_STORE),

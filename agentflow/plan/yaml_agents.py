@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from agentflow.api.agent import Agent
-from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.decorators import ActionDeclaration
 from agentflow.api.failure import Retry
 from agentflow.api.prompts import Prompt
-from agentflow.api.resources import RESOURCE_MARK, Resource, ResourceDescriptor, ResourceMark, ResourceType
-from agentflow.api.steps import reconcile
-from agentflow.api.tools import FunctionTool, Tool
+from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.plan.agent_documents import AgentDocument, Entry, NameOf, read_document_file
-from agentflow.plan.agent_specs import EVENT_ALIASES, SECTIONS, ToolSpec
+from agentflow.plan.agent_specs import EVENT_ALIASES, SECTIONS
 from agentflow.plan.compilation import check_names, compile_action
 from agentflow.plan.file_problems import Place, ProblemList
-from agentflow.plan.named_objects import attribute_of, find_function, import_module
 from agentflow.plan.problems import ProblemList as PlanProblems
 from agentflow.plan.problems import nearest
 from agentflow.plan.triggers import Triggers
+from agentflow.plan.yaml_resources import Lists, ResourceBuilder, Scope, function_of
 
 Declared = tuple[str, ResourceType, Any]
-_Lists = Mapping[str, Sequence[Entry | NameOf]]  # of an agent
 _REACT_KEYS = ("chat_model", "prompt", "output_schema", "max_turns")
 _OPTIONS = frozenset(inspect.signature(Agent.add_action).parameters) - {"config"}
-_OPEN_REFERENCE = "${"  # a name that is known when the resource is built
 
 
 class YamlDocument(msgspec.Struct, frozen=True):
@@ -112,8 +106,8 @@ class _Builder:
     ) -> None:
         self._documents = documents
         self._problems = problems
-        self._known = set(known)
-        self._shared: dict[tuple[str, str], Entry] = {}
+        self._scope = Scope(known, problems)
+        self._builder = ResourceBuilder(self._scope, problems)
         self._actions: dict[int, tuple[ActionDeclaration, Callable[..., Any]] | None] = {}  # by id of the entry
 
     def build(self) -> YamlDocument:
@@ -140,7 +134,7 @@ class _Builder:
         return YamlDocument(agents, resources)
 
     def _share(self, section: str, entry: Entry) -> None:
-        earlier = self._shared.setdefault((section, entry.name), entry)
+        earlier = self._scope.shared.setdefault((section, entry.name), entry)
         if earlier is not entry:
             self._report_twice(entry, earlier.at("name", "function"))
 
@@ -193,203 +187,49 @@ class _Builder:
         if inline:
             setup = inline[0]
             assert isinstance(setup, Entry), "what stands in an agent is no name"
-            descriptor = self._instance("chat_model_setups", setup, document, entry.entries)
+            descriptor = self._builder.instance("chat_model_setups", setup, document, entry.entries)
             return descriptor if isinstance(descriptor, ResourceDescriptor) else None
         name: str | None = entry.spec.chat_model
         if name is None:
             what = f"{entry.label} has no 'chat_model'"
             self._problems.add(what, entry.at("name"), note="the name of a setup, or a setup")
             return None
-        is_there = self._check_name(entry.label, "chat_model_setups", name, entry.at("chat_model"), own=entry.entries)
+        is_there = self._scope.check(entry.label, "chat_model_setups", name, entry.at("chat_model"), own=entry.entries)
         return name if is_there else None
 
     def _prompt_of(self, entry: Entry, document: AgentDocument) -> Prompt | str | None:
         inline = entry.entries.get("prompt")
         if inline:
             assert isinstance(inline[0], Entry), "what stands in an agent is no name"
-            return self._prompt(inline[0], document)
+            return self._builder.prompt(inline[0], document)
         name: str | None = entry.spec.prompt
         if name is not None:
-            self._check_name(entry.label, "prompts", name, entry.at("prompt"), own=entry.entries)
+            self._scope.check(entry.label, "prompts", name, entry.at("prompt"), own=entry.entries)
         return name
 
     def _refer(self, section: str, name: NameOf, agent: Agent) -> None:
         """Take in what is shared: actions are added, and resources are there for every agent."""
         if section != "actions":
-            self._check_name(f"agent '{agent.name}'", section, name.name, name.place, own={})
+            self._scope.check(f"agent '{agent.name}'", section, name.name, name.place, own={})
             return
-        entry = self._shared.get((section, name.name))
+        entry = self._scope.shared.get((section, name.name))
         if entry is None:
-            self._check_name(f"agent '{agent.name}'", section, name.name, name.place, own={})
+            self._scope.check(f"agent '{agent.name}'", section, name.name, name.place, own={})
         else:
             self._add_action(agent, entry)
-
-    def _check_name(self, label: str, section: str, name: str, place: Place, own: _Lists) -> bool:
-        """Report a name that nothing has; return whether something has it."""
-        kind = SECTIONS[section].type
-        names = [one for of, one in self._shared if of == section] + [one for of, one in self._known if of == kind]
-        names += [one.name for one in own.get(section, ()) if isinstance(one, Entry)]
-        if name in names or _OPEN_REFERENCE in name or (section in ("tools", "prompts") and self._has_servers(own)):
-            return True
-        near = nearest(name, names)
-        note = (
-            f"did you mean '{near}'?" if near else f"there are: {', '.join(names)}" if names else f"add it to {section}"
-        )
-        self._problems.add(f"{label}: there is no {SECTIONS[section].noun} '{name}'", place, note=note)
-        return False
-
-    def _has_servers(self, own: _Lists) -> bool:
-        """Whether there are MCP servers, whose tools and prompts have names that only they know."""
-        return (
-            "mcp_servers" in own
-            or any(section == "mcp_servers" for section, _ in self._shared)
-            or any(kind is ResourceType.MCP_SERVER for kind, _ in self._known)
-        )
 
     def _resources(
         self,
         section: str,
         entries: Sequence[Entry],
         document: AgentDocument,
-        own: _Lists,
+        own: Lists,
     ) -> Iterator[Declared]:
         kind = SECTIONS[section].type
         for entry in entries if kind is not None else ():
-            instance = self._instance(section, entry, document, own)
+            instance = self._builder.instance(section, entry, document, own)
             if instance is not None and kind is not None:
                 yield entry.name, kind, instance
-
-    def _instance(self, section: str, entry: Entry, document: AgentDocument, own: _Lists) -> Any:  # noqa: ANN401 (a resource)
-        if section == "prompts":
-            return self._prompt(entry, document)
-        if section == "tools":
-            return self._tool(entry)
-        if section == "chat_model_setups":
-            self._check_setup(entry, own)
-        return self._descriptor(section, entry, own)
-
-    def _check_setup(self, entry: Entry, own: _Lists) -> None:
-        spec = entry.spec
-        lists = {"tools": ("tools", spec.tools), "fallback_models": ("chat_model_setups", spec.fallback_models)}
-        self._check_name(entry.label, "chat_model_connections", spec.connection, entry.at("connection"), own)
-        if spec.prompt is not None:
-            self._check_name(entry.label, "prompts", spec.prompt, entry.at("prompt"), own)
-        for key, (section, names) in lists.items():
-            for index, name in enumerate(names):
-                self._check_name(entry.label, section, name, entry.at(f"{key}[{index}]", key), own)
-
-    def _descriptor(self, section: str, entry: Entry, own: _Lists) -> ResourceDescriptor | None:
-        written = entry.spec.clazz
-        if written is None:
-            connections = [one for one in own.get("chat_model_connections", ()) if isinstance(one, Entry)]
-            connections += [one for (of, _), one in self._shared.items() if of == "chat_model_connections"]
-            written = next((one.spec.clazz for one in connections if one.name == entry.spec.connection), None)
-            if written is None and (ResourceType.CHAT_MODEL_CONNECTION, entry.spec.connection) not in self._known:
-                return None  # there is no such connection, which is told
-            if written not in SECTIONS[section].aliases:
-                what = f"{entry.label} has no 'class'"
-                self._problems.add(what, entry.place, note="package.module.Class, or a short name, such as openai")
-                return None
-        clazz = self._class_name(section, written, entry)
-        if clazz is None:
-            return None
-        found = self._class(section, clazz, entry)
-        if found is not None:
-            self._check_arguments(found, entry)
-        return ResourceDescriptor(clazz, entry.arguments)
-
-    def _class_name(self, section: str, written: str, entry: Entry) -> str | None:
-        """Return the dotted name of a class, of its short name, or of what a package has registered."""
-        kind = SECTIONS[section]
-        if written in kind.aliases:
-            return kind.aliases[written]
-        if "." in written:
-            return written
-        registered = {point.name: point.value for point in entry_points(group=f"agentflow.{kind.type}")}
-        if written in registered:
-            return registered[written].replace(":", ".")
-        near = nearest(written, [*kind.aliases, *registered])
-        known = ", ".join([*kind.aliases, *registered])
-        note = f"did you mean '{near}'?" if near else f"package.module.Class{', or one of ' + known if known else ''}"
-        self._problems.add(f"{entry.label}: there is no class '{written}'", entry.at("class"), note=note)
-        return None
-
-    def _class(self, section: str, name: str, entry: Entry) -> type[Resource] | None:
-        kind = SECTIONS[section].type
-        module_name, _, class_name = name.rpartition(".")
-        reference, role, place = f"{module_name}:{class_name}", f"{entry.label}: class '{name}'", entry.at("class")
-        module = import_module(reference, role, place, self._problems)
-        if module is None:
-            return None
-        classes = [
-            one for one, value in vars(module).items() if isinstance(value, type) and issubclass(value, Resource)
-        ]
-        count = len(self._problems.found)
-        found = attribute_of(module, reference, role, classes, place, self._problems)
-        if len(self._problems.found) > count:
-            return None
-        if not isinstance(found, type) or not issubclass(found, Resource) or found.resource_type() is not kind:
-            self._problems.add(f"{role} is no {kind} resource", place, note=f"a class whose resource_type() is {kind}")
-            return None
-        return found
-
-    def _check_arguments(self, clazz: type[Resource], entry: Entry) -> None:
-        parameters = inspect.signature(clazz).parameters.values()
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return
-        names = [parameter.name for parameter in parameters]
-        for name in entry.arguments:
-            if name not in names:
-                near = nearest(name, names)
-                note = f"did you mean '{near}'?" if near else f"it has: {', '.join(names)}"
-                self._problems.add(f"{entry.label}: {clazz.__name__} has no '{name}'", entry.keys[name], note=note)
-
-    def _prompt(self, entry: Entry, document: AgentDocument) -> Prompt | None:
-        spec = entry.spec
-        given = [key for key in ("text", "messages", "path") if getattr(spec, key) is not None]
-        if len(given) != 1:
-            what = f"{entry.label} has {' and '.join(given) or 'no text'}"
-            self._problems.add(what, entry.at(*given[1:]), note="one of text, messages and path")
-            return None
-        if spec.path is None:
-            messages = [ChatMessage(message.role, message.content) for message in spec.messages or ()]
-            return Prompt(text=spec.text, messages=messages)
-        prompt = Prompt.from_file(str(document.folder / spec.path))
-        try:
-            _ = prompt.digest  # reads it
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
-            reason = str(getattr(error, "strerror", None) or error)
-            what = f"{entry.label}: the file '{prompt.path}' cannot be read: {reason[0].lower()}{reason[1:]}"
-            self._problems.add(what, entry.at("path"))
-            return None
-        return prompt
-
-    def _tool(self, entry: Entry) -> FunctionTool | None:
-        spec: ToolSpec = entry.spec
-        function = self._function(spec.function, entry, "function")
-        policy: dict[str, Any] = {
-            key: getattr(spec, key)
-            for key in ("timeout", "idempotent", "requires_approval", "approval_timeout", "result_max")
-            if key in entry.places
-        }
-        if spec.retry is not None:
-            policy["retry"] = Retry(**msgspec.structs.asdict(spec.retry))
-        if spec.reconciler is not None:
-            reconciler = self._function(spec.reconciler, entry, "reconciler")
-            policy["reconciler"] = None if reconciler is None else reconcile(reconciler)
-        if function is None:
-            return None
-        injected: dict[str, Any] = {name: msgspec.structs.asdict(one) for name, one in spec.injected_args.items()}
-        try:
-            mark = getattr(function, RESOURCE_MARK, None)
-            if isinstance(mark, ResourceMark) and mark.type is ResourceType.TOOL:
-                decorated: FunctionTool = mark.make(function)  # the document has the last word
-                policy = {**msgspec.structs.asdict(decorated.policy), **policy}
-                injected = {**decorated.injected_args, **injected}
-            return Tool.from_callable(function, injected_args=injected, name=entry.name, **policy)
-        except (TypeError, ValueError) as error:
-            self._problems.add(f"{entry.label}: {error}", entry.at("function"))
-            return None
 
     def _add_action(self, agent: Agent, entry: Entry) -> None:
         made = self._action(entry)
@@ -428,7 +268,7 @@ class _Builder:
                 self._problems.add(
                     what, entry.at("config"), note=f"write '{key}' beside 'config', or give it another name"
                 )
-        function = self._function(spec.function, entry, "function")
+        function = function_of(spec.function, entry, "function", self._problems)
         if function is None or len(self._problems.found) > count:
             return None
         declaration = ActionDeclaration(
@@ -443,7 +283,3 @@ class _Builder:
         placed = _Placed(entry.label, entry.at("function"), self._problems)
         action, _ = compile_action(entry.name, 0, declaration, function, placed)
         return None if action is None else (declaration, function)
-
-    def _function(self, reference: str, entry: Entry, key: str) -> Callable[..., Any] | None:
-        role = f"{entry.label}: {key} '{reference}'"
-        return find_function(reference, role, "a function is wanted", entry.at(key), self._problems)
