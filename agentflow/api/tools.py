@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, overload
 
 import msgspec
 
 from agentflow.api.failure import Retry
-from agentflow.api.resources import RESOURCE_MARK, FunctionT, Resource, ResourceMark, ResourceType
+from agentflow.api.resources import RESOURCE_MARK, FunctionT, Resource, ResourceDescriptor, ResourceMark, ResourceType
 from agentflow.api.steps import OnInDoubt
 from agentflow.api.tool_schemas import ToolArguments
 
@@ -150,6 +150,18 @@ class Tool(Resource):
         made.__dict__["arguments"] = arguments
         return made
 
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Tool:
+        """Return the tool that a function is: as ``@tool`` says, or by its hints and docstring alone."""
+        mark = getattr(function, RESOURCE_MARK, None)
+        made: Tool = mark.make(function) if isinstance(mark, ResourceMark) else cls.from_callable(function)
+        return made
+
+    @property
+    def resources(self) -> Sequence[tuple[str, ResourceType, Any]]:
+        """Resources that an agent needs beside it."""
+        return ()
+
     def call(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (a tool's own)
         """Call the tool; its result, or an awaitable of it. A plain function is called in a thread."""
         raise NotImplementedError(f"{type(self).__qualname__}.call()")
@@ -195,6 +207,12 @@ class FunctionTool(Tool):
     def model_dump_json(self) -> str:
         """Return what the model is told of it, for a stored plan; the function is the agent's."""
         return msgspec.json.encode(self.metadata, order="sorted").decode()
+
+
+def as_resource(name: str, kind: ResourceType, instance: object) -> object:
+    """Return what is added as a resource: of a function that is to be a tool, the tool."""
+    is_function = kind is ResourceType.TOOL and not isinstance(instance, (Resource, ResourceDescriptor))
+    return Tool.from_callable(instance, name=name) if is_function and callable(instance) else instance
 
 
 def _injected(source: InjectedArg | Mapping[str, str]) -> InjectedArg:

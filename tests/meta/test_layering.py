@@ -65,7 +65,7 @@ VENDORS = {
     "starlette": (r"agentflow\.integrations\.asgi\b",),
     "structlog": (r"agentflow\.(observability|environment|cli)\b", r"agentflow\.runtime\.logs\b"),
     "textual": (r"agentflow\.cli\.top_screen\b", r"agentflow\.cli\.top\b"),
-    "uvloop": (r"agentflow\.(runtime|environment|cli)\b",),
+    "uvloop": (r"agentflow\.(runtime|environment|cli)\b", r"agentflow\.testing\.model_server\.__main__$"),
     "watchfiles": (r"agentflow\.connectors\.follow\b",),
     "yaml": (r"agentflow\.(plan|runtime|environment|cli)\b",),
 }
