@@ -34,7 +34,7 @@ def json_schema() -> dict[str, Any]:
         "title": "agentflow job file, agent file",
         "type": "object",
         "properties": {
-            **keys,
+            **{name: {"$ref": f"#/$defs/keys/properties/{name}"} for name in keys},  # a profile has the same
             **agents["properties"],
             PROFILES: {
                 "description": "Keys to lay over the file, by name of the profile; chosen by --profile NAME.",

@@ -21,7 +21,6 @@ from msgspec import Meta
 from agentflow.api.events import EventType
 from agentflow.api.resource_names import ResourceName
 from agentflow.api.resources import ResourceType
-from agentflow.plan.class_names import CLASS_NAMES
 
 Name = Annotated[str, Meta(description="Its name, unique among its kind.", pattern=r"\S")]
 Function = Annotated[str, Meta(description="module:name of a function.", pattern="^[^:]+:[^:]+$")]
@@ -41,8 +40,7 @@ EVENT_ALIASES: Final = {
 }
 """Names of the built-in events in ``trigger_conditions``."""
 
-_CONNECTIONS = list(CLASS_NAMES[ResourceType.CHAT_MODEL_CONNECTION])
-_SETUPS = list(CLASS_NAMES[ResourceType.CHAT_MODEL])
+_PROVIDERS = list(dict.fromkeys(name for key, name in vars(ResourceName.ChatModel).items() if key.isupper()))
 
 
 class _Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,7 +144,7 @@ class ConnectionSpec(_OpenSpec, frozen=True, kw_only=True):
     """A way to a provider of models; all other keys are arguments of the class, such as api_key."""
 
     name: Name
-    clazz: Annotated[str, Meta(description="package.module.Class, or a short name.", examples=_CONNECTIONS)] = (
+    clazz: Annotated[str, Meta(description="package.module.Class, or a short name.", examples=_PROVIDERS)] = (
         msgspec.field(name="class")
     )
 
@@ -158,7 +156,7 @@ class InlineSetupSpec(_OpenSpec, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="package.module.Class, or a short name; that of the connection where there is none.",
-            examples=_SETUPS,
+            examples=_PROVIDERS,
         ),
     ] = msgspec.field(name="class", default=None)
     connection: Annotated[str, Meta(description="Name of its connection.")]
@@ -249,11 +247,6 @@ class Section(msgspec.Struct, frozen=True):
     spec: type[msgspec.Struct]
     noun: str
     type: ResourceType | None = None
-
-    @property
-    def class_names(self) -> dict[str, str]:
-        """Short names of classes."""
-        return {} if self.type is None else CLASS_NAMES.get(self.type, {})
 
 
 SECTIONS: Final = {

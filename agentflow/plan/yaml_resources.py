@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from agentflow.api.chat_messages import ChatMessage
+from agentflow.api.chat_models import BaseChatModelSetup
 from agentflow.api.failure import Retry
 from agentflow.api.prompts import Prompt
 from agentflow.api.resources import RESOURCE_MARK, Resource, ResourceDescriptor, ResourceMark, ResourceType
@@ -17,7 +18,6 @@ from agentflow.api.steps import reconcile
 from agentflow.api.tools import FunctionTool, Tool
 from agentflow.plan.agent_documents import AgentDocument, Entry, NameOf
 from agentflow.plan.agent_specs import SECTIONS, ToolSpec
-from agentflow.plan.class_names import BARE_SETUP
 from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.named_objects import attribute_of, find_function, import_module
 from agentflow.plan.problems import nearest
@@ -101,33 +101,32 @@ class ResourceBuilder:
                 what = f"{entry.label} has no 'class'"
                 self._problems.add(what, entry.place, note="package.module.Class, or a short name, such as openai")
                 return None
-            if written.replace("-", "_") not in SECTIONS[section].class_names:
-                written = BARE_SETUP
-        clazz = self._class_name(section, written, entry)
-        if clazz is None:
+            if "." in written:  # a connection of one's own: its models have no arguments of their own
+                written = f"{BaseChatModelSetup.__module__}.{BaseChatModelSetup.__qualname__}"
+        name = written if "." in written else written.replace("-", "_")
+        full_name = self._full_name(section, name, entry)
+        if full_name is None:
             return None
-        found = self._class(section, clazz, entry)
+        found = self._class(section, full_name, entry)
         if found is not None:
             self._check_arguments(found, entry)
-        return ResourceDescriptor(clazz, entry.arguments)
+        return ResourceDescriptor(name, entry.arguments)
 
-    def _class_name(self, section: str, written: str, entry: Entry) -> str | None:
-        """Return the dotted name of a class, of its short name, or of what a package has registered."""
-        kind = SECTIONS[section]
-        if (short := written.replace("-", "_")) in kind.class_names:
-            return kind.class_names[short]
-        if "." in written:
-            return written
-        registered = {point.name: point.value for point in entry_points(group=f"agentflow.{kind.type}")}
-        if written in registered:
-            return registered[written].replace(":", ".")
-        near = nearest(written, [*kind.class_names, *registered])
-        known = ", ".join([*kind.class_names, *registered])
-        note = f"did you mean '{near}'?" if near else f"package.module.Class{', or one of ' + known if known else ''}"
-        self._problems.add(f"{entry.label}: there is no class '{written}'", entry.at("class"), note=note)
+    def _full_name(self, section: str, name: str, entry: Entry) -> str | None:
+        """Return the dotted name of a class that a package has registered under a short one."""
+        if "." in name:
+            return name
+        registered = {point.name: point.value for point in entry_points(group=f"agentflow.{SECTIONS[section].type}")}
+        if name in registered:
+            return registered[name].replace(":", ".")
+        near = nearest(name, registered)
+        known = f", or one of {', '.join(sorted(registered))}" if registered else ""
+        note = f"did you mean '{near}'?" if near else f"package.module.Class{known}"
+        self._problems.add(f"{entry.label}: there is no class '{name}'", entry.at("class"), note=note)
         return None
 
     def _class(self, section: str, name: str, entry: Entry) -> type[Resource] | None:
+        """Import a class; None, and a problem, when it is none of this kind of resources."""
         kind = SECTIONS[section].type
         module_name, _, class_name = name.rpartition(".")
         reference, role, place = f"{module_name}:{class_name}", f"{entry.label}: class '{name}'", entry.at("class")
