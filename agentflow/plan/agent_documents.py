@@ -26,9 +26,10 @@ from agentflow.plan.yaml_source import Items, Mapping, Scalar, Value, read_yaml
 
 SCHEMA_COMMAND: Final = "agentflow schema"
 _REFERENCE = re.compile(r"(?<!\$)\$\{(env|file):")
-_REFERENCE_NOTE = "only arguments of resources can refer; an option of the job can: config"
+_REFERENCE_NOTE = "references are for arguments of resources, and for the job's own  config:"
 _WRONG_KIND = re.compile(r"Expected `(.*)`, got `(\w+)`")
 _WRONG_TEXT = re.compile(r"Expected `str` matching regex (.*)")
+_OUT_OF_RANGE = re.compile(r"Expected `(?:int|float)` ([<>]=) ([\d.]+)")
 _KINDS = {
     "str": "a text",
     "int": "a whole number",
@@ -184,6 +185,7 @@ class _Reader:
         keys: dict[str, Place] = {}
         arguments: dict[str, Any] = {}
         entries: dict[str, list[Entry | NameOf]] = {}
+        meant: set[str | None] = set()
         for name, place, value in self._once(mapping, label):
             key = _key(name, fields, places)
             if key in places:
@@ -200,11 +202,11 @@ class _Reader:
             elif key in fields:
                 values[fields[key].name] = self._value(fields[key], label, value, is_argument=is_argument)
             elif not is_open:
-                self._unknown(name, place, label, list(fields))
+                meant.add(self._unknown(name, place, label, list(fields)))
             if is_argument:
                 arguments[key] = self._plain(value)
         for key, field in fields.items():
-            if field.required and key not in places:
+            if field.required and key not in places and key not in meant:
                 self._problems.add(f"{label} has no '{key}'", mapping.place, note=f"such as  {key}: {_example(key)}")
         if section == "agents":
             self._check_names(entries.values())
@@ -281,10 +283,12 @@ class _Reader:
             return [self._plain(item) for item in value.items]
         return {name: self._plain(inner) for name, _, inner in self._once(value, "a mapping")}
 
-    def _unknown(self, name: str, place: Place, label: str, known: list[str]) -> None:
+    def _unknown(self, name: str, place: Place, label: str, known: list[str]) -> str | None:
+        """Report a key; return the one that was meant most likely."""
         near = nearest(name.replace("-", "_"), known) or nearest(name, known)
         note = f"did you mean '{near}'?" if near else f"known here: {', '.join(known)}"
         self._problems.add(f"unknown key '{name}' of {label}", place, note=note, help=SCHEMA_COMMAND)
+        return near
 
     def _check_names(self, lists: Iterable[Sequence[Entry | NameOf]]) -> None:
         """Report names that two entries of one list have."""
@@ -393,6 +397,10 @@ def _reworded(said: str, plain: object, hint: Any) -> tuple[str, str]:  # noqa: 
         if "ms|s" in wrong[1]:
             return "is no duration", "a number with a unit (ms, s, m, h, d), such as 30s"
         return ("is not module:name", "such as shop.tools:find_orders") if ":" in wrong[1] else ("is blank", "")
+    if limit := _OUT_OF_RANGE.fullmatch(said):
+        return "is out of range", f"{'at least' if limit[1] == '>=' else 'at most'} {limit[2]}"
+    if said.startswith("Expected `array` of length"):
+        return "is empty", ""
     if said.startswith("Invalid enum value"):
         choices = _choices(hint)
         near = nearest(str(plain).replace("_", "-"), choices) or nearest(str(plain), choices)

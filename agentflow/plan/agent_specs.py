@@ -67,7 +67,7 @@ class ActionSpec(_Spec, frozen=True, kw_only=True):
     name: Annotated[Name | None, Meta(description="Its name; that of the function where there is none.")] = None
     function: Annotated[Function, Meta(description="module:name of a function (event, ctx), def or async def.")]
     trigger_conditions: Annotated[
-        str | list[str],
+        str | Annotated[list[str], Meta(min_length=1)],
         Meta(description="Event types, such as input or chat_response, and CEL conditions; any of them calls it."),
     ]
     config: Annotated[dict[str, Any], Meta(description="Its options: ctx.action_config.")] = {}

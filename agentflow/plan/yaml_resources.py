@@ -47,9 +47,11 @@ class Scope:
         if name in names or _OPEN_REFERENCE in name or (section in ("tools", "prompts") and self._has_servers(own)):
             return True
         near = nearest(name, names)
-        note = (
-            f"did you mean '{near}'?" if near else f"there are: {', '.join(names)}" if names else f"add it to {section}"
-        )
+        note = f"there are: {', '.join(names)}" if names else f"add it to {section}"
+        if near is not None:
+            note = f"did you mean '{near}'?"
+        elif section == "prompts":
+            note += ", or write  prompt: {text: …}"
         self._problems.add(f"{label}: there is no {SECTIONS[section].noun} '{name}'", place, note=note)
         return False
 
