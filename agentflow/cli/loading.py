@@ -86,7 +86,7 @@ def _extend_path(job_file: str) -> None:
 
 def _load_agent(job_file: JobFile, problems: ProblemList) -> Agent | None:
     """Return the agent, of Python or of a document, with the resources that documents share."""
-    reference, place = job_file.composition.agent, job_file.place("agent")
+    reference, place, count = job_file.composition.agent, job_file.place("agent"), len(problems.found)
     named = AGENT_FILE.fullmatch(reference)
     documents = [] if job_file.document is None else [job_file.document]
     if named is not None:
@@ -96,7 +96,6 @@ def _load_agent(job_file: JobFile, problems: ProblemList) -> Agent | None:
         return _load_python_agent(reference, place, problems) if named is None else None
     from agentflow.plan.yaml_agents import build_agents
 
-    count = len(problems.found)
     built = build_agents(documents, problems)
     if len(problems.found) > count:
         return None

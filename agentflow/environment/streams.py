@@ -85,9 +85,10 @@ class AgentsExecutionEnvironment:
         files = [paths] if isinstance(paths, (str, PathLike)) else paths
         known = [(kind, name) for name, kind, _ in self.resources]
         loaded = load_agents(*map(str, files), other_keys=JOB_KEYS, known=known)
-        twice = sorted(set(loaded.agents) & set(self._yaml_agents))
+        twice = [f"agent '{name}'" for name in loaded.agents if name in self._yaml_agents]
+        twice += [f"{kind} '{name}'" for name, kind, _ in loaded.resources if (kind, name) in known]
         if twice:
-            raise PlanError([f"there is an agent '{name}' already" for name in twice])
+            raise PlanError([f"{', '.join(map(str, files))}: there is the {one} already" for one in twice])
         self._yaml_agents |= loaded.agents
         self.resources += loaded.resources
         return self
