@@ -20,6 +20,7 @@ from agentflow.api.metrics import MetricGroup, MetricRegistry
 from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 
 if TYPE_CHECKING:
+    from agentflow.api.chat_history import ChatHistory
     from agentflow.api.chat_messages import ChatMessage
     from agentflow.api.failure import Retry
     from agentflow.api.options import Configuration
@@ -213,6 +214,12 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
                 MemoryType.SENSORY, run.sensory or {}, _no_entry, None, run.admitted_ms, self._services.sensory_limits
             )
         return MemoryObject(scope)
+
+    def chat_history(self, name: str = "default") -> ChatHistory:
+        """Return a conversation of this key, which is kept across runs in short-term memory."""
+        from agentflow.api.chat_history import ChatHistory  # what talks to no model does not pay for it
+
+        return ChatHistory(self, name)
 
     # -- effects of the action; they happen when it completes, all or none
     def send_event(self, event: Event) -> None:

@@ -20,6 +20,7 @@ from agentflow.api.failure import Retry
 from agentflow.api.resources import RESOURCE_MARK, FunctionT, Resource, ResourceDescriptor, ResourceMark, ResourceType
 from agentflow.api.steps import OnInDoubt
 from agentflow.api.tool_schemas import ToolArguments
+from agentflow.errors import ToolArgumentsInvalid
 
 
 class ToolType(enum.StrEnum):
@@ -53,7 +54,7 @@ class ToolParameterSource(enum.StrEnum):
     SHORT_TERM_MEMORY = "short_term_memory"
 
 
-class InjectedArg(msgspec.Struct, frozen=True):
+class InjectedArg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An argument of a tool that the model neither sees nor sets.
 
     Attributes:
@@ -141,13 +142,14 @@ class Tool(Resource):
         """Return a tool that calls ``func``; ``policy`` are fields of `ToolPolicy`.
 
         Raises:
-            TypeError: Its parameters cannot be described, or an injected argument is none of them.
+            TypeError: Its parameters cannot be described.
+            ValueError: An injected argument is none of them.
         """
         injected = {arg: _injected(source) for arg, source in (injected_args or {}).items()}
         arguments = ToolArguments(func, frozenset(injected))
         metadata = ToolMetadata(name or func.__name__, arguments.description, arguments.schema)
         made = FunctionTool(metadata=metadata, policy=ToolPolicy(**policy), function=func, injected_args=injected)
-        made.__dict__["arguments"] = arguments
+        made.__dict__["arguments"] = arguments  # which it would read again
         return made
 
     @classmethod
@@ -172,6 +174,8 @@ class Tool(Resource):
         Raises:
             ToolArgumentsInvalid: What the model says does not fit.
         """
+        if not isinstance(arguments, dict):  # the model's own text, where it is no JSON object
+            raise ToolArgumentsInvalid(self.metadata.name, "they are no JSON object")
         return functools.partial(self.call, **{**arguments, **injected})
 
 
@@ -185,6 +189,11 @@ class FunctionTool(Tool):
 
     function: Callable[..., Any]
     injected_args: dict[str, InjectedArg] = {}
+
+    @functools.cached_property
+    def arguments(self) -> ToolArguments:
+        """What the model gives."""
+        return ToolArguments(self.function, frozenset(self.injected_args))
 
     @classmethod
     def tool_type(cls) -> ToolType:
@@ -201,8 +210,7 @@ class FunctionTool(Tool):
         Raises:
             ToolArgumentsInvalid: What the model says does not fit.
         """
-        accepted: ToolArguments = self.__dict__["arguments"]
-        return functools.partial(self.function, **{**accepted.read(self.metadata.name, arguments), **injected})
+        return functools.partial(self.function, **{**self.arguments.read(self.metadata.name, arguments), **injected})
 
     def model_dump_json(self) -> str:
         """Return what the model is told of it, for a stored plan; the function is the agent's."""

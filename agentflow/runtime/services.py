@@ -18,7 +18,7 @@ from agentflow.core.records import Record
 from agentflow.core.runs import ActionTask, KeyState
 from agentflow.runtime.logs import Fields, LazyLogger
 from agentflow.runtime.ports import KeyedState
-from agentflow.runtime.resources import AgentResources
+from agentflow.runtime.resources import AgentResources, Resources
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.step_runner import StepRunner
 
@@ -62,7 +62,7 @@ class OperatorServices:
         self._get, self._scan = state.get, state.scan
         self._operator = operator.index
         self.steps: StepRunner | None = None
-        self.resources: AgentResources | None = None
+        self.resources: AgentResources = Resources().of(plan)
         self.report: Callable[..., object] | None = None
         self.metrics = MetricRegistry()
         self._grow = operator.keys.grow

@@ -123,6 +123,11 @@ class ModelServer:
             connection.force_close()
         await runner.cleanup()
 
+    @property
+    def connections(self) -> int:
+        """How many connections of clients are open."""
+        return len(self._runner.server.connections) if self._runner and self._runner.server else 0
+
     def count(self, model: str | None = None, idempotency_key: str | None = None) -> int:
         """Return how many requests came: all, or those of a model, of an idempotency key, of both."""
         return sum(
