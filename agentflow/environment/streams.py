@@ -79,12 +79,11 @@ class AgentsExecutionEnvironment:
         Raises:
             JobFileError: With all problems, each with its line.
         """
-        from agentflow.environment.job_keys import JOB_KEYS
-        from agentflow.plan.yaml_agents import load_agents  # YAML, which jobs in code need not have
+        from agentflow.environment.yaml_agents import load_agents  # YAML, which jobs in code need not have
 
         files = [paths] if isinstance(paths, (str, PathLike)) else paths
-        known = [(kind, name) for name, kind, _ in self.resources]
-        loaded = load_agents(*map(str, files), other_keys=JOB_KEYS, known=known)
+        known = {(kind, name) for name, kind, _ in self.resources}
+        loaded = load_agents(*files, resources=self.resources)
         twice = [f"agent '{name}'" for name in loaded.agents if name in self._yaml_agents]
         twice += [f"{kind} '{name}'" for name, kind, _ in loaded.resources if (kind, name) in known]
         if twice:

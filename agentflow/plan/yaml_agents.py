@@ -15,14 +15,13 @@ from agentflow.api.prompts import Prompt
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.plan.agent_documents import AgentDocument, Entry, NameOf, read_document_file
 from agentflow.plan.agent_specs import EVENT_ALIASES, SECTIONS
-from agentflow.plan.compilation import check_names, compile_action
+from agentflow.plan.compilation import Declared, check_names, compile_action
 from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.problems import ProblemList as PlanProblems
 from agentflow.plan.problems import nearest
 from agentflow.plan.triggers import Triggers
 from agentflow.plan.yaml_resources import Lists, ResourceBuilder, Scope, function_of
 
-Declared = tuple[str, ResourceType, Any]
 _REACT_KEYS = ("chat_model", "prompt", "output_schema", "max_turns")
 _OPTIONS = frozenset(inspect.signature(Agent.add_action).parameters) - {"config"}
 
@@ -51,7 +50,7 @@ class YamlDocument(msgspec.Struct, frozen=True):
         return None
 
 
-def load_agents(
+def load_documents(
     *paths: str, other_keys: Collection[str] = (), known: Collection[tuple[ResourceType, str]] = ()
 ) -> YamlDocument:
     """Read documents of agents, and import what they name.
@@ -75,7 +74,7 @@ def load_agents(
 def build_agents(
     documents: Sequence[AgentDocument], problems: ProblemList, known: Collection[tuple[ResourceType, str]] = ()
 ) -> YamlDocument:
-    """Make agents and shared resources of documents; see `load_agents`. Where there are problems, it is not whole."""
+    """Make agents and shared resources of documents; see `load_documents`. Where there are problems, it is not whole."""
     return _Builder(documents, problems, known).build()
 
 

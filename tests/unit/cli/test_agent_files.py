@@ -14,7 +14,7 @@ from agentflow.cli.config_file import load_job_file
 from agentflow.cli.job_file import CsvSource, JsonlSink, JsonlSource, StdinSource, StdoutSink
 from agentflow.cli.keys import key_table
 from agentflow.cli.loading import load_program
-from agentflow.environment.job_keys import JOB_KEYS
+from agentflow.environment.yaml_agents import JOB_KEYS
 from agentflow.plan.file_problems import JobFileError
 from tests.unit.cli.job_files import GOOD, told
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentflow.plan.file_problems import JobFileError
-from agentflow.plan.yaml_agents import load_agents
+from agentflow.plan.yaml_agents import load_documents
 from tests.unit.plan.yaml_documents import problems
 
 
@@ -353,7 +353,7 @@ def test_one_name_in_two_documents_is_told_with_both_places():
     Path("one.yaml").write_text("prompts: [{name: p, text: x}]\n")
     Path("two.yaml").write_text("\nprompts: [{name: p, text: x}]\n")
     with pytest.raises(JobFileError) as caught:
-        load_agents("one.yaml", "two.yaml")
+        load_documents("one.yaml", "two.yaml")
     assert [problem.splitlines()[0] for problem in caught.value.problems] == [
         "two.yaml:2: prompt 'p' is there twice, first in one.yaml:1"
     ]
@@ -373,7 +373,7 @@ def test_file_that_is_no_document_is_told(text, expected):
 
 def test_file_that_is_not_there_is_told():
     with pytest.raises(JobFileError, match=r"nowhere\.yaml: the file cannot be read: no such file or directory"):
-        load_agents("nowhere.yaml")
+        load_documents("nowhere.yaml")
 
 
 def test_error_of_a_module_is_told_with_the_users_part_of_its_traceback(monkeypatch):

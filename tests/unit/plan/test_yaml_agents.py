@@ -12,7 +12,7 @@ from agentflow.actions.agents.react_agent import ReActAgent
 from agentflow.api.steps import Reconcile
 from agentflow.api.tools import InjectedArg, ToolParameterSource
 from agentflow.plan.plan import AgentPlan
-from agentflow.plan.yaml_agents import load_agents
+from agentflow.plan.yaml_agents import load_documents
 from tests.unit.plan import yaml_shop
 
 SHOP = "tests.unit.plan.yaml_shop"
@@ -26,7 +26,7 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
 
 def load(text, **options):
     Path("agents.yaml").write_text(textwrap.dedent(text))
-    return load_agents("agents.yaml", **options)
+    return load_documents("agents.yaml", **options)
 
 
 def resources_of(declared):
@@ -140,7 +140,7 @@ def test_prompt_is_a_text_messages_or_a_file_beside_the_document(tmp_path, monke
           - {name: file, path: ask.txt}
         """)
     )
-    prompts = resources_of(load_agents("conf/agents.yaml").resources)
+    prompts = resources_of(load_documents("conf/agents.yaml").resources)
 
     def said(name):
         prompt: Prompt = prompts[ResourceType.PROMPT, name]
@@ -241,7 +241,7 @@ def test_own_resource_takes_the_place_of_a_shared_one():
 def test_documents_see_what_the_others_share():
     Path("shared.yaml").write_text(textwrap.dedent(MODELS))
     Path("agents.yaml").write_text("agents: [{name: support, type: react, chat_model: small, tools: [find_orders]}]\n")
-    document = load_agents("agents.yaml", "shared.yaml")
+    document = load_documents("agents.yaml", "shared.yaml")
     assert list(document.agents) == ["support"]
     assert [name for name, _, _ in document.resources] == ["models", "small", "find_orders", "ask"]
 
