@@ -16,6 +16,7 @@ from agentflow.api.prompts import Prompt
 from agentflow.api.resources import RESOURCE_MARK, Resource, ResourceDescriptor, ResourceMark, ResourceType
 from agentflow.api.steps import reconcile
 from agentflow.api.tools import FunctionTool, Tool
+from agentflow.errors import NotConfigured
 from agentflow.plan.agent_documents import AgentDocument, Entry, NameOf
 from agentflow.plan.agent_specs import SECTIONS, ToolSpec
 from agentflow.plan.file_problems import Place, ProblemList
@@ -172,10 +173,8 @@ class ResourceBuilder:
         prompt = Prompt.from_file(str(document.folder / spec.path))
         try:
             _ = prompt.digest  # reads it
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
-            reason = str(getattr(error, "strerror", None) or error)
-            what = f"{entry.label}: the file '{prompt.path}' cannot be read: {reason[0].lower()}{reason[1:]}"
-            self._problems.add(what, entry.at("path"))
+        except NotConfigured as error:
+            self._problems.add(f"{entry.label}: {error.what}", entry.at("path"), note=f"looked for {prompt.path}")
             return None
         return prompt
 

@@ -301,9 +301,9 @@ BUILT = {
         prompts: [{name: a, path: nowhere.txt}]
         """,
         """
-        agents.yaml:1: prompt 'a': the file 'nowhere.txt' cannot be read: no such file or directory
+        agents.yaml:1: prompt 'a': the file of a prompt cannot be read: No such file or directory
           1 | prompts: [{name: a, path: nowhere.txt}]
-                                        ^^^^^^^^^^^
+                                        ^^^^^^^^^^^ looked for nowhere.txt
         """,
     ),
 }
