@@ -54,8 +54,10 @@ VENDORS = {
         r"agentflow\.testing\.model_server\b",
     ),
     "aiokafka": (r"agentflow\.connectors\.kafka\b", r"agentflow\.state\.kafka_"),
+    "anyio": (r"agentflow\.integrations\.mcp_\w+\b",),  # what the MCP SDK is written with
     "cel": (r"agentflow\.plan\b",),
     "docstring_parser": (r"agentflow\.api\.tool_schemas\b",),
+    "httpx2": (r"agentflow\.integrations\.mcp_\w+\b",),  # its HTTP client
     "jsonschema": (r"agentflow\.api\.output_schemas\b",),
     "openai": (r"agentflow\.integrations\.\w*openai\w*\b",),
     "httpx": (r"agentflow\.integrations\.ollama\b",),  # what its SDK speaks HTTP with
