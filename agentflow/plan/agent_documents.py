@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec.structs import FieldInfo
 
+from agentflow.api.references import REFERENCE
 from agentflow.plan.agent_specs import (
     CLASS_KEYS,
     DOCUMENT_KEYS,
@@ -22,6 +23,7 @@ from agentflow.plan.agent_specs import (
 )
 from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.problems import nearest
+from agentflow.plan.reference_forms import form_problem
 from agentflow.plan.yaml_source import Items, Mapping, Scalar, Value, read_yaml
 
 SCHEMA_COMMAND: Final = "agentflow schema"
@@ -204,6 +206,7 @@ class _Reader:
             elif not is_open:
                 meant.add(self._unknown(name, place, label, list(fields)))
             if is_argument:
+                self._check_references(value, label)
                 arguments[key] = self._plain(value)
         for key, field in fields.items():
             if field.required and key not in places and key not in meant:
@@ -274,6 +277,14 @@ class _Reader:
     def _inner(self, spec: type[msgspec.Struct], mapping: Mapping, label: str) -> Any:  # noqa: ANN401 (a spec)
         entry = self._read("", spec, mapping, label)
         return None if entry is None else entry.spec
+
+    def _check_references(self, value: Value, label: str) -> None:
+        """Report references that lead nowhere whatever the environment is."""
+        for scalar in _scalars(value):
+            for match in REFERENCE.finditer(scalar.text) if isinstance(scalar.value, str) else ():
+                wrong = form_problem(match)
+                if wrong is not None:
+                    self._problems.add(f"{label}: {wrong[0]}", scalar.place, note=wrong[1])
 
     def _plain(self, value: Value) -> Any:  # noqa: ANN401 (whatever YAML says)
         """Return a value as plain Python."""

@@ -236,6 +236,26 @@ CASES = {
                                                                                   ^^^^^^^^^^^^^^ references are for arguments of resources, and for the job's own  config:
         """,
     ),
+    "reference of an unknown kind": (
+        """
+        chat_model_connections: [{name: a, class: openai, default_headers: {x: "${evn:TOKEN}"}}]
+        """,
+        """
+        agents.yaml:1: connection 'a': '${evn:TOKEN}' is no known reference
+          1 | chat_model_connections: [{name: a, class: openai, default_headers: {x: "${evn:TOKEN}"}}]
+                                                                                     ^^^^^^^^^^^^^^ did you mean 'env'?
+        """,
+    ),
+    "reference that is not closed": (
+        """
+        chat_model_connections: [{name: a, class: openai, api_key: "${env:TOKEN"}]
+        """,
+        """
+        agents.yaml:1: connection 'a': the reference '${env:TOKEN' is not closed
+          1 | chat_model_connections: [{name: a, class: openai, api_key: "${env:TOKEN"}]
+                                                                         ^^^^^^^^^^^^^ a '}' is missing
+        """,
+    ),
     "class that is missing": (
         """
         chat_model_connections: [{name: a}]
