@@ -54,7 +54,8 @@ from agentflow.integrations.chat_conversions import (
     sent_arguments,
     told_usage,
 )
-from agentflow.integrations.provider_errors import Failures, missing_package
+from agentflow.integrations.provider_errors import Failures
+from agentflow.integrations.sdk_loading import load
 
 _PATH: Final = "/v1/messages"
 _URL: Final = "https://api.anthropic.com"
@@ -173,21 +174,18 @@ class AnthropicConnection(BaseChatModelConnection):
         Raises:
             NotConfigured: The SDK is not installed, or there is no key.
         """
-        try:
-            import anthropic
-            import httpx2
+        await load("anthropic", "anthropic", "aiohttp")
+        import anthropic
+        import httpx2
 
-            limits = httpx2.Limits(max_connections=_CONNECTIONS_MAX, keepalive_expiry=_IDLE_CONNECTION_S)
-            http = anthropic.DefaultAioHttpClient(limits=limits, timeout=self.timeout)
-        except (ModuleNotFoundError, RuntimeError):  # a RuntimeError: the SDK is there, aiohttp is not
-            raise missing_package("anthropic") from None
+        limits = httpx2.Limits(max_connections=_CONNECTIONS_MAX, keepalive_expiry=_IDLE_CONNECTION_S)
         self._client = anthropic.AsyncAnthropic(
             api_key=self.api_key or None,
             base_url=self.base_url or None,
             timeout=self.timeout,
             max_retries=0,  # the engine's, as are the traces
             open_telemetry=False,
-            http_client=http,
+            http_client=anthropic.DefaultAioHttpClient(limits=limits, timeout=self.timeout),
         )
         if not (self._client.api_key or self._client.auth_token or self._client.credentials):
             await self.close()

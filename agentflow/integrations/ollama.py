@@ -45,7 +45,8 @@ from agentflow.integrations.chat_conversions import (
     told_usage,
     tool_names,
 )
-from agentflow.integrations.provider_errors import Failures, missing_package
+from agentflow.integrations.provider_errors import Failures
+from agentflow.integrations.sdk_loading import load
 
 _PATH: Final = "/api/chat"
 _TOP_LEVEL: Final = frozenset(
@@ -114,11 +115,10 @@ class OllamaConnection(BaseChatModelConnection):
         Raises:
             NotConfigured: The SDK is not installed.
         """
-        try:
-            import httpx
-            import ollama
-        except ModuleNotFoundError:
-            raise missing_package("ollama") from None
+        await load("ollama", "ollama")
+        import httpx
+        import ollama
+
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         self._client = ollama.AsyncClient(self.base_url or None, timeout=self.request_timeout, limits=limits)
 

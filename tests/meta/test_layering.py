@@ -48,11 +48,19 @@ API_ONLY = ("integrations", "actions")
 
 # Where a third-party package may be imported. A package that is not here is not a dependency.
 VENDORS = {
-    "aiohttp": (r"agentflow\.connectors\.http_source\b", r"agentflow\.testing\.model_server\b"),
+    "aiohttp": (
+        r"agentflow\.connectors\.http_source\b",
+        r"agentflow\.testing\.model_server\b",
+        r"agentflow\.integrations\.(google_genai|aiobotocore_bedrock)\b",  # its errors come through these SDKs as they are
+    ),
     "aiokafka": (r"agentflow\.connectors\.kafka\b", r"agentflow\.state\.kafka_"),
+    "botocore": (r"agentflow\.integrations\.aiobotocore_bedrock\b",),  # the errors of aiobotocore
     "cel": (r"agentflow\.plan\b",),
     "docstring_parser": (r"agentflow\.api\.tool_schemas\b",),
     "jsonschema": (r"agentflow\.api\.output_schemas\b",),
+    "google": (r"agentflow\.integrations\.google_genai\b",),
+    "httpx": (r"agentflow\.integrations\.ollama\b",),  # what its SDK sends with
+    "httpx2": (r"agentflow\.integrations\.anthropic\b",),  # what its SDK sends with
     "openai": (r"agentflow\.integrations\.\w*openai\w*\b",),
     "msgspec": (r"agentflow\b",),
     "opentelemetry": (r"agentflow\.observability\b",),
