@@ -32,7 +32,6 @@ from agentflow.api.chat_messages import (
     tool_call,
 )
 from agentflow.api.chat_models import (
-    BaseChatModelConnection,
     BaseChatModelSetup,
     ChatDelta,
     ChatRequest,
@@ -49,7 +48,7 @@ from agentflow.integrations.chat_conversions import (
     tool_names,
 )
 from agentflow.integrations.provider_errors import Failures
-from agentflow.integrations.sdk_loading import load
+from agentflow.integrations.sdk_connections import SdkConnection, load
 
 if TYPE_CHECKING:
     from google.genai import types
@@ -79,7 +78,7 @@ _MALFORMED: Final = frozenset(
 )
 
 
-class GeminiConnection(BaseChatModelConnection):
+class GeminiConnection(SdkConnection):
     """Google's Gemini API.
 
     Attributes:
@@ -105,18 +104,15 @@ class GeminiConnection(BaseChatModelConnection):
         """Return whether the model answers by a JSON schema: those of Gemini do."""
         return "gemini" in model
 
-    async def open(self) -> None:
-        """Make the client, with one pool of connections.
-
-        Raises:
-            NotConfigured: The SDK is not installed, or there is no key.
-        """
+    async def connect(self, stack: contextlib.AsyncExitStack) -> None:
+        """See `SdkConnection`."""
         await load("gemini", "aiohttp", "google.genai")
         import aiohttp
         from google import genai
         from google.genai import types
 
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=True, read_bufsize=_READ_MAX)
+        await stack.enter_async_context(session)
         options = types.HttpOptions(
             aiohttp_client=session,
             base_url=self.base_url or None,
@@ -124,21 +120,15 @@ class GeminiConnection(BaseChatModelConnection):
             retry_options=types.HttpRetryOptions(attempts=1),  # without: a lost connection is tried again after seconds
         )
         try:
-            self._client = await asyncio.to_thread(genai.Client, api_key=self.api_key or None, http_options=options)
+            client = await asyncio.to_thread(genai.Client, api_key=self.api_key or None, http_options=options)
         except ValueError as error:
-            await session.close()
             raise NotConfigured(f"{self!r} has no key: {error}", fix='api_key="${env:GEMINI_API_KEY}"') from None
-        self._session = session
-
-    async def close(self) -> None:
-        """End its connections."""
-        if "_client" in self.__dict__:
-            await self._session.close()
-            await self._client.aio.aclose()
-            self._client.close()
+        stack.callback(client.close)
+        stack.push_async_callback(client.aio.aclose)
+        self._client = client
 
     async def complete(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatMessage:
-        """Ask the model once. See `BaseChatModelConnection.complete`."""
+        """Ask the model once. See `agentflow.BaseChatModelConnection.complete`."""
         await self
         failures = Failures(self.provider, request, (self.api_key, self._client._api_client.api_key))  # noqa: SLF001 (of the environment)
         answer = _Answer(on_delta)
