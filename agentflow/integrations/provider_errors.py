@@ -15,6 +15,7 @@ from agentflow.errors import (
     ModelError,
     ModelRejected,
     ModelUnavailable,
+    NotConfigured,
     RateLimited,
 )
 
@@ -100,3 +101,10 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
     except ValueError:
         return None
+
+
+def missing_package(extra: str, package: str = "its SDK") -> NotConfigured:
+    """Return the error of a connection without a package that comes with an extra of agentflow."""
+    return NotConfigured(
+        f"a connection cannot be opened: {package} is not installed", fix=f"pip install 'agentflow[{extra}]'"
+    )
