@@ -78,10 +78,8 @@ class Failures:
 
 def kind_of(status: int, text: str) -> type[ModelError]:
     """Return the class of error for an HTTP status and what the provider says with it."""
-    if status == 429:
-        return RateLimited
-    if status >= 500 or status in _MAY_PASS:
-        return ModelUnavailable
+    if status == 429 or status >= 500 or status in _MAY_PASS:
+        return RateLimited if status == 429 else ModelUnavailable
     if status in {400, 413} and _TOO_LONG.search(text):
         return ContextTooLong
     if status in {400, 403} and _REFUSED.search(text):
