@@ -67,12 +67,19 @@ class ChosenModel:
 
 def model_from_command_line(description: str | None, script: str) -> ChosenModel:
     """Return the model that ``--model`` names."""
+
+    def chosen(text: str) -> ChosenModel:
+        try:
+            return ChosenModel(text, script)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument(
         "--model",
         default="scripted",
         metavar="MODEL",
-        type=lambda text: ChosenModel(text, script),
+        type=chosen,
         help="scripted (the default: no key, no network), or PROVIDER:MODEL, such as openai:gpt-5-mini or ollama:qwen3",
     )
     model: ChosenModel = parser.parse_args().model

@@ -55,7 +55,9 @@ def main() -> None:
     )
     agent = ReActAgent(
         chat_model=model.setup(),
-        prompt=Prompt.from_text("You answer customers of a shop. Look at their orders first.\n{customer} asks: {question}"),
+        prompt=Prompt.from_text(
+            "You answer customers of a shop. Look at their orders first.\n{customer} asks: {question}"
+        ),
         output_schema=Answer,
         tools=["shop"],  # all tools of the server; single ones by their names
         max_turns=6,

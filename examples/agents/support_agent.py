@@ -1,23 +1,21 @@
 """Customer support with a memory, a budget, and a tool that a person has to approve.
 
-    python -m examples.agents.support_agent [--model openai:gpt-5-mini] [--state-dir ./state/support]
+    python -m examples.agents.support_agent [--model openai:gpt-5-mini]
 
 The engine is embedded here, as in a service. Each customer has a conversation of its own, which later messages go on with. Who writes too
 much has used up the budget: the model is not called any more that day. A refund waits until somebody approves it: in scripted mode a
-scripted person does; with a real model it is you, in another terminal, with the commands that are printed.
+scripted person does; with a real model it is you, in another terminal, with the command that is printed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
-from typing import Any
 
 import msgspec
 
 from agentflow import (
     Agent,
-    Budget,
     BudgetExhausted,
     Engine,
     EventType,
@@ -35,8 +33,9 @@ from agentflow.api.chat_history import KeepLast
 from examples.agents.models import ChosenModel, model_from_command_line
 
 ORDERS = {"ann": {"A-17": 39.0, "A-21": 12.5}, "bob": {"B-4": 89.0}}
-CALLS_PER_DAY = 7
+CALLS_PER_DAY = 6
 HISTORY_MAX = 20  # messages
+STATE_DIR = "./state/support-agent"  # with a real model; kept, so the next start goes on with the conversations
 
 MESSAGES = [
     ("ann", "Hello! What have I ordered?"),
@@ -44,6 +43,7 @@ MESSAGES = [
     ("ann", "The pan of A-17 has a dent. I want my money back."),
     ("ann", "Thank you. Which order was that again?"),
     ("ann", "And tell me a joke."),
+    ("ann", "Another one!"),
 ]
 
 
@@ -108,7 +108,7 @@ def new_engine(model: ChosenModel, state_dir: str) -> Engine:
     support_model = model.setup(
         prompt="support_prompt",
         tools=["find_orders", "refund"],
-        budgets=[msgspec.to_builtins(Budget(per="day", calls=CALLS_PER_DAY))],
+        budgets=[{"per": "day", "calls": CALLS_PER_DAY}],
     )
     resources = [model.resource, ("support_model", ResourceType.CHAT_MODEL, support_model)]
     return Engine(SupportAgent(), state_dir=state_dir, resources=resources)
@@ -120,6 +120,37 @@ async def converse(model: ChosenModel, state_dir: str) -> None:
         approving = asyncio.create_task(approve(engine, state_dir, is_scripted=model.is_scripted))
         for customer, text in MESSAGES:
             print(f"{customer}: {text}")
-            answers: list[Any] = await engine.submit(customer, {"text": text})
+            answers: list[str] = await engine.submit(customer, {"text": text})
             print(f"  support: {answers[0]}")
         approving.cancel()
+        await asyncio.wait([approving])
+
+
+async def approve(engine: Engine, state_dir: str, *, is_scripted: bool) -> None:
+    """Approve each call that waits for it: a scripted person does, or a person is told how."""
+    asked: set[str] = set()
+    while True:
+        for wait in engine.inbox():
+            if wait.id in asked:
+                continue
+            asked.add(wait.id)
+            print(f"  to be approved: {wait.about['tool']} {wait.about['arguments']}")
+            if is_scripted:
+                await engine.approve(wait.id, by="a scripted person", reason="it was broken")
+            else:
+                print(f"  agentflow inbox approve {state_dir} {wait.id}   (or deny)")
+        await asyncio.sleep(0.05)
+
+
+def main() -> None:
+    """Answer some customers."""
+    model = model_from_command_line(__doc__, "support.yaml")
+    if not model.is_scripted:
+        asyncio.run(converse(model, STATE_DIR))
+        return
+    with tempfile.TemporaryDirectory() as state_dir:
+        asyncio.run(converse(model, state_dir))
+
+
+if __name__ == "__main__":
+    main()
