@@ -13,6 +13,9 @@ from agentflow.api.chat_models import ChatRequest
 
 _NOT_IN_IDS: Final = re.compile(r"[^A-Za-z0-9_-]")
 _ID_MAX: Final = 64
+_NOT_ENFORCED: Final = frozenset(
+    {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "maxItems"}
+)
 
 
 def parsed_arguments(text: str) -> dict[str, Any] | str:
@@ -87,3 +90,23 @@ def add_turn(turns: list[dict[str, Any]], role: str, field: str, content: list[A
 def told_usage(model: str, usage: Usage) -> dict[str, Any]:
     """Return what `ChatMessage.extra_args` says of a call, by the names of Flink Agents."""
     return {"model_name": model, "promptTokens": usage.input_tokens, "completionTokens": usage.output_tokens}
+
+
+def enforced_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema as Claude is held to it: objects are closed, and limits of values are only said in words."""
+    found: dict[str, Any] = {}
+    for name, value in schema.items():
+        if name in {"properties", "$defs"}:
+            found[name] = {key: enforced_schema(one) for key, one in value.items()}
+        elif name in {"anyOf", "oneOf", "allOf"}:
+            found["allOf" if name == "allOf" else "anyOf"] = [enforced_schema(one) for one in value]
+        elif name == "items" and isinstance(value, dict):
+            found[name] = enforced_schema(value)
+        elif name not in _NOT_ENFORCED and not (name == "minItems" and value > 1):
+            found[name] = value
+    if unsaid := {name: value for name, value in schema.items() if name not in found and name != "oneOf"}:
+        words = ", ".join(f"{name}: {value}" for name, value in unsaid.items())
+        found["description"] = f"{found.get('description', '')}\n{{{words}}}".lstrip()
+    if schema.get("type") == "object":
+        found.setdefault("additionalProperties", False)
+    return found

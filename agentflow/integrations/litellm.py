@@ -10,29 +10,27 @@ provider takes one. Of a refusal that is streamed, LiteLLM passes nothing on: it
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import msgspec
 
 from agentflow.api.chat_messages import ChatMessage
-from agentflow.api.chat_models import BaseChatModelConnection, ChatRequest, OnDelta
+from agentflow.api.chat_models import ChatRequest, OnDelta
 from agentflow.errors import ContentRefused, ContextTooLong, ModelError, ModelRejected, ModelUnavailable
 from agentflow.integrations.openai import OpenAISetup
 from agentflow.integrations.openai_completions import Answer, Completion, completion_arguments
 from agentflow.integrations.openai_connection import next_event, seconds
-from agentflow.integrations.provider_errors import Failures, missing_package, retry_after_s
-
-if TYPE_CHECKING:
-    from aiohttp import ClientSession
+from agentflow.integrations.provider_errors import Failures, retry_after_s
+from agentflow.integrations.sdk_connections import SdkConnection, load
 
 _LOCAL_COSTS: Final = "LITELLM_LOCAL_MODEL_COST_MAP"
 _IDLE_CONNECTION_S: Final = 60.0
 
 
-class LiteLLMConnection(BaseChatModelConnection):
+class LiteLLMConnection(SdkConnection):
     """A way to all providers that LiteLLM knows; each model names its own (``mistral/…``), unless the connection does.
 
     Attributes:
@@ -56,35 +54,18 @@ class LiteLLMConnection(BaseChatModelConnection):
     timeout: float | str = 60.0
     default_headers: dict[str, str] = {}
 
-    @functools.cached_property
-    def session(self) -> ClientSession:
-        """The connections; calls wait for none.
-
-        Raises:
-            NotConfigured: LiteLLM is not installed.
-        """
+    async def connect(self, stack: contextlib.AsyncExitStack) -> None:
+        """See `SdkConnection`."""
         os.environ.setdefault(_LOCAL_COSTS, "True")  # else the import asks a server for prices
-        try:
-            import litellm
-        except ImportError:
-            raise missing_package("litellm") from None
+        await load("litellm", "litellm", "aiohttp")
         import aiohttp
+        import litellm
 
         litellm.suppress_debug_info = True  # it would print
-        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S))
-
-    async def open(self) -> None:
-        """Make the pool of connections."""
-        self.session  # noqa: B018 (it is made by the first look at it)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        if (session := self.__dict__.pop("session", None)) is not None:
-            import litellm
-
-            clients: Any = litellm.in_memory_llm_clients_cache
-            clients.flush_cache()  # of all connections; they hold these sessions, and are made again
-            await session.close()
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S)  # 0: no limit
+        self._session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+        clients: Any = litellm.in_memory_llm_clients_cache
+        stack.callback(clients.flush_cache)  # those of all connections; they hold these sessions, and are made again
 
     @property
     def url(self) -> str:
@@ -101,7 +82,7 @@ class LiteLLMConnection(BaseChatModelConnection):
 
     def supports_native_structured_output(self, model: str) -> bool:
         """Return whether LiteLLM knows that ``model`` answers by a JSON schema."""
-        self.session  # noqa: B018 (it imports LiteLLM as it shall be)
+        os.environ.setdefault(_LOCAL_COSTS, "True")
         import litellm
 
         return bool(litellm.supports_response_schema(model, self.custom_llm_provider or None))
@@ -126,7 +107,7 @@ class LiteLLMConnection(BaseChatModelConnection):
             "timeout": seconds(self.timeout),
             "num_retries": 0,
             "max_retries": 0,
-            "shared_session": self.session,
+            "shared_session": self._session,
             "no-log": True,
         }
 

@@ -30,7 +30,6 @@ from agentflow.api.chat_messages import (
     tool_call,
 )
 from agentflow.api.chat_models import (
-    BaseChatModelConnection,
     BaseChatModelSetup,
     ChatDelta,
     ChatRequest,
@@ -45,7 +44,8 @@ from agentflow.integrations.chat_conversions import (
     told_usage,
     tool_names,
 )
-from agentflow.integrations.provider_errors import Failures, missing_package
+from agentflow.integrations.provider_errors import Failures
+from agentflow.integrations.sdk_connections import SdkConnection, load
 
 _PATH: Final = "/api/chat"
 _TOP_LEVEL: Final = frozenset(
@@ -81,7 +81,7 @@ class _Piece(msgspec.Struct):
     eval_count: int | None = None
 
 
-class OllamaConnection(BaseChatModelConnection):
+class OllamaConnection(SdkConnection):
     """An Ollama server.
 
     Attributes:
@@ -108,27 +108,18 @@ class OllamaConnection(BaseChatModelConnection):
         """Return whether the server makes the model answer by a schema: it does."""
         return True
 
-    async def open(self) -> None:
-        """Make the client, with one pool of connections.
+    async def connect(self, stack: contextlib.AsyncExitStack) -> None:
+        """See `SdkConnection`."""
+        await load("ollama", "ollama")
+        import httpx
+        import ollama
 
-        Raises:
-            NotConfigured: The SDK is not installed.
-        """
-        try:
-            import httpx
-            import ollama
-        except ModuleNotFoundError:
-            raise missing_package("ollama") from None
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._client = ollama.AsyncClient(self.base_url or None, timeout=self.request_timeout, limits=limits)
-
-    async def close(self) -> None:
-        """End its connections."""
-        if "_client" in self.__dict__:
-            await self._client.close()  # type: ignore[no-untyped-call]
+        client = ollama.AsyncClient(self.base_url or None, timeout=self.request_timeout, limits=limits)
+        self._client = await stack.enter_async_context(client)
 
     async def complete(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatMessage:
-        """Ask the model once. See `BaseChatModelConnection.complete`."""
+        """Ask the model once. See `agentflow.BaseChatModelConnection.complete`."""
         await self
         failures = Failures(self.provider, request, (os.environ.get("OLLAMA_API_KEY"),))
         answer = _Answer(on_delta, extracts=bool(request.options.get("extract_reasoning")))

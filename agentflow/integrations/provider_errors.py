@@ -15,7 +15,6 @@ from agentflow.errors import (
     ModelError,
     ModelRejected,
     ModelUnavailable,
-    NotConfigured,
     RateLimited,
 )
 
@@ -101,10 +100,3 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
     except ValueError:
         return None
-
-
-def missing_package(extra: str) -> NotConfigured:
-    """Return the error of a connection whose SDK is not installed."""
-    return NotConfigured(
-        f"the SDK of this connection is not installed (extra '{extra}')", fix=f"pip install 'agentflow[{extra}]'"
-    )
