@@ -126,7 +126,8 @@ class LiteLLMConnection(SdkConnection):
             if on_delta is None:
                 answer.add(_completion(await litellm.acompletion(**arguments), failures))
                 return answer.message()
-            stream = await litellm.acompletion(**arguments, stream=True, stream_options={"include_usage": True})
+            arguments["stream_options"] = {"include_usage": True, **arguments.get("stream_options", {})}
+            stream = await litellm.acompletion(**arguments, stream=True)
             async with stream:
                 while (chunk := await next_event(_Plain(stream), Completion, failures)) is not None:
                     answer.add(chunk)

@@ -331,7 +331,8 @@ class Answer:
         if self._calls and finish_reason == "stop":  # some servers do not tell
             finish_reason = "tool_calls"
         told: dict[str, Any] = {"response_id": self._id} if self._id else {}
-        told |= told_usage(self._model or self._request.model, self._usage or Usage())
+        model = self._model or self._request.model
+        told |= {"model_name": model} if self._usage is None else told_usage(model, self._usage)
         if self._logprobs:
             told["logprobs"] = self._logprobs
         thought = "".join(self._reasoning)

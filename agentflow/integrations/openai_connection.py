@@ -87,8 +87,8 @@ class OpenAIProtocolConnection(SdkConnection):
 
         try:
             client = self.new_client()
-        except openai.OpenAIError as error:
-            raise NotConfigured(f"{self!r} lacks something: {error}", fix="give it an api_key") from None
+        except (openai.OpenAIError, ValueError) as error:  # the latter of Azure's versions and addresses
+            raise NotConfigured(f"{self!r} lacks something: {error}", fix="give it what is missing") from None
         self._client = await stack.enter_async_context(client)
 
     def new_client(self) -> AsyncOpenAI:
@@ -134,11 +134,11 @@ class OpenAIProtocolConnection(SdkConnection):
 
     async def complete(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatMessage:
         """Ask the model once; see `BaseChatModelConnection.complete`."""
+        await self
         import httpx2
         from aiohttp import ClientError
         from openai import AsyncStream, OpenAIError
 
-        await self
         options = dict(request.options)
         headers = options.pop("extra_headers", {})
         if request.idempotency_key:
