@@ -6,6 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from agentflow.api.agent import Agent
+from agentflow.api.budgets import Budget, Price, RateLimit
+from agentflow.api.chat_events import (
+    BudgetExhaustedEvent,
+    ChatRequestEvent,
+    ChatResponseEvent,
+    ToolRequestEvent,
+    ToolResponseEvent,
+)
+from agentflow.api.chat_messages import ChatMessage, FilePart, ImagePart, MessageRole, TextPart, Usage
+from agentflow.api.chat_models import (
+    BaseChatModelConnection,
+    BaseChatModelSetup,
+    ErrorHandlingStrategy,
+    StructuredOutputStrategy,
+)
 from agentflow.api.codecs import Codec
 from agentflow.api.decorators import action
 from agentflow.api.events import CancelEvent, Event, EventType, InputEvent, OutputEvent, TimerEvent
@@ -20,15 +35,29 @@ from agentflow.api.failure import OnError, Retry
 from agentflow.api.memory import MemoryObject, MemoryRef, MemoryType
 from agentflow.api.options import ConfigOption, Configuration
 from agentflow.api.outputs import OutputRecord, idempotent
-from agentflow.api.resources import ResourceDescriptor, ResourceType
+from agentflow.api.prompts import Prompt
+from agentflow.api.resource_names import ResourceName
+from agentflow.api.resources import (
+    Resource,
+    ResourceContext,
+    ResourceDescriptor,
+    ResourceType,
+    chat_model_connection,
+    chat_model_setup,
+    mcp_server,
+    prompt,
+)
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import Done, StepIntent, Verdict, reconcile
+from agentflow.api.tools import InjectedArg, Tool, ToolMetadata, ToolParameterSource, ToolType, tool
 from agentflow.errors import (
     AgentflowError,
+    BudgetExhausted,
     ConfigError,
     EngineClosed,
     EngineOverloaded,
     JobFailed,
+    ModelError,
     NotConfigured,
     PlanError,
     RequestMismatch,
@@ -37,6 +66,7 @@ from agentflow.errors import (
 )
 
 if TYPE_CHECKING:
+    from agentflow.actions.agents.react_agent import ReActAgent
     from agentflow.connectors.arrow_sinks import ArrowSink, ParquetSink
     from agentflow.connectors.arrow_source import ArrowSource, ParquetSource
     from agentflow.connectors.collections import CollectionSink, CollectionSource
@@ -70,7 +100,15 @@ __all__ = [
     "AgentsExecutionEnvironment",
     "ArrowSink",
     "ArrowSource",
+    "BaseChatModelConnection",
+    "BaseChatModelSetup",
+    "Budget",
+    "BudgetExhausted",
+    "BudgetExhaustedEvent",
     "CancelEvent",
+    "ChatMessage",
+    "ChatRequestEvent",
+    "ChatResponseEvent",
     "CheckpointSettings",
     "Codec",
     "CollectionSink",
@@ -85,14 +123,18 @@ __all__ = [
     "EngineClosed",
     "EngineOverloaded",
     "EngineStats",
+    "ErrorHandlingStrategy",
     "Event",
     "EventLogSettings",
     "EventType",
     "ExecutionEntityTypes",
     "ExecutionProblemCategories",
     "ExecutionReporters",
+    "FilePart",
     "FunctionSink",
     "FunctionSource",
+    "ImagePart",
+    "InjectedArg",
     "InputEvent",
     "JobFailed",
     "JobSettings",
@@ -102,7 +144,9 @@ __all__ = [
     "MemoryObject",
     "MemoryRef",
     "MemoryType",
+    "MessageRole",
     "MetricsSettings",
+    "ModelError",
     "NotConfigured",
     "ObjectStoreSettings",
     "OnError",
@@ -112,23 +156,44 @@ __all__ = [
     "ParquetSink",
     "ParquetSource",
     "PlanError",
+    "Price",
+    "Prompt",
+    "RateLimit",
+    "ReActAgent",
     "RedactionSettings",
     "RequestMismatch",
+    "Resource",
+    "ResourceContext",
     "ResourceDescriptor",
+    "ResourceName",
     "ResourceType",
     "Retry",
     "RunFailed",
     "RunnerContext",
     "StateSettings",
     "StepIntent",
+    "StructuredOutputStrategy",
+    "TextPart",
     "TimerEvent",
+    "Tool",
     "ToolExecutionMetadataKeys",
+    "ToolMetadata",
+    "ToolParameterSource",
+    "ToolRequestEvent",
+    "ToolResponseEvent",
+    "ToolType",
     "TracingSettings",
     "UnknownRun",
+    "Usage",
     "Verdict",
     "action",
+    "chat_model_connection",
+    "chat_model_setup",
     "idempotent",
+    "mcp_server",
+    "prompt",
     "reconcile",
+    "tool",
 ]
 
 _LAZY = {  # what runs a job is imported when it is asked for: an agent's module needs none of it
@@ -154,6 +219,7 @@ _LAZY = {  # what runs a job is imported when it is asked for: an agent's module
     "OtlpSettings": "agentflow.runtime.settings",
     "ParquetSink": "agentflow.connectors.arrow_sinks",
     "ParquetSource": "agentflow.connectors.arrow_source",
+    "ReActAgent": "agentflow.actions.agents.react_agent",
     "RedactionSettings": "agentflow.runtime.settings",
     "StateSettings": "agentflow.runtime.settings",
     "TracingSettings": "agentflow.runtime.settings",

@@ -1,4 +1,4 @@
-"""`python -m benchmarks durable|engine|kafka|observability [--quick] [--runs N] [--only TEXT] [--json FILE] [--plot FILE] [--check]`."""
+"""`python -m benchmarks agents|durable|engine|kafka|observability [--quick] [--runs N] [--only TEXT] [--json FILE] [--plot FILE] [--check]`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print a table, and say whether the targets are met."""
     parser = argparse.ArgumentParser(
         prog="benchmarks",
-        description="Measure durable steps, the engine, workers on Kafka, or what it costs to look at them",
+        description="Measure agents with models, durable steps, the engine, workers on Kafka, or what it costs to look at them",
     )
     parser.add_argument("suite", choices=sorted(SUITES))
     parser.add_argument("--quick", action="store_true", help="one short run each, under a minute")

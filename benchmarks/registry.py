@@ -257,7 +257,34 @@ def _telemetry_rows() -> dict[str, Workload]:
     }
 
 
+def _agents(name: str, *arguments: Any) -> float:
+    from benchmarks import agents  # with the factor last
+
+    return float(getattr(agents, name)(*arguments))
+
+
+def _agent_rows() -> dict[str, Workload]:
+    rows: list[tuple[str, str, str, float | None, bool, str, tuple[Any, ...]]] = [
+        # name, measurement, unit, target, is more better, guarantee, arguments
+        ("openai SDK alone", "sdk_rate", "calls/s", None, True, "-", ("openai",)),
+        ("openai, ctx.chat", "call_rate", "calls/s", 900, True, EXACTLY_ONCE, ("openai", False)),
+        ("openai, ChatRequestEvent", "call_rate", "calls/s", 900, True, EXACTLY_ONCE, ("openai", True)),
+        ("openai, loop lag p99", "lag_p99_ms", "ms", 50, False, EXACTLY_ONCE, ("openai",)),
+        ("anthropic SDK alone", "sdk_rate", "calls/s", None, True, "-", ("anthropic",)),
+        ("anthropic, ctx.chat", "call_rate", "calls/s", 900, True, EXACTLY_ONCE, ("anthropic", False)),
+        ("anthropic, ChatRequestEvent", "call_rate", "calls/s", 900, True, EXACTLY_ONCE, ("anthropic", True)),
+        ("anthropic, loop lag p99", "lag_p99_ms", "ms", 50, False, EXACTLY_ONCE, ("anthropic",)),
+        ("ReAct, overhead of a turn", "turn_overhead_ms", "ms", 2, False, EXACTLY_ONCE, ()),
+        ("ReAct, 3 turns, 4 tools", "react_rate", "runs/s", None, True, EXACTLY_ONCE, ()),
+    ]
+    return {
+        name: Workload(partial(_agents, measure, *arguments), unit, target, guarantee, is_more_better=is_more)
+        for name, measure, unit, target, is_more, guarantee, arguments in rows
+    }
+
+
 SUITES = {
+    "agents": _agent_rows(),
     "durable": _durable_suite(),
     "engine": ENGINE,
     "kafka": {**_kafka_rates(), **_kafka_peers(), **_kafka_rest()},
@@ -271,6 +298,10 @@ RATIOS = (
     ("steps, 1,000 in flight", "dbos: steps", 25),
     ("steps, 1,000 in flight", "dbos-wal: steps", 25),
     ("steps, 1,000 in flight", "langgraph: steps", 20),
+    ("openai, ctx.chat", "openai SDK alone", 0.75),
+    ("openai, ChatRequestEvent", "openai SDK alone", 0.75),
+    ("anthropic, ctx.chat", "anthropic SDK alone", 0.75),
+    ("anthropic, ChatRequestEvent", "anthropic SDK alone", 0.75),
 )
 """Workload, peer, and how many times as fast the one has to be as the other in the same run."""
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 from agentflow.api.decorators import ACTION_MARK, ActionDeclaration, trigger_text
 from agentflow.api.events import Event
 from agentflow.api.failure import OnError, Retry
-from agentflow.api.resources import RESOURCE_MARK, Resource, ResourceDescriptor, ResourceMark, ResourceType
-from agentflow.api.tools import Tool
+from agentflow.api.resources import RESOURCE_MARK, ResourceDescriptor, ResourceMark, ResourceType
+from agentflow.api.tools import as_resource
 
 
 class Agent:
@@ -105,13 +105,7 @@ class Agent:
 
     def add_resource(self, name: str, resource_type: ResourceType, instance: ResourceDescriptor | object) -> Self:
         """Add a resource: a descriptor, or an instance that serialises itself; a function is a tool."""
-        if (
-            resource_type is ResourceType.TOOL
-            and not isinstance(instance, (Resource, ResourceDescriptor))
-            and callable(instance)
-        ):
-            instance = Tool.from_callable(instance, name=name)
         if "_resources" not in self.__dict__:
             self._resources = []
-        self._resources.append((name, resource_type, instance))
+        self._resources.append((name, resource_type, as_resource(name, resource_type, instance)))
         return self

@@ -22,6 +22,12 @@ class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "requests_per_minute", "tokens_per_minute"):
+            limit = getattr(self, name)
+            if limit is not None and limit <= 0:
+                raise ValueError(f"RateLimit: {name} is {limit}; no call could ever be made")
+
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """What may be spent; checked before each call, so what it forbids does not happen. A call that replay answers costs nothing.
@@ -40,6 +46,9 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     money: float | None = None
     turns: int | None = None
 
+    def __post_init__(self) -> None:
+        _refuse_negative(self, "calls", "tokens", "money", "turns")
+
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """Price of a model, per million tokens.
@@ -55,3 +64,13 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="keb
     output: float
     cached: float | None = None
     cache_write: float | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_negative(self, "input", "output", "cached", "cache_write")
+
+
+def _refuse_negative(limits: msgspec.Struct, *names: str) -> None:
+    for name in names:
+        value = getattr(limits, name)
+        if value is not None and value < 0:
+            raise ValueError(f"{type(limits).__name__}: {name} is {value}; it is at least 0")

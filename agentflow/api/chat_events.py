@@ -21,6 +21,8 @@ class ChatRequestEvent(Event):
             travels as its JSON schema; the response has plain values, and `ChatResponseEvent.output` makes the type of them.
         tenant: Whose rate limits count (`RateLimit.per`).
         stream: Name of the stream that the tokens go to as they come; None: to none.
+        tools: Names of tools that the model may call beside those of its setup.
+        max_turns: Most calls of the model for this request; None: as its setup says.
     """
 
     __slots__ = ()
@@ -35,18 +37,18 @@ class ChatRequestEvent(Event):
         *,
         tenant: str = "",
         stream: str | None = None,
+        tools: Sequence[str] = (),
+        max_turns: int | None = None,
     ) -> None:
         schema = None if output_schema is None else schema_of(output_schema)
-        attributes = {
+        attributes: dict[str, Any] = {
             "model": model,
             "messages": read_messages(messages),
             "prompt_args": dict(prompt_args or {}),
             "output_schema": schema,
         }
-        if tenant:
-            attributes["tenant"] = tenant
-        if stream is not None:
-            attributes["stream"] = stream
+        options = {"tenant": tenant, "stream": stream, "tools": list(tools), "max_turns": max_turns}
+        attributes.update({name: value for name, value in options.items() if value})
         super().__init__(EventType.ChatRequestEvent, attributes)
 
     @property

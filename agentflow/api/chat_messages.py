@@ -165,7 +165,9 @@ def tool_call(name: str, arguments: dict[str, Any] | str, original_id: str = "")
 
 def tool_message(call: ToolCall, text: str) -> ChatMessage:
     """Return the message that answers a tool call."""
-    return ChatMessage(MessageRole.TOOL, text, extra_args={"external_id": call.get("original_id") or call["id"]})
+    return ChatMessage(
+        MessageRole.TOOL, text, extra_args={"external_id": call.get("original_id") or call.get("id", "")}
+    )
 
 
 def read_message(value: Any) -> ChatMessage:  # noqa: ANN401 (as an event or memory carries it)

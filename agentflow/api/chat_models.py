@@ -16,7 +16,7 @@ import msgspec
 from agentflow.api.budgets import Budget, RateLimit
 from agentflow.api.chat_messages import ChatMessage, MessageRole
 from agentflow.api.prompts import Prompt
-from agentflow.api.resources import Resource, ResourceDescriptor, ResourceType
+from agentflow.api.resources import Resource, ResourceType
 from agentflow.api.tools import Tool, ToolMetadata
 
 
@@ -156,7 +156,7 @@ class BaseChatModelSetup(Resource):
     """A model as an agent uses it. A subclass adds the provider's own arguments, and hands them on in `model_kwargs`.
 
     Attributes:
-        connection: Name of the connection, or its descriptor.
+        connection: Name of the connection.
         model: Name of the model, as its provider has it.
         prompt: Messages before those of a request: a `Prompt`, or the name of one; its placeholders are filled by ``prompt_args``.
         tools: What the model may call: names of tools, or tools. It can call no others.
@@ -174,7 +174,7 @@ class BaseChatModelSetup(Resource):
         budgets: What requests may spend.
     """
 
-    connection: str | ResourceDescriptor = ""
+    connection: str = ""
     model: str = ""
     prompt: Prompt | str | None = None
     tools: list[Tool | str] = []
@@ -200,6 +200,11 @@ class BaseChatModelSetup(Resource):
         """Arguments of the model (`ChatRequest.options`)."""
         return {}
 
+    def get_connection(self) -> BaseChatModelConnection:
+        """Return the connection."""
+        connection: BaseChatModelConnection = self.get_resource(self.connection, ResourceType.CHAT_MODEL_CONNECTION)
+        return connection
+
     async def chat(
         self,
         messages: Sequence[ChatMessage],
@@ -207,9 +212,7 @@ class BaseChatModelSetup(Resource):
         **kwargs: Any,  # noqa: ANN401 (the provider's)
     ) -> ChatMessage:
         """Ask the model once, without retry, limits and record: `RunnerContext.chat` has them."""
-        connection: BaseChatModelConnection = await self.get_resource(
-            str(self.connection), ResourceType.CHAT_MODEL_CONNECTION
-        )
+        connection = await self.get_connection()
         asked = [*self.prompt_messages(prompt_args or {}), *messages]
         request = ChatRequest(model=self.model, messages=without_empty(asked), options={**self.model_kwargs, **kwargs})
         return await connection.complete(request)

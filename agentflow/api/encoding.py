@@ -9,7 +9,7 @@ from types import TracebackType
 import msgspec
 
 
-def _plain(value: object) -> object:
+def plain_of(value: object) -> object:
     """Return what msgspec can encode of a value that it does not know; called by msgspec."""
     dump = getattr(value, "model_dump", None)
     if callable(dump):
@@ -18,10 +18,10 @@ def _plain(value: object) -> object:
     raise TypeError(msg)
 
 
-encode_json: Callable[[object], bytes] = msgspec.json.Encoder(enc_hook=_plain).encode
+encode_json: Callable[[object], bytes] = msgspec.json.Encoder(enc_hook=plain_of).encode
 """Encode a value for the outside. Raises TypeError with the fix."""
 
-encode_msgpack: Callable[[object], bytes] = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+encode_msgpack: Callable[[object], bytes] = msgspec.msgpack.Encoder(enc_hook=plain_of).encode
 """Encode a value for the inside: events, and outputs for the next operator. Raises TypeError with the fix."""
 
 

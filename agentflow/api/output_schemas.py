@@ -19,14 +19,11 @@ def schema_of(output: Any) -> dict[str, Any]:  # noqa: ANN401 (a type, or a sche
     if isinstance(output, Mapping):
         return dict(output)
     if (own := getattr(output, "model_json_schema", None)) is not None:
-        schema: dict[str, Any] = own()
-        return schema
+        return _inlined(own())
     try:
-        return _inlined(msgspec.json.schema(output))
+        return _inlined(lifted(msgspec.json.schema(output, schema_hook=foreign_schema)))
     except TypeError as error:
-        raise TypeError(
-            f"{output!r} is no type of an output: {error}; take a pydantic model, msgspec Struct or dataclass"
-        ) from None
+        raise TypeError(f"{output!r} is no type of an output: {error}") from None
 
 
 def as_type(value: Any, output: Any) -> Any:  # noqa: ANN401 (plain values; a type; a value of it)
@@ -44,9 +41,68 @@ def as_type(value: Any, output: Any) -> Any:  # noqa: ANN401 (plain values; a ty
         if problem is not None:
             raise ValueError(f"{problem.message} at {problem.json_path}")
         return value
-    if (validate := getattr(output, "model_validate", None)) is not None:
+    if hasattr(output, "model_validate"):
+        return validated(output, value)
+    return msgspec.convert(value, output, strict=False, dec_hook=validated)
+
+
+def foreign_schema(kind: type) -> dict[str, Any]:
+    """Return the schema of a pydantic model; msgspec calls it for types that it does not know.
+
+    Raises:
+        TypeError: It is no pydantic model.
+    """
+    if (own := getattr(kind, "model_json_schema", None)) is not None:
+        schema: dict[str, Any] = own()
+        return schema
+    raise TypeError(
+        f"{kind.__qualname__} has no JSON schema; take plain types, a pydantic model, msgspec Struct or dataclass"
+    )
+
+
+def validated(kind: type, value: Any) -> Any:  # noqa: ANN401 (plain values; a declared type)
+    """Return plain values as a pydantic model; msgspec calls it for types that it does not know.
+
+    Raises:
+        ValueError: They do not fit; the text says where, and why, and no more: a model reads it.
+        TypeError: It is no pydantic model.
+    """
+    validate = getattr(kind, "model_validate", None)
+    if validate is None:
+        raise TypeError(f"a {kind.__qualname__} cannot be made of plain values")
+    try:
         return validate(value)
-    return msgspec.convert(value, output, strict=False)
+    except ValueError as error:
+        if (problems := getattr(error, "errors", None)) is None:
+            raise
+        texts = [": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"]))) for one in problems()]
+        raise ValueError("; ".join(texts)) from None
+
+
+def lifted(schema: dict[str, Any]) -> dict[str, Any]:
+    """Move the definitions of nested schemas to the top, where their references look for them.
+
+    Raises:
+        TypeError: Two definitions have one name.
+    """
+    found: dict[str, Any] = schema.setdefault("$defs", {})
+
+    def lift(value: Any, *, is_top: bool = False) -> None:  # noqa: ANN401 (JSON)
+        if isinstance(value, dict):
+            if not is_top and "$defs" in value and ("type" in value or "$ref" in value):  # else it is a field's name
+                for name, definition in value.pop("$defs").items():
+                    if found.setdefault(name, definition) != definition:
+                        raise TypeError(f"two types are named {name}; give one of them another name")
+            for inner in list(value.values()):
+                lift(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                lift(inner)
+
+    lift(schema, is_top=True)
+    if not found:
+        del schema["$defs"]
+    return schema
 
 
 class OutputSchema(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ import msgspec
 
 from agentflow.api.chat_messages import ChatMessage, MessageRole, TextPart, read_messages
 from agentflow.api.resources import Resource, ResourceType
-from agentflow.errors import MissingPromptVariable
+from agentflow.errors import MissingPromptVariable, NotConfigured
 
 _PLACEHOLDER: Final = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\}")
 
@@ -51,9 +51,9 @@ class Prompt(Resource):
         return cls(messages=list(messages))
 
     @classmethod
-    def from_file(cls, path: str) -> Self:
-        """Return the prompt in a file."""
-        return cls(path=path)
+    def from_file(cls, path: str | Path) -> Self:
+        """Return the prompt in a file, which is read when it is used."""
+        return cls(path=str(path))
 
     @property
     def digest(self) -> str:
@@ -65,6 +65,7 @@ class Prompt(Resource):
 
         Raises:
             MissingPromptVariable: A placeholder has no value.
+            NotConfigured: There is no file at `path`, or it holds no prompt.
         """
         content = self._content()
         if isinstance(content, str):
@@ -76,6 +77,7 @@ class Prompt(Resource):
 
         Raises:
             MissingPromptVariable: A placeholder has no value.
+            NotConfigured: There is no file at `path`, or it holds no prompt.
         """
         content = self._content()
         if isinstance(content, str):
@@ -106,17 +108,49 @@ class Prompt(Resource):
         return self.messages if self.text is None else self.text
 
     def _read(self, path: str) -> str | list[ChatMessage]:
-        changed_ns = Path(path).stat().st_mtime_ns
-        kept: tuple[int, str | list[ChatMessage]] | None = self.__dict__.get("_kept")
-        if kept is None or kept[0] != changed_ns:
-            kept = self.__dict__["_kept"] = (changed_ns, _read_file(path))
+        kept: tuple[tuple[int, int], str | list[ChatMessage]] | None = self.__dict__.get("_kept")
+        try:
+            stat = Path(path).stat()
+            version = (stat.st_mtime_ns, stat.st_size)
+            if kept is None or kept[0] != version:
+                kept = self.__dict__["_kept"] = (version, _read_file(Path(path)))
+        except OSError as error:
+            raise NotConfigured(
+                f"the file of a prompt cannot be read: {error.strerror}",
+                where={"path": Path(path).absolute()},
+                expected="a text, or messages in .json or .yaml",
+                fix="a relative path begins in the directory of the process",
+            ) from None
         return kept[1]
 
 
-def _read_file(path: str) -> str | list[ChatMessage]:
-    text = Path(path).read_text(encoding="utf-8")
-    if path.endswith(".json"):
-        return read_messages(msgspec.json.decode(text))
-    if path.endswith((".yaml", ".yml")):
-        return read_messages(msgspec.yaml.decode(text))
+def _read_file(path: Path) -> str | list[ChatMessage]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() == ".json":
+            return _messages(msgspec.json.decode(text))
+        if path.suffix.lower() in (".yaml", ".yml"):
+            return _messages(msgspec.yaml.decode(text))
+    except ValueError as error:  # not UTF-8, not JSON, not YAML, or no messages
+        raise NotConfigured(
+            f"the file of a prompt does not hold one: {error}",
+            where={"path": path},
+            expected="UTF-8; in .json and .yaml a list of messages: [{role: system, content: You are …}]",
+            fix="correct it, or name it .txt or .md if it is a text",
+        ) from None
     return text.removesuffix("\n")
+
+
+def _messages(values: object) -> list[ChatMessage]:
+    """Return messages as a person has written them: what is misspelt is no silent gap."""
+    if not isinstance(values, list):
+        raise ValueError(f"it is no list, but {type(values).__name__}")  # noqa: TRY004 (of a file, not of a caller)
+    for place, value in enumerate(values):
+        if isinstance(value, dict):
+            if unknown := sorted(map(str, value.keys() - set(ChatMessage.__struct_fields__))):
+                raise ValueError(f"message {place + 1} has the unknown field {unknown[0]!r}")
+            if (role := value.get("role", MessageRole.USER)) not in list(MessageRole):
+                raise ValueError(f"message {place + 1} has the role {role!r}; there are {', '.join(MessageRole)}")
+        elif not isinstance(value, str):
+            raise ValueError(f"message {place + 1} is no message, but {value!r}")  # noqa: TRY004 (as above)
+    return read_messages(values)

@@ -90,9 +90,10 @@ class Resource:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init_subclass__(**kwargs)
-        for field in inspect.get_annotations(cls):
+        for field, hint in inspect.get_annotations(cls).items():
             default = cls.__dict__.get(field)
-            if isinstance(default, (list, dict, set)):  # a default of its own for each, as pydantic has it
+            if isinstance(default, (list, dict, set)) and "ClassVar" not in str(hint):
+                # a default of its own for each, as pydantic has it
                 setattr(cls, field, dataclasses.field(default_factory=default.copy))
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
 
@@ -126,7 +127,11 @@ class Resource:
     async def _open_alone(self) -> Self:
         if "_is_open" not in self.__dict__:
             self.__dict__["_is_open"] = True
-            await self.open()
+            try:
+                await self.open()
+            except BaseException:
+                del self.__dict__["_is_open"]  # the next one who asks tries again
+                raise
         return self
 
     def model_dump_json(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random as random_module
 import uuid as uuid_module
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -20,6 +20,8 @@ from agentflow.api.metrics import MetricGroup, MetricRegistry
 from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 
 if TYPE_CHECKING:
+    from agentflow.api.chat_history import ChatHistory
+    from agentflow.api.chat_messages import ChatMessage
     from agentflow.api.failure import Retry
     from agentflow.api.options import Configuration
     from agentflow.api.resources import ResourceType
@@ -58,8 +60,13 @@ class ContextServices(Protocol):
     encode_output: Callable[[object], bytes]
     has_tombstones: bool
     steps: Any
+    resources: Any
     report: Callable[..., object] | None
     metrics: MetricRegistry
+
+    def chat(self, ctx: RunnerContext, model: str, messages: Any, **options: Any) -> Awaitable[ChatMessage]:  # noqa: ANN401
+        """See `RunnerContext.chat`."""
+        ...
 
     def logger(self, task: Any) -> Any:  # noqa: ANN401 (the operator's task; structlog's logger)
         """Return the logger of an attempt."""
@@ -208,6 +215,12 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             )
         return MemoryObject(scope)
 
+    def chat_history(self, name: str = "default") -> ChatHistory:
+        """Return a conversation of this key, which is kept across runs in short-term memory."""
+        from agentflow.api.chat_history import ChatHistory  # what talks to no model does not pay for it
+
+        return ChatHistory(self, name)
+
     # -- effects of the action; they happen when it completes, all or none
     def send_event(self, event: Event) -> None:
         """Send an event to the actions it matches, or an `OutputEvent` out of the operator, when this action completes.
@@ -239,7 +252,10 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             msg = f"event type '{event_type}' belongs to the engine; choose another name"
             raise TypeError(msg)
         else:
-            if not event.type.isascii():
+            if event_type in _REQUESTS:  # who sends one waits for a response with its id
+                task = self._task
+                event.origin = SentOrigin(f"{task.id}/{len(self._sent or ())}", task)
+            elif not event.type.isascii():
                 check_text(event.type, "event type")
             encoded = services.encode_event(event.attributes)
         if encoded is not None and len(encoded) > services.output_max:
@@ -488,10 +504,73 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             _not_configured(feature, "no journal is configured, so the outcome could not be recorded")
         return steps
 
-    # -- declared with their final signatures; this job does not have them
+    # -- models and tools
+    @property
+    def resources(self) -> Any:  # noqa: ANN401 (`ResourceContext`, and what the built-in actions need)
+        """The agent's resources."""
+        return self._services.resources
+
     def get_resource(self, name: str, type: ResourceType) -> Any:  # noqa: A002, ANN401 (as in Flink Agents)
-        """Return a resource of the agent."""
-        _not_configured("get_resource", f"resource '{name}' ({type}) cannot be opened: this engine runs no resources")
+        """Return a resource of the agent; ``await`` it to have it open: ``await ctx.get_resource("db", …)``.
+
+        Raises:
+            NotConfigured: The agent has none of this name and type.
+            ConfigError: It cannot be built.
+        """
+        return self._services.resources.get_resource(name, type)
+
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[ChatMessage | str] | str,
+        *,
+        prompt_args: Mapping[str, Any] | None = None,
+        output: Any = None,  # noqa: ANN401 (a type or a schema)
+        tools: Sequence[Any] = (),
+        stream: Any = None,  # noqa: ANN401 (what `stream` returns)
+        max_turns: int | None = None,
+        tenant: str = "",
+        history: ChatHistory | str | None = None,
+    ) -> Awaitable[ChatMessage]:
+        """Ask a chat model of the agent, for async actions; return its last message. Each call of a model or tool is a durable step.
+
+        Args:
+            model: Name of the chat model.
+            messages: The conversation; a text is a message of the user.
+            prompt_args: Values for the placeholders of the model's prompt.
+            output: What the answer has to be: a type (msgspec Struct, dataclass, TypedDict, pydantic model) or a JSON schema; the
+                value is `ChatMessage.output`. An answer that does not fit goes back to the model with the reason.
+            tools: Tools beside those of the model: names, functions, `Tool`s. What the model wants of them is called, all calls of a
+                turn at the same time, until it answers.
+            stream: Where tokens go as they come: ``ctx.stream("answer")``.
+            max_turns: Most calls of the model; None: as the chat model says.
+            tenant: Whose rate limits count.
+            history: The conversation of this key (`chat_history`) that goes before ``messages``, and that they, what tools said and
+                the answer are added to.
+
+        Raises:
+            ModelError: No call, and no fallback model, has led to an answer.
+            BudgetExhausted: A call would spend more than a budget has left, or the turns are used up.
+            OutputInvalid: The answer does not fit ``output``, also after it was told why.
+        """
+        self._step_runner("chat")
+        return self._services.chat(
+            self,
+            model,
+            messages,
+            prompt_args=prompt_args,
+            output=output,
+            tools=tools,
+            stream=stream,
+            max_turns=max_turns,
+            tenant=tenant,
+            history=history,
+        )
+
+    # -- declared with their final signatures; this job does not have them
+    def stream(self, name: str) -> Any:  # noqa: ANN401
+        """Return a stream."""
+        _not_configured("stream", f"stream '{name}' cannot be read: this engine has no streams")
 
     @property
     def long_term_memory(self) -> Any:  # noqa: ANN401
@@ -500,6 +579,26 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
 
 
 _ENGINE_TYPES = frozenset({EventType.InputEvent, EventType.TimerEvent, EventType.CancelEvent})
+_REQUESTS = frozenset({EventType.ChatRequestEvent, EventType.ToolRequestEvent})
+
+
+class SentOrigin(msgspec.Struct, frozen=True):
+    """Where a sent request comes from; see `agentflow.api.events.EventOrigin`."""
+
+    event_id: str
+    sender: Any
+
+    @property
+    def upstream_event_id(self) -> str | None:
+        """Id of the event whose action sends this one."""
+        event_id: str = self.sender.event_id
+        return event_id
+
+    @property
+    def upstream_action_name(self) -> str | None:
+        """Name of the action that sends it."""
+        name: str = self.sender.action.name
+        return name
 
 
 def _check_size(event_type: str, size: int, services: ContextServices) -> None:

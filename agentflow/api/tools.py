@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import enum
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, overload
 
 import msgspec
 
 from agentflow.api.failure import Retry
-from agentflow.api.resources import RESOURCE_MARK, FunctionT, Resource, ResourceMark, ResourceType
+from agentflow.api.resources import RESOURCE_MARK, FunctionT, Resource, ResourceDescriptor, ResourceMark, ResourceType
 from agentflow.api.steps import OnInDoubt
 from agentflow.api.tool_schemas import ToolArguments
+from agentflow.errors import ToolArgumentsInvalid
 
 
 class ToolType(enum.StrEnum):
@@ -51,14 +52,15 @@ class ToolParameterSource(enum.StrEnum):
     CONFIG = "config"
     SENSORY_MEMORY = "sensory_memory"
     SHORT_TERM_MEMORY = "short_term_memory"
+    IDEMPOTENCY_KEY = "idempotency_key"
 
 
-class InjectedArg(msgspec.Struct, frozen=True):
+class InjectedArg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An argument of a tool that the model neither sees nor sets.
 
     Attributes:
         source: Where it comes from.
-        key: Key of the configuration, or path in memory.
+        key: Key of the configuration, or path in memory; empty: the argument's name.
     """
 
     source: ToolParameterSource = ToolParameterSource.SENSORY_MEMORY
@@ -68,6 +70,11 @@ class InjectedArg(msgspec.Struct, frozen=True):
     def from_config(cls, key: str) -> InjectedArg:
         """Take it from ``ctx.config``."""
         return cls(ToolParameterSource.CONFIG, key)
+
+    @classmethod
+    def from_idempotency_key(cls) -> InjectedArg:
+        """Take the key of the call: the same on every attempt, also after a crash; for a service that knows what it has done."""
+        return cls(ToolParameterSource.IDEMPOTENCY_KEY)
 
     @classmethod
     def from_sensory_memory(cls, key: str) -> InjectedArg:
@@ -141,25 +148,51 @@ class Tool(Resource):
         """Return a tool that calls ``func``; ``policy`` are fields of `ToolPolicy`.
 
         Raises:
-            TypeError: Its parameters cannot be described, or an injected argument is none of them.
+            TypeError: Its parameters cannot be described.
+            ValueError: An injected argument is none of them.
         """
         injected = {arg: _injected(source) for arg, source in (injected_args or {}).items()}
         arguments = ToolArguments(func, frozenset(injected))
         metadata = ToolMetadata(name or func.__name__, arguments.description, arguments.schema)
         made = FunctionTool(metadata=metadata, policy=ToolPolicy(**policy), function=func, injected_args=injected)
-        made.__dict__["arguments"] = arguments
+        made.__dict__["arguments"] = arguments  # which it would read again
         return made
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Tool:
+        """Return the tool that a function is: as ``@tool`` says, or by its hints and docstring alone."""
+        mark = getattr(function, RESOURCE_MARK, None)
+        made: Tool = mark.make(function) if isinstance(mark, ResourceMark) else cls.from_callable(function)
+        return made
+
+    @property
+    def resources(self) -> Sequence[tuple[str, ResourceType, Any]]:
+        """Resources that an agent needs beside it."""
+        return ()
 
     def call(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (a tool's own)
         """Call the tool; its result, or an awaitable of it. A plain function is called in a thread."""
         raise NotImplementedError(f"{type(self).__qualname__}.call()")
 
-    def bind(self, arguments: dict[str, Any], injected: dict[str, Any]) -> Callable[[], Any]:
+    def bind(
+        self,
+        arguments: dict[str, Any],
+        injected: dict[str, Any],
+        *,
+        meta: dict[str, Any] | None = None,  # noqa: ARG002 (for subclasses)
+    ) -> Callable[[], Any]:
         """Return the call with what a model says, and what it cannot say.
+
+        Args:
+            arguments: What the model says.
+            injected: What it cannot say.
+            meta: What goes along with the call where its protocol has a place for it (MCP).
 
         Raises:
             ToolArgumentsInvalid: What the model says does not fit.
         """
+        if not isinstance(arguments, dict):  # the model's own text, where it is no JSON object
+            raise ToolArgumentsInvalid(self.metadata.name, "they are no JSON object")
         return functools.partial(self.call, **{**arguments, **injected})
 
 
@@ -174,6 +207,11 @@ class FunctionTool(Tool):
     function: Callable[..., Any]
     injected_args: dict[str, InjectedArg] = {}
 
+    @functools.cached_property
+    def arguments(self) -> ToolArguments:
+        """What the model gives."""
+        return ToolArguments(self.function, frozenset(self.injected_args))
+
     @classmethod
     def tool_type(cls) -> ToolType:
         """Return where it comes from."""
@@ -183,18 +221,29 @@ class FunctionTool(Tool):
         """Call the function."""
         return self.function(*args, **kwargs)
 
-    def bind(self, arguments: dict[str, Any], injected: dict[str, Any]) -> Callable[[], Any]:
+    def bind(
+        self,
+        arguments: dict[str, Any],
+        injected: dict[str, Any],
+        *,
+        meta: dict[str, Any] | None = None,  # noqa: ARG002 (functions have no place for it)
+    ) -> Callable[[], Any]:
         """Return the call of the function with what a model says, as the parameters' types, and what it cannot say.
 
         Raises:
             ToolArgumentsInvalid: What the model says does not fit.
         """
-        accepted: ToolArguments = self.__dict__["arguments"]
-        return functools.partial(self.function, **{**accepted.read(self.metadata.name, arguments), **injected})
+        return functools.partial(self.function, **{**self.arguments.read(self.metadata.name, arguments), **injected})
 
     def model_dump_json(self) -> str:
         """Return what the model is told of it, for a stored plan; the function is the agent's."""
         return msgspec.json.encode(self.metadata, order="sorted").decode()
+
+
+def as_resource(name: str, kind: ResourceType, instance: object) -> object:
+    """Return what is added as a resource: of a function that is to be a tool, the tool."""
+    is_function = kind is ResourceType.TOOL and not isinstance(instance, (Resource, ResourceDescriptor))
+    return Tool.from_callable(instance, name=name) if is_function and callable(instance) else instance
 
 
 def _injected(source: InjectedArg | Mapping[str, str]) -> InjectedArg:

@@ -190,6 +190,7 @@ async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process:
         signals.close()
         if admin is not None:
             admin.close()
+        await job.resources.close()
         await telemetry.close()
         following.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -128,7 +128,7 @@ class Request(msgspec.Struct, eq=False, gc=False):
         self.failure = self.failure or error
 
 
-class Run(msgspec.Struct, eq=False):
+class Run(msgspec.Struct, eq=False, weakref=True):
     """The processing of one input of a key.
 
     Attributes:

@@ -38,6 +38,7 @@ from agentflow.environment.savepoints import savepoint_writer
 from agentflow.environment.settings import settings_of
 from agentflow.environment.telemetry import Telemetry
 from agentflow.errors import AgentflowError, ConfigError, EngineClosed, UnknownRun
+from agentflow.plan.compilation import Declared
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import RECORD_KEY, encoded_key
 from agentflow.runtime.inspection import RunView
@@ -104,6 +105,7 @@ class Engine:
         sink: Takes every output of every run too, those of timers included, as the sink of a job does; None: outputs that
             answer nobody are counted and told in the log.
         dead_letters: Takes inputs whose run failed for good; its caller gets the error either way.
+        resources: For agents that have none of this name and type: (name, type, descriptor or instance).
         event_listeners: Called with each record of the event log, in a thread of their own.
         on_event: Told of starts, restarts and the end as (name, fields).
         clock: Processing time; None: the system's.
@@ -119,6 +121,7 @@ class Engine:
         on_overload: Literal["wait", "raise"] = "wait",
         sink: Sink | Callable[[], Sink] | None = None,
         dead_letters: Sink | Callable[[], Sink] | None = None,
+        resources: Sequence[Declared] = (),
         event_listeners: Sequence[EventListener] = (),
         on_event: Callable[[str, dict[str, object]], None] | None = None,
         clock: Clock | None = None,
@@ -126,7 +129,7 @@ class Engine:
         settings, options = (config, {}) if isinstance(config, JobSettings) else settings_of(config or {})
         self.settings = _settings(settings, state_dir, in_memory=in_memory)
         agents = list(agent) if isinstance(agent, Sequence) else [agent]
-        self._plans = [_plan(one, options) for one in agents]
+        self._plans = [_plan(one, options, resources) for one in agents]
         self._places = {plan.name: place for place, plan in enumerate(self._plans)}
         if len(self._places) < max(1, len(self._plans)):
             raise ConfigError(["an engine has one agent or several, each with a name of its own"])
@@ -531,11 +534,11 @@ def _settings(settings: JobSettings, state_dir: str | None, *, in_memory: bool) 
     )
 
 
-def _plan(agent: object, options: Mapping[str, Any]) -> AgentPlan:
+def _plan(agent: object, options: Mapping[str, Any], resources: Sequence[Declared]) -> AgentPlan:
     if isinstance(agent, AgentPlan):
         return agent
     if isinstance(agent, Agent):
-        return AgentPlan.from_agent(agent, Configuration(options))
+        return AgentPlan.from_agent(agent, Configuration(options), resources)
     if isinstance(agent, type) and issubclass(agent, Agent):
         raise ConfigError([f"give an agent, not its class: {agent.__name__}()"])
     raise ConfigError([f"{agent!r} is neither an Agent nor an AgentPlan"])

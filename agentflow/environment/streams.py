@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from agentflow.api.agent import Agent
 from agentflow.api.options import Configuration
 from agentflow.api.outputs import OutputRecord
+from agentflow.api.resources import ResourceDescriptor, ResourceType
+from agentflow.api.tools import as_resource
 from agentflow.connectors.collections import CollectionSink, CollectionSource
 from agentflow.connectors.function_sink import FunctionSink
 from agentflow.connectors.function_source import FunctionSource
@@ -50,6 +52,7 @@ class AgentsExecutionEnvironment:
         self.config = Configuration(config)
         self._stream: RecordStream | None = None
         self._listeners: list[EventListener] = []
+        self.resources: list[tuple[str, ResourceType, Any]] = []
 
     @classmethod
     def get_execution_environment(
@@ -57,6 +60,13 @@ class AgentsExecutionEnvironment:
     ) -> AgentsExecutionEnvironment:
         """Return an embedded environment."""
         return cls(settings, config)
+
+    def add_resource(
+        self, name: str, resource_type: ResourceType, instance: ResourceDescriptor | object
+    ) -> AgentsExecutionEnvironment:
+        """Add a resource for all agents of this environment that have none of this name and type. Returns this environment."""
+        self.resources.append((name, resource_type, as_resource(name, resource_type, instance)))
+        return self
 
     def from_list(self, values: Iterable[object]) -> RecordStream:
         """Read values from a collection; they are encoded now, so later changes of them change nothing."""
@@ -205,7 +215,9 @@ class RecordStream:
             raise PlanError(
                 [f"agent '{agent.name}' needs a key: call .key_by('field') or .key_by(function) before apply"]
             )
-        self.stages.append(AgentStage(AgentPlan.from_agent(agent, self._environment.config), self._key_by))
+        self.stages.append(
+            AgentStage(AgentPlan.from_agent(agent, self._environment.config, self._environment.resources), self._key_by)
+        )
         return self
 
     def to_list(self) -> list[Any]:

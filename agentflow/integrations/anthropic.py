@@ -173,17 +173,23 @@ class AnthropicConnection(SdkConnection):
         import httpx2
 
         limits = httpx2.Limits(max_connections=_CONNECTIONS_MAX, keepalive_expiry=_IDLE_CONNECTION_S)
-        client = anthropic.AsyncAnthropic(
-            api_key=self.api_key or None,
-            base_url=self.base_url or None,
-            timeout=self.timeout,
-            max_retries=0,  # the engine's, as are the traces
-            open_telemetry=False,
-            http_client=anthropic.DefaultAioHttpClient(limits=limits, timeout=self.timeout),
-        )
+        http = anthropic.DefaultAioHttpClient(limits=limits, timeout=self.timeout)
+        stack.push_async_callback(http.aclose)
+        no_key = NotConfigured(f"{self!r} has no key", fix='api_key="${env:ANTHROPIC_API_KEY}"')
+        try:
+            client = anthropic.AsyncAnthropic(
+                api_key=self.api_key or None,
+                base_url=self.base_url or None,
+                timeout=self.timeout,
+                max_retries=0,  # the engine's, as are the traces
+                open_telemetry=False,
+                http_client=http,
+            )
+        except anthropic.AnthropicError:  # a profile that cannot be read
+            raise no_key from None
         self._client = await stack.enter_async_context(client)
         if not (client.api_key or client.auth_token or client.credentials):
-            raise NotConfigured(f"{self!r} has no key", fix='api_key="${env:ANTHROPIC_API_KEY}"')
+            raise no_key
 
     async def complete(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatMessage:
         """Ask the model once. See `agentflow.BaseChatModelConnection.complete`."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import re
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import urlsplit
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 _URL: Final = "https://generativelanguage.googleapis.com"
 _READ_MAX: Final = 4 * 2**20  # of one read from a socket, as the SDK has it
+_WITH_SCHEMAS: Final = re.compile(r"gemini-(?:[3-9]|[1-9]\d|flash|pro)")
 _SIGNATURE: Final = "thought_signature"
 _CALL: Final = "call"  # beside a signature: of which call
 _FINISH: Final = {"STOP": "stop", "MAX_TOKENS": "length", "CONTINUATION": "length"}
@@ -101,8 +103,8 @@ class GeminiConnection(SdkConnection):
         return url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
 
     def supports_native_structured_output(self, model: str) -> bool:
-        """Return whether the model answers by a JSON schema: those of Gemini do."""
-        return "gemini" in model
+        """Return whether the model answers by a JSON schema, also beside tools: since Gemini 3."""
+        return _WITH_SCHEMAS.search(model) is not None
 
     async def connect(self, stack: contextlib.AsyncExitStack) -> None:
         """See `SdkConnection`."""

@@ -51,6 +51,7 @@ _PATH: Final = "/api/chat"
 _TOP_LEVEL: Final = frozenset(
     {"format", "keep_alive", "think", "truncate", "shift", "logprobs", "top_logprobs"}
 )  # what the API has beside its ``options``
+_IN_WORDS: Final = "When you have all that you need, answer with JSON by this schema and nothing else: {}"
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
@@ -217,7 +218,10 @@ def request_body(request: ChatRequest, failures: Failures, *, is_streamed: bool 
         options["num_predict"] = options.pop("max_tokens")
     if options:
         body["options"] = options
-    if request.output_schema is not None:
+    if request.output_schema is not None and request.tools:  # a model that is held to a schema cannot call a tool
+        schema = msgspec.json.encode(request.output_schema).decode()
+        body["messages"].append({"role": "system", "content": _IN_WORDS.format(schema)})
+    elif request.output_schema is not None:
         body["format"] = request.output_schema
     return body
 
@@ -251,7 +255,7 @@ def _message(message: ChatMessage, names: dict[str, str], failures: Failures) ->
 
 def _sent_call(call: ToolCall) -> dict[str, Any]:
     function = {"name": call["function"]["name"], "arguments": sent_arguments(call)}
-    return {"id": call.get("original_id") or call["id"], "function": function}
+    return {"id": call.get("original_id") or call.get("id", ""), "function": function}
 
 
 class _Answer:
@@ -315,33 +319,39 @@ class ThinkTags:
     def __init__(self) -> None:
         self._held = ""
         self._tag: str | None = _OPEN  # what is looked for; None: everything is the answer
-        self._kind = DeltaKind.TEXT
+        self._follows_tag = False  # and the newlines behind it are no part of anything
 
     def split(self, piece: str) -> list[tuple[str, DeltaKind]]:
         """Return what a piece is made of; what may be part of a tag is held back."""
         self._held += piece
         found: list[tuple[str, DeltaKind]] = []
         if self._tag == _OPEN:
-            if _OPEN.startswith(self._held.lstrip()):
+            if _OPEN.startswith(begin := self._held.lstrip()):
                 return []
-            begins = self._held.lstrip().startswith(_OPEN)
-            self._tag, self._kind = (_CLOSE, DeltaKind.REASONING) if begins else (None, DeltaKind.TEXT)
-            self._held = self._held.lstrip().removeprefix(_OPEN).lstrip("\n") if begins else self._held
+            self._follows_tag = begin.startswith(_OPEN)
+            self._tag = _CLOSE if self._follows_tag else None
+            self._held = begin.removeprefix(_OPEN) if self._follows_tag else self._held
         if self._tag == _CLOSE:
             thought, tag, rest = self._held.partition(_CLOSE)
-            held = 0 if tag else _begun(thought)
-            found.append((thought[: len(thought) - held], DeltaKind.REASONING))
-            self._held = rest.lstrip("\n") if tag else thought[len(thought) - held :]
+            size = len(thought) - (0 if tag else _begun(thought))
+            found.append((self._shown(thought[:size]), DeltaKind.REASONING))
+            self._held = rest if tag else thought[size:]
             if tag:
-                self._tag, self._kind = None, DeltaKind.TEXT
+                self._tag, self._follows_tag = None, True
         if self._tag is None:
-            found.append((self._held, DeltaKind.TEXT))
+            found.append((self._shown(self._held), DeltaKind.TEXT))
             self._held = ""
         return [(text, kind) for text, kind in found if text]
 
     def rest(self) -> tuple[str, DeltaKind] | None:
         """Return what was held back to the end."""
-        return (self._held, self._kind) if self._held else None
+        return (self._held, DeltaKind.REASONING if self._tag == _CLOSE else DeltaKind.TEXT) if self._held else None
+
+    def _shown(self, text: str) -> str:
+        if self._follows_tag:
+            text = text.lstrip("\n")
+            self._follows_tag = not text
+        return text
 
 
 def _begun(text: str) -> int:

@@ -15,6 +15,7 @@ from agentflow.errors import (
     ModelError,
     ModelRejected,
     ModelUnavailable,
+    NotConfigured,
     RateLimited,
 )
 
@@ -77,10 +78,8 @@ class Failures:
 
 def kind_of(status: int, text: str) -> type[ModelError]:
     """Return the class of error for an HTTP status and what the provider says with it."""
-    if status == 429:
-        return RateLimited
-    if status >= 500 or status in _MAY_PASS:
-        return ModelUnavailable
+    if status == 429 or status >= 500 or status in _MAY_PASS:
+        return RateLimited if status == 429 else ModelUnavailable
     if status in {400, 413} and _TOO_LONG.search(text):
         return ContextTooLong
     if status in {400, 403} and _REFUSED.search(text):
@@ -100,3 +99,10 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
     except ValueError:
         return None
+
+
+def missing_package(extra: str, package: str = "its SDK") -> NotConfigured:
+    """Return the error of a connection without a package that comes with an extra of agentflow."""
+    return NotConfigured(
+        f"a connection cannot be opened: {package} is not installed", fix=f"pip install 'agentflow[{extra}]'"
+    )

@@ -8,7 +8,7 @@ import importlib
 from typing import Self
 
 from agentflow.api.chat_models import BaseChatModelConnection
-from agentflow.errors import NotConfigured
+from agentflow.integrations.provider_errors import missing_package
 
 
 class SdkConnection(BaseChatModelConnection):
@@ -54,8 +54,7 @@ async def load(extra: str, *modules: str) -> None:
     try:
         await asyncio.to_thread(_import, modules)
     except ModuleNotFoundError as error:
-        what = f"package '{error.name or modules[0]}' is not installed"
-        raise NotConfigured(what, fix=f"pip install 'agentflow[{extra}]'") from None
+        raise missing_package(extra, f"package '{error.name or modules[0]}'") from None
 
 
 def _import(modules: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,8 @@ from agentflow.api.durations import duration_ms
 from agentflow.api.events import EventType
 from agentflow.api.failure import OnError, Retry
 from agentflow.api.options import Configuration
+from agentflow.api.resources import ResourceType
+from agentflow.api.tools import Tool
 from agentflow.plan.action import Action, ActionKind
 from agentflow.plan.conditions import Condition
 from agentflow.plan.functions import check_function, kind_of
@@ -41,8 +43,21 @@ class CompiledAgent(msgspec.Struct, frozen=True):
     on_new_input: str = "queue"
 
 
-def compile_agent(agent: Agent, config: Configuration | Mapping[str, Any] | None) -> CompiledAgent:
+Declared = tuple[str, ResourceType, Any]
+"""A resource as it is declared: name, type, descriptor or instance."""
+
+_OF_MODELS = (ResourceType.CHAT_MODEL, ResourceType.TOOL, ResourceType.MCP_SERVER)
+
+
+def compile_agent(
+    agent: Agent, config: Configuration | Mapping[str, Any] | None, shared: Sequence[Declared] = ()
+) -> CompiledAgent:
     """Check and compile ``agent``.
+
+    Args:
+        agent: The agent.
+        config: Options of the job for its agents.
+        shared: Resources of the environment; the agent's own ones of the same type and name take their place.
 
     Raises:
         PlanError: With all problems.
@@ -60,7 +75,10 @@ def compile_agent(agent: Agent, config: Configuration | Mapping[str, Any] | None
         problems.add(f"the agent's name is {name!r}", expected="a text that is not blank", fix="Agent(name='reviews')")
     if agent.on_new_input not in _ON_NEW_INPUT:
         problems.add(f"on_new_input={agent.on_new_input!r}", expected=f"one of: {', '.join(_ON_NEW_INPUT)}")
+    resources = _resources(agent, shared, problems)
     declared = agent.actions
+    if any(resource.type in _OF_MODELS for resource in resources):
+        declared += _built_in({name for name, _, _ in declared})
     if not declared:
         problems.add(
             "it has no actions", expected="at least one", fix="decorate a function with @action, or call add_action"
@@ -72,12 +90,29 @@ def compile_agent(agent: Agent, config: Configuration | Mapping[str, Any] | None
         if action is not None:
             actions.append(action)
             conditions[action.name] = compiled
-    resources = plan_resources(agent.resources, problems)
     configuration = _configuration(config, problems)
     problems.raise_all()
     return CompiledAgent(
         name, tuple(actions), conditions, resources, configuration, tuple(agent.errors), agent.on_new_input
     )
+
+
+def _resources(agent: Agent, shared: Sequence[Declared], problems: ProblemList) -> tuple[PlannedResource, ...]:
+    try:
+        own = agent.resources
+    except (TypeError, ValueError) as error:  # a function that cannot be a tool
+        problems.add(str(error), expected="tools with named parameters whose types a JSON schema can tell")
+        return ()
+    own += [needed for _, _, made in own if isinstance(made, Tool) for needed in made.resources]
+    names = {(kind, name) for name, kind, _ in own}
+    return plan_resources([one for one in shared if (one[1], one[0]) not in names] + own, problems)
+
+
+def _built_in(names: set[str]) -> list[tuple[str, ActionDeclaration, Callable[..., Any]]]:
+    """Return the actions that serve models and tools, but those in whose place the agent has its own."""
+    from agentflow.actions.built_in import BUILT_IN_ACTIONS  # agents without models do not pay for it
+
+    return [action for action in BUILT_IN_ACTIONS if action[0] not in names]
 
 
 def _configuration(config: Configuration | Mapping[str, Any] | None, problems: ProblemList) -> Configuration:

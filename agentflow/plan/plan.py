@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agentflow.api.agent import Agent
 from agentflow.api.options import Configuration
 from agentflow.errors import ConditionError
 from agentflow.plan.action import Action, ActionKind, ConditionFailure
-from agentflow.plan.compilation import CompiledAgent, compile_agent
+from agentflow.plan.compilation import CompiledAgent, Declared, compile_agent
 from agentflow.plan.conditions import Condition
 from agentflow.plan.planned_resources import PlannedResource
 
@@ -52,13 +52,23 @@ class AgentPlan:
         self.has_conditions: bool = bool(self._conditional)
 
     @classmethod
-    def from_agent(cls, agent: Agent, config: Configuration | Mapping[str, Any] | None = None) -> AgentPlan:
-        """Compile an agent. No code of the agent runs.
+    def from_agent(
+        cls,
+        agent: Agent,
+        config: Configuration | Mapping[str, Any] | None = None,
+        resources: Sequence[Declared] = (),
+    ) -> AgentPlan:
+        """Compile an agent. No code of the agent runs but the functions that describe its resources.
+
+        Args:
+            agent: The agent.
+            config: Options of the job for its agents.
+            resources: Of the environment, as (name, type, descriptor or instance), for what the agent has not itself.
 
         Raises:
             PlanError: With all problems.
         """
-        return cls(compile_agent(agent, config))
+        return cls(compile_agent(agent, config, resources))
 
     def match(self, event_type: str, attributes: Callable[[], dict[str, Any]]) -> list[Action | ConditionFailure]:
         """Return what an event triggers: actions that name its type, then actions by condition; each at most once.

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from agentflow.api.references import MASK, has_reference, is_secret_name
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.plan.payloads import json_problem, reference
 from agentflow.plan.problems import ProblemList, nearest
@@ -34,6 +35,11 @@ class PlannedResource(msgspec.Struct, frozen=True, eq=False):
     type: ResourceType
     instance: Any
     stored: msgspec.Raw | None
+
+    @property
+    def key(self) -> tuple[str, ResourceType, int]:
+        """What it is known by in a worker: agents that share it have it from one declaration."""
+        return self.name, self.type, id(self.instance)
 
     @property
     def clazz(self) -> str:
@@ -135,8 +141,10 @@ def _stored(instance: Any, place: str, problems: ProblemList) -> msgspec.Raw | N
 def _stored_descriptor(descriptor: ResourceDescriptor, place: str, problems: ProblemList) -> msgspec.Raw | None:
     is_usable = True
     parts = descriptor.clazz.split(".") if isinstance(descriptor.clazz, str) else []
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        problems.add(f"its class is {descriptor.clazz!r}", place=place, expected="'package.module.Class'")
+    if not parts or not all(part.replace("-", "_").isidentifier() for part in parts):
+        problems.add(
+            f"its class is {descriptor.clazz!r}", place=place, expected="'package.module.Class', or a registered name"
+        )
         is_usable = False
     wrong = json_problem(descriptor.arguments)
     if wrong is not None or not isinstance(descriptor.arguments, dict):
@@ -148,7 +156,16 @@ def _stored_descriptor(descriptor: ResourceDescriptor, place: str, problems: Pro
         is_usable = False
     if not is_usable:
         return None
-    return _raw({"descriptor": {"class": descriptor.clazz, "arguments": descriptor.arguments}})
+    arguments = {name: _without_secret(name, value) for name, value in descriptor.arguments.items()}
+    return _raw({"descriptor": {"class": descriptor.clazz, "arguments": arguments}})
+
+
+def _without_secret(name: str, value: Any) -> Any:  # noqa: ANN401 (JSON)
+    """Return an argument for the stored plan: a reference to a secret stays, a secret itself does not."""
+    if isinstance(value, dict):
+        return {inner: _without_secret(inner, one) for inner, one in value.items()}
+    is_secret = isinstance(value, str) and value and is_secret_name(name) and not has_reference(value)
+    return MASK if is_secret else value
 
 
 def _instance_json(instance: object) -> bytes:

@@ -51,6 +51,7 @@ from agentflow.runtime.record_reader import RecordReader
 from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.replay_check import diverging_runs, is_changed
 from agentflow.runtime.requests import RequestTable, closed
+from agentflow.runtime.resources import Resources
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.signals import SignalReader, encode_control, encode_signal
@@ -138,6 +139,8 @@ class Job:
         self._stops = 0
         self._stopped = asyncio.Event()
         self._metrics = spec.metrics or MetricRegistry()
+        self.resources = spec.resources or Resources()
+        """What its agents have opened: models, tools."""
 
     @property
     def figures(self) -> SubtaskFigures | None:
@@ -304,6 +307,8 @@ class Job:
         finally:
             if self._requests is not None and self._requests is not self._spec.requests:
                 self._requests.close(closed())
+            if self._spec.resources is None:
+                await self.resources.close()
             if self._spec.on_end is not None:
                 await self._spec.on_end()
 
@@ -500,6 +505,7 @@ class Job:
             services.shown_key = Redaction(settings.redaction).key
             if settings.tracing.enabled:
                 services.trace_id = TraceIds(incarnation, settings.tracing.sample_ratio).sampled_trace_id
+            services.resources = self.resources.of(stage.plan)
             services.has_tombstones = is_last and spec.has_tombstones
             if is_last and (output_max := sinks["sink"].record_max_bytes) is not None:
                 services.output_max = min(services.record_max, output_max)

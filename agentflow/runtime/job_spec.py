@@ -12,6 +12,7 @@ from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import KeyBy
 from agentflow.runtime.ports import KeyedState, Observer, Signals, Sink, Source
 from agentflow.runtime.requests import RequestTable
+from agentflow.runtime.resources import Resources
 from agentflow.runtime.savepoints import WriteSavepoint
 from agentflow.runtime.settings import JobSettings
 
@@ -44,6 +45,7 @@ class JobSpec(msgspec.Struct, frozen=True):
         metrics: What the agents' own metrics are kept in; None: something that nobody exports.
         subtask: Number of the subtask.
         on_end: Called when the job has ended, for good.
+        resources: Resources of the worker process, which outlive the job; None: it has its own, and closes them at its end.
         write_savepoint: Writes savepoints; None: the job's state cannot be handed out.
     """
 
@@ -64,3 +66,4 @@ class JobSpec(msgspec.Struct, frozen=True):
     subtask: int = 0
     on_end: Callable[[], Awaitable[None]] | None = None
     write_savepoint: WriteSavepoint | None = None
+    resources: Resources | None = None

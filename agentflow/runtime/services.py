@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import msgspec
 
+from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.encoding import encode_msgpack
 from agentflow.api.memory import MemoryLimits
 from agentflow.api.metrics import MetricRegistry
+from agentflow.api.runner_context import RunnerContext
 from agentflow.core.operator import Operator
 from agentflow.core.records import Record
 from agentflow.core.runs import ActionTask, KeyState
 from agentflow.runtime.logs import Fields, LazyLogger
 from agentflow.runtime.ports import KeyedState
+from agentflow.runtime.resources import AgentResources, Resources
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.step_runner import StepRunner
 
@@ -59,6 +62,7 @@ class OperatorServices:
         self._get, self._scan = state.get, state.scan
         self._operator = operator.index
         self.steps: StepRunner | None = None
+        self.resources: AgentResources = Resources().of(plan)
         self.report: Callable[..., object] | None = None
         self.metrics = MetricRegistry()
         self._grow = operator.keys.grow
@@ -82,6 +86,12 @@ class OperatorServices:
         self._grow(owner, [value for _, value in found])
         owner.is_loaded = True
         return memory.get(path)
+
+    def chat(self, ctx: RunnerContext, model: str, messages: Any, **options: Any) -> Awaitable[ChatMessage]:  # noqa: ANN401
+        """See `RunnerContext.chat`."""
+        from agentflow.actions.chat_loop import chat  # agents without models do not pay for it
+
+        return chat(ctx, model, messages, **options)
 
     def logger(self, task: ActionTask) -> LazyLogger:
         """Return the logger of an attempt."""

@@ -12,12 +12,24 @@ import inspect
 import typing
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from agentflow.api.encoding import text_of, traceback_of
-from agentflow.errors import AgentflowError, InDoubt, NotRecordable, StepFailed
+from agentflow.errors import (
+    AgentflowError,
+    BudgetExhausted,
+    ContentRefused,
+    ContextTooLong,
+    InDoubt,
+    ModelError,
+    ModelRejected,
+    ModelUnavailable,
+    NotRecordable,
+    RateLimited,
+    StepFailed,
+)
 
 _IN_DOUBT = f"{InDoubt.__module__}.{InDoubt.__qualname__}"
 _PLAIN = (bool, int, float, str, bytes)
@@ -169,6 +181,14 @@ def decode_result(function: Callable[..., Any], payload: bytes) -> Any:  # noqa:
     return (result_decoder(function) or _decode_plain)(payload)
 
 
+_REBUILT: Final = frozenset(
+    {BudgetExhausted, ContentRefused, ContextTooLong, ModelError, ModelRejected, ModelUnavailable, RateLimited}
+)
+"""Errors of ours that come back as what they are: their arguments say all."""
+
+_OF_MODELS: Final = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _REBUILT}
+
+
 def _is_plain(value: object) -> bool:
     kind = type(value)
     if value is None or kind in _PLAIN:
@@ -205,10 +225,11 @@ def decode_error(payload: bytes, known: typing.Mapping[str, type[Exception]]) ->
     error = _decode_error(payload)
     if error.type == _IN_DOUBT:
         return InDoubt(error.text.partition("\n")[0])
-    kind = known.get(error.type)
-    if kind is not None and error.args is not None and not issubclass(kind, AgentflowError):
+    kind = known.get(error.type) or _OF_MODELS.get(error.type)
+    if kind is not None and error.args is not None and (kind in _REBUILT or not issubclass(kind, AgentflowError)):
         try:
-            return kind(*_decode_plain(error.args))
+            found: Exception = kind(*_decode_plain(error.args))
+            return found
         except TypeError:  # it takes other arguments than those that it keeps
             pass
     return StepFailed(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from agentflow.testing.faults import Fault, FaultySink, FaultySource, FaultyState, Machine, SimulatedCrash
 from agentflow.testing.lives import Lives
 from agentflow.testing.operator_harness import OperatorHarness
+from agentflow.testing.scripted_models import ScriptedChatModel, ScriptedConnection
 from agentflow.testing.simulation import SimulationReport, simulate, simulate_every_point
 from agentflow.testing.virtual_time import VirtualClock, VirtualTimeLoop, VirtualTimeStopped
 
@@ -19,6 +20,8 @@ __all__ = [
     "Lives",
     "Machine",
     "OperatorHarness",
+    "ScriptedChatModel",
+    "ScriptedConnection",
     "SimulatedCrash",
     "SimulationReport",
     "VirtualClock",

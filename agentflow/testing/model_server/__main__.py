@@ -55,11 +55,11 @@ async def _serve(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Serve until a signal comes."""
     run = asyncio.run
-    with contextlib.suppress(ImportError):  # the server is twice as fast with it
+    with contextlib.suppress(ImportError):  # with it, a third more answers per second
         from uvloop import run
     try:
         run(_serve(_arguments()))
-    except AgentflowError as error:
+    except (AgentflowError, OSError) as error:  # what the options name is not there, or the port is taken
         sys.exit(str(error))
 
 

@@ -110,7 +110,7 @@ def _item_events(item: Mapping[str, Any], count: int) -> Iterator[tuple[str, dic
     if item["type"] == "function_call":
         for piece in pieces(item["arguments"], count):
             yield "response.function_call_arguments.delta", {"delta": piece}
-        yield "response.function_call_arguments.done", {"arguments": item["arguments"], "name": item["name"]}
+        yield "response.function_call_arguments.done", {"arguments": item["arguments"]}
         return
     if item["type"] == "reasoning":
         part, begin, text, at = item["summary"][0], "reasoning_summary_part", "reasoning_summary_text", "summary_index"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import json
+import runpy
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -211,12 +211,11 @@ def read_script(place: str) -> Decide:
         ConfigError: There is none.
     """
     file, _, name = place.rpartition(":")
-    names: dict[str, Any] = {"__name__": "model_server_script", "__file__": file}
     try:
-        exec(compile(Path(file).read_text(encoding="utf-8"), file, "exec"), names)  # noqa: S102 (the user's own script)
+        found = runpy.run_path(file).get(name)
     except OSError as error:
         raise ConfigError([f"--script {place}: {error.strerror}"]) from error
-    if not callable(found := names.get(name)):
-        raise ConfigError([f"--script {place}: the file has no function {json.dumps(name)}"])
+    if not callable(found):
+        raise ConfigError([f"--script {place}: the file has no function '{name}'"])
     decide: Decide = found
     return decide

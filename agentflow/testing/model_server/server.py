@@ -186,6 +186,8 @@ class ModelServer:
             await response.write_eof()
             request.is_answered = True
             self.answered += 1
+        except ConnectionError as error:  # the client went away just now: as if its end had come a moment earlier
+            raise asyncio.CancelledError from error
         finally:
             self.in_flight -= 1
         return response
@@ -284,8 +286,10 @@ class ModelServer:
         return response
 
 
-def _request(*arguments: Any) -> web.BaseRequest:  # noqa: ANN401 (aiohttp's own)
-    return web.BaseRequest(*arguments, asyncio.get_running_loop(), client_max_size=BODY_MAX_BYTES)
+def _request(*parts: Any) -> web.BaseRequest:  # noqa: ANN401 (what aiohttp has read of it, which is its own business)
+    message, payload, protocol, writer, task = parts
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=BODY_MAX_BYTES)
 
 
 def _id_header(request: ModelRequest) -> dict[str, str]:

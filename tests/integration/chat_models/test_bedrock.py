@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from agentflow.api.chat_messages import ChatMessage
+from agentflow.api.chat_models import ChatRequest
+from agentflow.errors import NotConfigured, RateLimited
 from agentflow.integrations.aiobotocore_bedrock import BedrockConnection
 from agentflow.testing.conformance.chat_model import ChatModelConformance
+from agentflow.testing.model_server import ModelServer, StreamFailed
 
 
 class TestBedrock(ChatModelConformance):
@@ -22,3 +26,23 @@ class TestBedrock(ChatModelConformance):
             aws_access_key_id=self.credential,
             aws_secret_access_key="wJalrXUtnFEMI",
         )
+
+
+async def test_connection_without_a_region_is_not_configured(monkeypatch, tmp_path):
+    for name in "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE":
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(NotConfigured):
+        await BedrockConnection(aws_access_key_id="a", aws_secret_access_key="b")
+
+
+async def test_throttling_within_a_stream_is_a_rate_limit():
+    async with ModelServer(StreamFailed(status=429)) as server:
+        connection = BedrockConnection(
+            region_name="eu-central-1", endpoint_url=server.url, aws_access_key_id="a", aws_secret_access_key="b"
+        )
+        with pytest.raises(RateLimited):
+            await connection.complete(
+                ChatRequest(model="m", messages=[ChatMessage(content="hi")]), on_delta=lambda _: None
+            )
+        await connection.close()

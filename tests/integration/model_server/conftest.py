@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agentflow.testing.model_server import ModelServer
+from agentflow.testing.model_server import Fault, Hung, ModelServer, Stalled
 
 SCHEMA = {
     "type": "object",
@@ -28,6 +28,12 @@ async def serve() -> AsyncIterator[Serve]:
             return await stack.enter_async_context(ModelServer(answer, **options))
 
         yield start
+
+
+@pytest.fixture
+def patience() -> Callable[[Fault], float]:
+    """Say how many seconds a client waits: long for what comes in any case, however busy the machine is."""
+    return lambda fault: 0.7 if isinstance(fault, Hung | Stalled) else 20
 
 
 @pytest.fixture

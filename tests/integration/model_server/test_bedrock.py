@@ -38,14 +38,14 @@ async def client_of():
     """Return a function that makes a client of a server."""
     async with AsyncExitStack() as stack:
 
-        async def make(server, timeout_s=5):
+        async def make(server, patience_s=20):
             client = get_session().create_client(
                 "bedrock-runtime",
                 endpoint_url=server.url,
                 region_name="us-east-1",
                 aws_access_key_id="AKIASECRET",
                 aws_secret_access_key="x",
-                config=AioConfig(read_timeout=timeout_s, retries={"total_max_attempts": 1}),
+                config=AioConfig(read_timeout=patience_s, retries={"total_max_attempts": 1}),
             )
             return await stack.enter_async_context(client)
 
@@ -56,8 +56,8 @@ async def client_of():
 def ask(serve, client_of):
     """Return a function that starts a server with an answer, and calls it."""
 
-    async def call(answer, timeout_s=5):
-        return await (await client_of(await serve(answer), timeout_s)).converse(**ASK)
+    async def call(answer, patience_s=20):
+        return await (await client_of(await serve(answer), patience_s)).converse(**ASK)
 
     return call
 
@@ -66,8 +66,8 @@ def ask(serve, client_of):
 def stream(serve, client_of):
     """Return a function that starts a server with an answer, and yields what it streams."""
 
-    async def call(answer, timeout_s=5):
-        answered = await (await client_of(await serve(answer), timeout_s)).converse_stream(**ASK)
+    async def call(answer, patience_s=20):
+        answered = await (await client_of(await serve(answer), patience_s)).converse_stream(**ASK)
         try:
             async for event in answered["stream"]:
                 yield event
@@ -192,9 +192,9 @@ async def test_error_of_the_provider_has_its_code_and_words(ask, stream, fault, 
         (Cut(), exceptions.ConnectionClosedError),
     ],
 )
-async def test_missing_answer_raises_its_class(ask, fault, error):
+async def test_missing_answer_raises_its_class(ask, patience, fault, error):
     with pytest.raises(error):
-        await ask(fault, timeout_s=0.3)
+        await ask(fault, patience(fault))
 
 
 async def test_malformed_body_is_an_answer_without_output(ask):
@@ -211,9 +211,9 @@ async def test_malformed_body_is_an_answer_without_output(ask):
         (MalformedBody(reply=Reply("abcdefgh")), ChecksumMismatch),
     ],
 )
-async def test_broken_stream_raises_its_class(stream, fault, error):
+async def test_broken_stream_raises_its_class(stream, patience, fault, error):
     seen = ""
     with pytest.raises(error):  # noqa: PT012 (the loop is what raises)
-        async for event in stream(fault, timeout_s=0.3):
+        async for event in stream(fault, patience(fault)):
             seen += event["contentBlockDelta"]["delta"]["text"] if "contentBlockDelta" in event else ""
     assert seen in {"abcd", "ab"}

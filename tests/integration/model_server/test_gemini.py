@@ -37,9 +37,9 @@ async def client_of():
     """Return a function that makes a client of a server."""
     clients = []
 
-    def make(server, timeout_ms=5_000):
+    def make(server, patience_s=20):
         options = types.HttpOptions(
-            base_url=server.url, timeout=timeout_ms, retry_options=types.HttpRetryOptions(attempts=1)
+            base_url=server.url, timeout=round(patience_s * 1_000), retry_options=types.HttpRetryOptions(attempts=1)
         )
         clients.append(genai.Client(api_key="secret", vertexai=False, http_options=options))
         return clients[-1].aio.models
@@ -54,8 +54,8 @@ async def client_of():
 def ask(serve, client_of):
     """Return a function that starts a server with an answer, and calls it."""
 
-    async def call(answer, timeout_ms=5_000, **options):
-        return await client_of(await serve(answer), timeout_ms).generate_content(**{**ASK, **options})
+    async def call(answer, patience_s=20, **options):
+        return await client_of(await serve(answer), patience_s).generate_content(**{**ASK, **options})
 
     return call
 
@@ -64,8 +64,8 @@ def ask(serve, client_of):
 def stream(serve, client_of):
     """Return a function that starts a server with an answer, and yields what it streams."""
 
-    async def call(answer, timeout_ms=5_000):
-        client = client_of(await serve(answer), timeout_ms)
+    async def call(answer, patience_s=20):
+        client = client_of(await serve(answer), patience_s)
         async for chunk in await client.generate_content_stream(**ASK):
             yield chunk
 
@@ -209,9 +209,9 @@ async def test_errors_have_the_provider_s_words(ask):
         (MalformedBody(), ValueError),
     ],
 )
-async def test_missing_answer_raises_its_class(ask, fault, error):
+async def test_missing_answer_raises_its_class(ask, patience, fault, error):
     with pytest.raises(error):
-        await ask(fault, timeout_ms=300)
+        await ask(fault, patience(fault))
 
 
 @pytest.mark.parametrize(
@@ -223,9 +223,9 @@ async def test_missing_answer_raises_its_class(ask, fault, error):
         (MalformedBody(reply=Reply("abcdefgh")), errors.UnknownApiResponseError),
     ],
 )
-async def test_broken_stream_raises_its_class(stream, fault, error):
+async def test_broken_stream_raises_its_class(stream, patience, fault, error):
     seen = ""
     with pytest.raises(error):  # noqa: PT012 (the loop is what raises)
-        async for chunk in stream(fault, timeout_ms=300):
+        async for chunk in stream(fault, patience(fault)):
             seen += chunk.text
     assert seen in {"abcd", "ab"}

@@ -35,9 +35,9 @@ async def client_of():
     """Return a function that makes a client of a server."""
     clients = []
 
-    def make(server, timeout=5):
+    def make(server, patience_s=20):
         headers = {"Authorization": "Bearer secret"}
-        clients.append(ollama.AsyncClient(host=server.url, timeout=timeout, headers=headers))
+        clients.append(ollama.AsyncClient(host=server.url, timeout=patience_s, headers=headers))
         return clients[-1]
 
     yield make
@@ -49,8 +49,8 @@ async def client_of():
 def ask(serve, client_of):
     """Return a function that starts a server with an answer, and calls it."""
 
-    async def call(answer, timeout=5, **options):
-        return await client_of(await serve(answer), timeout).chat(**ASK, **options)
+    async def call(answer, patience_s=20, **options):
+        return await client_of(await serve(answer), patience_s).chat(**ASK, **options)
 
     return call
 
@@ -130,9 +130,9 @@ async def test_error_of_the_provider_has_its_status_and_words(ask, fault, status
         (MalformedBody(), ValueError),
     ],
 )
-async def test_missing_answer_raises_its_class(ask, fault, error):
+async def test_missing_answer_raises_its_class(ask, patience, fault, error):
     with pytest.raises(error):
-        await ask(fault, timeout=0.3)
+        await ask(fault, patience(fault))
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ async def test_missing_answer_raises_its_class(ask, fault, error):
         (MalformedBody(reply=Reply("abcdefgh")), ValueError),
     ],
 )
-async def test_broken_stream_raises_its_class(ask, fault, error):
+async def test_broken_stream_raises_its_class(ask, patience, fault, error):
     seen = ""
     with pytest.raises(error):  # noqa: PT012 (the loop is what raises)
-        async for line in await ask(fault, timeout=0.3, stream=True):
+        async for line in await ask(fault, patience(fault), stream=True):
             seen += line.message.content
     assert seen in {"abcd", "ab"}
 

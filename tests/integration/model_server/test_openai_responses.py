@@ -29,7 +29,7 @@ async def ask(serve):
 
     async def call(answer, **options):
         server = await serve(answer)
-        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="sk-secret", max_retries=0, timeout=5)
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="sk-secret", max_retries=0, timeout=20)
         clients.append(client)
         return await client.responses.create(**{**ASK, **options})
 
@@ -54,11 +54,11 @@ async def test_reply_has_text_reasoning_calls_and_usage(ask):
 async def test_stream_adds_up_to_the_reply(serve):
     reply = Reply("In Bern.", [ToolCall("weather", {"city": "Bern"})], reasoning="Thinking of it.", usage=USAGE)
     server = await serve(reply)
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k") as client:
-        async with client.responses.stream(**ASK) as stream:
-            events = [event async for event in stream]
-            final = await stream.get_final_response()
-    deltas = {kind: "" for kind in ("output_text", "reasoning_summary_text", "function_call_arguments")}
+    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="k")
+    async with client, client.responses.stream(**ASK) as stream:
+        events = [event async for event in stream]
+        final = await stream.get_final_response()
+    deltas = dict.fromkeys(("output_text", "reasoning_summary_text", "function_call_arguments"), "")
     for event in events:
         if event.type.endswith(".delta"):
             deltas[event.type.split(".")[1]] += event.delta
@@ -157,9 +157,9 @@ async def test_error_of_the_provider_raises_its_class(ask, fault, error, code, i
         (MalformedBody(reply=Reply("abcdefgh")), ValueError),
     ],
 )
-async def test_broken_stream_raises_its_class(ask, fault, error):
+async def test_broken_stream_raises_its_class(ask, patience, fault, error):
     seen = ""
-    stream = await ask(fault, stream=True, timeout=0.3)
+    stream = await ask(fault, stream=True, timeout=patience(fault))
     with pytest.raises(error):  # noqa: PT012 (the loop is what raises)
         async for event in stream:
             seen += event.delta if event.type == "response.output_text.delta" else ""

@@ -90,7 +90,7 @@ async def test_request_of_a_client_that_goes_away_is_received_and_not_answered(s
     call = asyncio.create_task(chat(http, server, stream=is_stream))
     await came.wait()
     call.cancel()
-    while server.in_flight:
+    while server.in_flight:  # noqa: ASYNC110 (the server has no event for it)
         await asyncio.sleep(0)
     assert (server.count(), server.answered, [one.is_answered for one in server.requests]) == (1, 0, [False])
 
@@ -139,6 +139,18 @@ async def test_body_that_is_no_json_is_an_error_and_no_request(serve, http):
     async with http.post(server.url + CHAT, data=b'{"model": ') as answer:
         assert (answer.status, (await answer.json())["error"]["type"]) == (400, "invalid_request_error")
     assert server.count() == 0
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "X-Idempotency-Key", "idempotency-key"])
+async def test_idempotency_key_has_two_names(serve, http, name):
+    server = await serve()
+    async with http.post(server.url + CHAT, json={"model": "m", "messages": []}, headers={name: "k-1"}):
+        assert server.requests[0].idempotency_key == "k-1"
+    assert (server.count(idempotency_key="k-1"), server.count("m", "k-1"), server.count(idempotency_key="k-2")) == (
+        1,
+        1,
+        0,
+    )
 
 
 async def test_unknown_path_is_not_found(serve, http):

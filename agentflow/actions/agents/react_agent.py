@@ -1,0 +1,177 @@
+"""`ReActAgent`: a model that thinks, calls tools, and answers: an agent without code of one's own.
+
+agent = ReActAgent(
+    chat_model=ResourceDescriptor("openai", connection="openai", model="gpt-5-mini"),
+    prompt=Prompt.from_text("You answer questions about orders. The question: {input}"),
+    output_schema=Answer,
+    tools=[find_orders],
+)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from agentflow.api.agent import Agent
+from agentflow.api.chat_events import ChatRequestEvent, ChatResponseEvent
+from agentflow.api.chat_messages import ChatMessage, MessageRole
+from agentflow.api.events import Event, EventType, OutputEvent
+from agentflow.api.output_schemas import schema_of
+from agentflow.api.prompts import Prompt
+from agentflow.api.resources import ResourceDescriptor, ResourceType
+from agentflow.api.runner_context import RunnerContext
+from agentflow.api.tools import Tool, ToolMetadata, ToolType
+from agentflow.errors import RecordError
+
+_PLAIN: Final = (bool, int, float, str)
+
+
+class ReActAgent(Agent):
+    """Asks its model about each input, lets it call tools until it answers, and sends the answer out.
+
+    An input that is a text or a number is the prompt's ``{input}``; the fields of an object are its placeholders by their names. The
+    output is the answer by ``output_schema``, or its text.
+
+    Args:
+        chat_model: The model: descriptor of its setup, a setup, or the name of one that the environment has.
+        prompt: What the model is told with each input: a prompt, or the name of one; None: the input itself.
+        output_schema: What the answer has to be: a type or a JSON schema; None: a text.
+        tools: What the model may call beside the tools of its setup: functions, tools, agents (`as_tool`), or names.
+        max_turns: Most calls of the model for one input; None: as the setup says.
+        name: Name of the agent; None: ``ReActAgent``.
+    """
+
+    def __init__(
+        self,
+        *,
+        chat_model: ResourceDescriptor | Any,  # noqa: ANN401 (a setup, or a name)
+        prompt: Prompt | str | None = None,
+        output_schema: Any = None,  # noqa: ANN401 (a type or a schema)
+        tools: Sequence[Any] = (),
+        max_turns: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.prompt = prompt
+        self.max_turns = max_turns
+        self.output_schema = None if output_schema is None else schema_of(output_schema)
+        self.chat_model: str = chat_model if isinstance(chat_model, str) else f"{self.name}.chat_model"
+        if not isinstance(chat_model, str):
+            self.add_resource(self.chat_model, ResourceType.CHAT_MODEL, chat_model)
+        self.tools = [self._tool_name(tool) for tool in tools]
+        self.add_action("start_action", EventType.InputEvent, self._start)
+        self.add_action("stop_action", EventType.ChatResponseEvent, _stop)
+
+    def as_tool(self, name: str, description: str) -> AgentTool:
+        """Return this agent as a tool for another one's model: its conversation is part of the other one's run, each call a step.
+
+        Args:
+            name: Name of the tool.
+            description: What the other model is told of it.
+        """
+        metadata = ToolMetadata(
+            name,
+            description,
+            {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]},
+        )
+        return AgentTool(metadata=metadata, agent=self)
+
+    def messages_for(self, value: Any, ctx: RunnerContext) -> list[ChatMessage]:  # noqa: ANN401 (an input)
+        """Return what the model is asked about an input.
+
+        Raises:
+            RecordError: The input is an object, and there is no prompt that says what to make of it.
+        """
+        arguments = _prompt_args(value)
+        if self.prompt is None:
+            if not isinstance(value, _PLAIN):
+                raise RecordError(
+                    f"the input of agent '{self.name}' is a {type(value).__name__}, and the agent has no prompt",
+                    expected="a text or a number, or a prompt with placeholders for the fields of the input",
+                    fix="ReActAgent(prompt=Prompt.from_text('… {field} …'))",
+                )
+            return [ChatMessage(MessageRole.USER, str(value))]
+        prompt = self.prompt if isinstance(self.prompt, Prompt) else ctx.get_resource(self.prompt, ResourceType.PROMPT)
+        messages: list[ChatMessage] = prompt.format_messages(MessageRole.USER, **arguments)
+        return messages
+
+    def _start(self, event: Event, ctx: RunnerContext) -> None:
+        messages = self.messages_for(event.attributes["input"], ctx)
+        ctx.send_event(
+            ChatRequestEvent(
+                self.chat_model,
+                messages,
+                prompt_args=_prompt_args(event.attributes["input"]),
+                output_schema=self.output_schema,
+                tools=self.tools,
+                max_turns=self.max_turns,
+            )
+        )
+
+    def _tool_name(self, tool: Any) -> str:  # noqa: ANN401 (a name, a function, a tool)
+        """Return the name of a tool; what is not a name becomes a resource of the agent."""
+        if isinstance(tool, str):
+            return tool
+        made = tool if isinstance(tool, Tool) else Tool.of(tool)
+        self.add_resource(made.metadata.name, ResourceType.TOOL, made)
+        return made.metadata.name
+
+
+class AgentTool(Tool):
+    """An agent as a tool: its model answers, with its own prompt and tools.
+
+    Attributes:
+        agent: The agent.
+    """
+
+    agent: ReActAgent
+
+    @classmethod
+    def tool_type(cls) -> ToolType:
+        """Return where it comes from."""
+        return ToolType.AGENT
+
+    @property
+    def resources(self) -> Sequence[tuple[str, ResourceType, Any]]:
+        """What the agent needs where it is a tool."""
+        return self.agent.resources
+
+    async def run_in(self, ctx: RunnerContext, arguments: dict[str, Any]) -> str:
+        """Let the agent answer, as part of the run of ``ctx``."""
+        agent, value = self.agent, arguments.get("input", "")
+        answer = await ctx.chat(
+            agent.chat_model,
+            agent.messages_for(value, ctx),
+            prompt_args=_prompt_args(value),
+            output=agent.output_schema,
+            tools=agent.tools,
+            max_turns=agent.max_turns,
+        )
+        return answer.content if answer.output is None else msgspec.json.encode(answer.output).decode()
+
+    def model_dump_json(self) -> str:
+        """Return what the other model is told of it, for a stored plan."""
+        return msgspec.json.encode(self.metadata, order="sorted").decode()
+
+
+def _stop(event: Event, ctx: RunnerContext) -> None:
+    answered = ChatResponseEvent.from_event(event)
+    if answered.error is not None:
+        ctx.send_event(OutputEvent({"error": answered.error}))
+        return
+    response = answered.response
+    ctx.send_event(OutputEvent(response.content if response.output is None else response.output))
+
+
+def _prompt_args(value: Any) -> dict[str, Any]:  # noqa: ANN401 (an input)
+    """Return the placeholders' values: the fields of an object as texts, anything else as ``input``."""
+    if isinstance(value, Mapping):
+        return {str(name): _text(field) for name, field in value.items()}
+    return {"input": _text(value)}
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 (an input's field)
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

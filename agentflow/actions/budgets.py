@@ -1,0 +1,163 @@
+"""Budgets of calls of models: checked before a call, counted once behind it, also when calls are made at the same time.
+
+What a task has spent is one entry of memory, written when the task completes: of the run in sensory memory, of the key and its days in
+short-term memory. So it is as exact as all state, and a replayed call, whose outcome is recorded, is counted as it was. Tasks of a
+parallel group do not see each other's writes; what they have spent so far, and what calls on their way have reserved, is kept beside
+the run, in process memory: it is there as long as these tasks are.
+
+    __spent__.run.TASK · __spent__.key.RUN_TASK · __spent__.day.DATE.RUN_TASK       [calls, tokens, money]
+
+Entries of earlier runs are added up by the first task that comes along outside of a group, or first in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from agentflow.api.budgets import Budget
+from agentflow.api.memory import MemoryObject
+from agentflow.api.memory_codec import decode_value
+from agentflow.api.runner_context import RunnerContext
+from agentflow.errors import BudgetExhausted
+
+_ROOT: Final = "__spent__"
+_SUM: Final = "sum"
+_FOLD_AT: Final = 8  # entries of earlier runs that are added up together
+_COUNTED: Final = ("calls", "tokens", "money")
+
+Spent = list[float]
+"""Calls, tokens, money."""
+
+
+class _Ledger:
+    """What the running tasks of one run have spent, as far as their memory entries do not show it to each other."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Spent] = {}  # path of the entry → as it will be written
+        self.reserved: dict[object, Spent] = {}  # calls on their way
+
+
+_ledgers: weakref.WeakKeyDictionary[Any, _Ledger] = weakref.WeakKeyDictionary()
+
+
+class Meter:
+    """The budgets of one chat model, for one task.
+
+    Args:
+        ctx: Context of the task.
+        budgets: The budgets.
+    """
+
+    def __init__(self, ctx: RunnerContext, budgets: Sequence[Budget]) -> None:
+        self._ctx = ctx
+        self._budgets = budgets
+        run = ctx._task.run  # noqa: SLF001 (the context's engine side)
+        self._run = run
+        self._ledger = _ledgers.setdefault(run, _Ledger()) if budgets else _Ledger()
+        task = hashlib.blake2b(ctx.task_id.encode(), digest_size=8).hexdigest()
+        self._run_digest = hashlib.blake2b(ctx.run_id.encode(), digest_size=6).hexdigest()
+        self._leaf = {"run": task, "key": f"{self._run_digest}_{task}", "day": f"{self._run_digest}_{task}"}
+
+    @property
+    def counts_calls(self) -> bool:
+        """Whether some budget counts calls: then a call that may have happened is one."""
+        return any(budget.calls is not None for budget in self._budgets)
+
+    def turns_max(self, most: int) -> int:
+        """Return the most turns of a tool loop, given what the chat model allows."""
+        return min([most, *(budget.turns for budget in self._budgets if budget.turns is not None)])
+
+    async def reserve(self, estimate: Spent) -> object:
+        """Check that a call may be made, and keep its estimated cost until `release`.
+
+        Raises:
+            BudgetExhausted: It would spend more than there is.
+        """
+        if not self._budgets:
+            return None
+        await asyncio.sleep(0)  # tasks and branches that started with this one show what they have spent already
+        for budget in self._budgets:
+            spent = self._spent(budget.per)
+            for place, counted in enumerate(_COUNTED):
+                limit = getattr(budget, counted)
+                if limit is not None and (spent[place] >= limit or spent[place] + estimate[place] > limit):
+                    raise BudgetExhausted(f"{budget.per}.{counted}", limit, spent[place])
+        reservation = object()
+        self._ledger.reserved[reservation] = estimate
+        return reservation
+
+    def release(self, reservation: object) -> None:
+        """Give back what was reserved; what the call has cost is counted by `count`."""
+        self._ledger.reserved.pop(reservation, None)
+
+    def count(self, spent: Spent) -> None:
+        """Count what a call has cost, whether it was made now or is recorded."""
+        for per in dict.fromkeys(budget.per for budget in self._budgets):
+            memory, folder = self._folder(per)
+            path = f"{folder}.{self._leaf[per]}"
+            before = memory.get(path) or [0, 0, 0.0]
+            entry = [a + b for a, b in zip(before, spent, strict=True)]
+            memory.set(path, entry)
+            self._ledger.entries[f"{per}:{path}"] = entry
+            if per != "run":
+                self._fold(memory, folder)
+
+    def _folder(self, per: str) -> tuple[MemoryObject, str]:
+        if per == "run":
+            return self._ctx.sensory_memory, f"{_ROOT}.run"
+        day = f".{self._ctx.now:%Y%m%d}" if per == "day" else ""
+        return self._ctx.short_term_memory, f"{_ROOT}.{per}{day}"
+
+    def _spent(self, per: str) -> Spent:
+        memory, folder = self._folder(per)
+        seen = {f"{folder}.{name}": entry for name, entry in _entries(memory, folder)}
+        unseen = dict(self._of_group(per, folder))
+        unseen.update(
+            {
+                path.partition(":")[2]: entry
+                for path, entry in self._ledger.entries.items()
+                if path.startswith(f"{per}:")
+            }
+        )
+        entries = [*seen.values(), *(entry for path, entry in unseen.items() if path not in seen)]
+        return [sum(column) for column in zip([0, 0, 0.0], *entries, *self._ledger.reserved.values(), strict=True)]
+
+    def _of_group(self, per: str, folder: str) -> Iterator[tuple[str, Spent]]:
+        """Return what tasks of the group have spent that have ended, and are not applied yet."""
+        for member in self._run.group or ():
+            if member.outcome is None:
+                continue
+            writes = member.outcome.sensory if per == "run" else member.outcome.writes
+            for path, value in (writes or {}).items():
+                if value is not None and path.startswith(f"{folder}."):
+                    entry: Any = decode_value(value)
+                    yield path, entry
+
+    def _fold(self, memory: MemoryObject, folder: str) -> None:
+        """Add up the entries of earlier runs, and forget days that are over."""
+        if self._run.group is not None and self._run.group[0] is not self._ctx._task:  # noqa: SLF001
+            return
+        earlier = [(name, entry) for name, entry in _entries(memory, folder) if not name.startswith(self._run_digest)]
+        if len(earlier) > _FOLD_AT:
+            memory.set(
+                f"{folder}.{_SUM}", [sum(column) for column in zip(*(entry for _, entry in earlier), strict=True)]
+            )
+            for name, _ in earlier:
+                if name != _SUM:
+                    memory.delete(f"{folder}.{name}")
+        days, _, today = folder.rpartition(".")
+        if days.endswith(".day"):
+            for day in memory.get(days).get_field_names():
+                if day < today:
+                    memory.delete(f"{days}.{day}")
+
+
+def _entries(memory: MemoryObject, folder: str) -> list[tuple[str, Spent]]:
+    if not memory.is_exist(folder):
+        return []
+    found = memory.get(folder)
+    return [(name, found.get(name)) for name in found.get_field_names()]

@@ -1,0 +1,329 @@
+"""A call of a model as it is made, inside of a durable step: budgets, the gate, timeouts, the stream, the connection.
+
+Nothing of this runs when the step is answered from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from agentflow.actions.budgets import Meter
+from agentflow.actions.policies import ChatPolicy
+from agentflow.actions.structured_output import asks_natively, output_instruction
+from agentflow.actions.tool_lists import tools_of
+from agentflow.api.chat_messages import ChatMessage, MessageRole, Usage
+from agentflow.api.chat_models import (
+    BaseChatModelConnection,
+    BaseChatModelSetup,
+    ChatDelta,
+    ChatRequest,
+    OnDelta,
+    without_empty,
+)
+from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCategories, LLMExecutionMetadataKeys
+from agentflow.api.prompts import Prompt
+from agentflow.api.resources import ResourceType
+from agentflow.api.runner_context import RunnerContext
+from agentflow.errors import AgentflowError, ContentRefused, ModelError, ModelUnavailable, RateLimited
+
+if TYPE_CHECKING:
+    from agentflow.actions.model_calls import ChatTurn
+
+_BACKOFF_S = 0.5
+_BACKOFF_MAX_S = 20.0
+_ANSWER_TOKENS = 512  # what an answer is taken to have where nothing limits it
+_CHARS_PER_TOKEN = 4
+
+
+class StreamTarget(Protocol):
+    """Where the tokens of an answer go as they come."""
+
+    def begin_attempt(self, attempt: int) -> None:
+        """Say that a call begins: what came of earlier ones is void."""
+        ...
+
+    def write(self, delta: ChatDelta) -> None:
+        """Take a piece of the answer."""
+        ...
+
+
+class ModelRequest:
+    """Calls a chat model for one turn.
+
+    Args:
+        ctx: Context of the task.
+        setup: The chat model.
+        policy: How it is called.
+        turn: What is asked.
+        meter: Its budgets.
+        has_fallback: Another model can be asked, so a connection that is known to fail is not waited for.
+
+    Attributes:
+        key: Idempotency key of the first call, in retries of it; empty: that of the step.
+    """
+
+    def __init__(
+        self,
+        ctx: RunnerContext,
+        setup: BaseChatModelSetup,
+        policy: ChatPolicy,
+        turn: ChatTurn,
+        meter: Meter,
+        *,
+        has_fallback: bool,
+    ) -> None:
+        self._ctx = ctx
+        self._setup = setup
+        self._policy = policy
+        self._turn = turn
+        self._meter = meter
+        self._has_fallback = has_fallback
+        self._prompt_digest = ""
+        self.key = ""
+
+    async def call(self, model: str, messages: Sequence[ChatMessage], attempt: int) -> ChatMessage:  # noqa: ARG002 (they are in the digest)
+        """Call the model once, and again while the provider says that there are too many calls.
+
+        Args:
+            model: Name of the setup.
+            messages: The conversation.
+            attempt: Number of the call, from 1.
+
+        Raises:
+            ModelError: By its kind, with the idempotency key, and without secrets.
+            BudgetExhausted: The call would spend more than there is; it was not made.
+        """
+        idempotency_key = self.key or self._ctx.idempotency_key
+        resources = self._ctx.resources
+        try:
+            connection = self._setup.get_connection()
+            request = await self._request(connection, idempotency_key)
+            reservation = await self._meter.reserve(self._estimate(request))
+            try:
+                answer = await self._within_limits(connection, request, attempt)
+            finally:
+                self._meter.release(reservation)
+        except ModelError as error:
+            what = resources.scrub(error.what)
+            raise type(error)(
+                what,
+                error.provider,
+                error.model or self._setup.model,
+                error.status,
+                error.retry_after_s,
+                idempotency_key,
+            ) from None
+        return self._finished(answer)
+
+    async def _request(self, connection: BaseChatModelConnection, idempotency_key: str) -> ChatRequest:
+        setup, turn = self._setup, self._turn
+        prompt, digest = await _prompt_of(setup, turn.prompt_args)
+        messages = without_empty([*prompt, *turn.messages])
+        schema = turn.output_schema
+        if schema is not None and not asks_natively(setup, connection):
+            messages = output_instruction(messages, schema)
+            schema = None
+        self._prompt_digest = digest
+        return ChatRequest(
+            model=setup.model,
+            messages=messages,
+            tools=[tool.metadata for tool in await tools_of(self._ctx, setup, turn.tools)],
+            output_schema=schema,
+            options=setup.model_kwargs,
+            idempotency_key=idempotency_key,
+        )
+
+    def _estimate(self, request: ChatRequest) -> list[float]:
+        """Return what a call is taken to cost, before it is made: one call, tokens of the prompt, their price."""
+        tokens = sum(len(message.text) for message in request.messages) // _CHARS_PER_TOKEN
+        return [1, tokens, self._policy.cost(Usage(tokens))]
+
+    async def _within_limits(
+        self, connection: BaseChatModelConnection, request: ChatRequest, attempt: int
+    ) -> ChatMessage:
+        """Call when the gate lets it; while the provider refuses for its own limits, again."""
+        ctx, setup, policy, turn = self._ctx, self._setup, self._policy, self._turn
+        gate = ctx.resources.traffic.gate(setup.connection, policy.breaker_failures, policy.breaker_open_s)
+        answer_tokens = request.options.get("max_tokens") or _ANSWER_TOKENS
+        tokens = self._estimate(request)[1] + answer_tokens
+        give_up_at = time.monotonic() + policy.rate_limit_wait_s
+        refusals = 0
+        while True:
+            if self._has_fallback and (open_s := gate.retry_after_s()) > 0:
+                raise ModelUnavailable(
+                    f"connection '{setup.connection}' has failed {policy.breaker_failures} times in a row: its circuit is open",
+                    connection.provider,
+                    setup.model,
+                    retry_after_s=open_s,
+                )
+            admission = await gate.enter(setup.model, turn.tenant, str(ctx.key), policy.limits, tokens)
+            used, is_answered, is_failed, closed_s = 0.0, False, False, None
+            try:
+                answer = await self._timed(connection, request, attempt + refusals)
+                usage = answer.usage or Usage()
+                used, is_answered = usage.input_tokens + usage.output_tokens, True
+                return answer
+            except RateLimited as error:
+                refusals += 1
+                closed_s, is_answered = error.retry_after_s, True
+                wait_s = min(_BACKOFF_S * 2.0 ** min(refusals - 1, 16), _BACKOFF_MAX_S) if closed_s is None else 0.0
+                if self._has_fallback or time.monotonic() + (closed_s or wait_s) > give_up_at:
+                    raise
+            except ModelUnavailable:
+                is_failed = True
+                raise
+            except ModelError:
+                is_answered = True
+                raise
+            finally:
+                gate.leave(admission, tokens=used, is_failed=is_failed, is_answered=is_answered, closed_s=closed_s)
+            if wait_s:
+                await asyncio.sleep(wait_s * random.uniform(0.8, 1))  # noqa: S311 (no record depends on it)
+
+    async def _timed(self, connection: BaseChatModelConnection, request: ChatRequest, attempt: int) -> ChatMessage:
+        """Call once, within the timeouts; report it."""
+        ctx, policy = self._ctx, self._policy
+        metadata: dict[str, Any] = {LLMExecutionMetadataKeys.MODEL: request.model, "provider": connection.provider}
+        ctx.report_execution_started(ExecutionEntityTypes.LLM, self._setup.name, metadata)
+        began = time.monotonic()
+        pieces = _Pieces(policy, self._turn.stream, attempt) if self._wants_pieces(connection) else None
+        try:
+            answer = await self._complete(connection, request, pieces)
+        except ModelError as error:
+            category = ExecutionProblemCategories.MODEL_CALL_FAILED
+            ctx.report_execution_failed(ExecutionEntityTypes.LLM, self._setup.name, metadata, error, category)
+            raise
+        metadata.update(_measured(answer, began, None if pieces is None else pieces.first_at, policy))
+        metadata["prompt"] = self._prompt_digest
+        host, port = connection.address
+        metadata.update({"server": host, "port": port} if host else {})
+        ctx.report_execution_succeeded(ExecutionEntityTypes.LLM, self._setup.name, metadata)
+        return answer
+
+    def _wants_pieces(self, connection: BaseChatModelConnection) -> bool:
+        policy = self._policy
+        has_limits = policy.first_token_timeout_s is not None or policy.idle_timeout_s is not None
+        return connection.can_stream and (has_limits or self._turn.stream is not None)
+
+    async def _complete(
+        self, connection: BaseChatModelConnection, request: ChatRequest, pieces: _Pieces | None
+    ) -> ChatMessage:
+        policy = self._policy
+        limit_s = policy.timeout_s if policy.first_token_timeout_s is None else policy.first_token_timeout_s
+        timeout = asyncio.timeout(limit_s if pieces else policy.timeout_s)
+        try:
+            async with timeout:
+                if pieces is not None:
+                    pieces.begin(timeout)
+                return await connection.complete(request, None if pieces is None else pieces.take)
+        except TimeoutError as error:
+            which = "the call" if pieces is None else pieces.which
+            late = ModelUnavailable(f"{which} took longer than its timeout", connection.provider, request.model)
+            raise late from (None if timeout.expired() else error)
+        except (AgentflowError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 (a connection of the user's own: whatever it raises may pass)
+            text = self._ctx.resources.scrub(f"{type(error).__name__}: {error}")
+            raise ModelUnavailable(text, connection.provider, request.model) from None
+
+    def _finished(self, answer: ChatMessage) -> ChatMessage:
+        """Return the answer as it is recorded: its cost, ids of its tool calls, no secrets."""
+        extra = dict(answer.extra_args)
+        extra.setdefault("model_name", self._setup.model)
+        if self._prompt_digest:
+            extra["prompt"] = self._prompt_digest
+        if answer.usage is not None:
+            extra.setdefault("promptTokens", answer.usage.input_tokens)
+            extra.setdefault("completionTokens", answer.usage.output_tokens)
+            if self._policy.price is not None:
+                extra["cost"] = self._policy.cost(answer.usage)
+        scrub = self._ctx.resources.scrub
+        calls = []
+        for place, call in enumerate(answer.tool_calls):
+            name = call.get("id") or call.get("original_id") or f"call_{len(self._turn.messages)}_{place}"
+            calls.append({**call, "id": name})
+        if answer.finish_reason == "content_filter" and not answer.content:
+            raise ContentRefused("the provider has filtered the answer", "", self._setup.model)
+        return msgspec.structs.replace(answer, content=scrub(answer.content), extra_args=extra, tool_calls=calls)
+
+
+class _Pieces:
+    """Takes the pieces of an answer: moves the deadline, and hands them on."""
+
+    def __init__(self, policy: ChatPolicy, stream: StreamTarget | None, attempt: int) -> None:
+        self._policy = policy
+        self._stream = stream
+        self._attempt = attempt
+        self._loop = asyncio.get_running_loop()
+        self._timeout: asyncio.Timeout | None = None
+        self._end_at = 0.0
+        self.first_at: float | None = None
+        self.which = "the first piece of the answer"
+
+    @property
+    def take(self) -> OnDelta:
+        """What the connection calls with each piece."""
+        return self._take
+
+    def begin(self, timeout: asyncio.Timeout) -> None:
+        """Begin a call."""
+        self._timeout = timeout
+        self._end_at = self._loop.time() + self._policy.timeout_s
+        if self._stream is not None:
+            self._stream.begin_attempt(self._attempt)
+
+    def _take(self, delta: ChatDelta) -> None:
+        assert self._timeout is not None, "the call has begun"
+        if self.first_at is None:
+            self.first_at = time.monotonic()
+        idle_s = self._policy.idle_timeout_s
+        idle_at = self._end_at if idle_s is None else self._loop.time() + idle_s
+        self.which = "the next piece of the answer" if idle_at < self._end_at else "the call"
+        self._timeout.reschedule(min(self._end_at, idle_at))
+        if self._stream is not None:
+            self._stream.write(delta)
+
+
+async def _prompt_of(setup: BaseChatModelSetup, prompt_args: dict[str, Any]) -> tuple[list[ChatMessage], str]:
+    """Return the messages of a chat model's prompt, and its hash; of an MCP server too."""
+    prompt = setup.prompt
+    if prompt is None:
+        return [], ""
+    if isinstance(prompt, str):
+        context = setup.context
+        names: Callable[[ResourceType], Sequence[str]] = getattr(context, "names", lambda kind: ())  # noqa: ARG005
+        if prompt not in names(ResourceType.PROMPT):
+            for server_name in names(ResourceType.MCP_SERVER):
+                server = setup.get_resource(server_name, ResourceType.MCP_SERVER)
+                if prompt in {one.name for one in await server.list_prompts()}:
+                    return await server.get_prompt(prompt, **prompt_args), f"{server_name}/{prompt}"
+        prompt = setup.get_resource(prompt, ResourceType.PROMPT)
+    assert isinstance(prompt, Prompt), "a resource of this type"
+    return prompt.format_messages(MessageRole.SYSTEM, **prompt_args), prompt.digest
+
+
+def _measured(answer: ChatMessage, began: float, first_at: float | None, policy: ChatPolicy) -> dict[str, Any]:
+    """Return what is reported of a call that was answered."""
+    usage = answer.usage or Usage()
+    found: dict[str, Any] = {
+        "duration_s": time.monotonic() - began,
+        "response_model": answer.extra_args.get("model_name", ""),
+        "response_id": answer.extra_args.get("response_id", ""),
+        "finish_reason": answer.finish_reason,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+    }
+    if policy.price is not None:
+        found["cost"] = policy.cost(usage)
+    if first_at is not None:
+        found["first_token_s"] = first_at - began
+    return found

@@ -1,0 +1,221 @@
+"""Calls of tools: all calls of a turn at the same time, each one a durable step, each outcome a text for the model.
+
+wanted ── not allowed, no such tool ─► the model is told
+       ── arguments do not fit ──────► the model is told
+       ── needs approval ────────────► a wait (inbox); denied: the model is told
+       ── step: call, with timeout ──► its result; its error is a text for the model, or a generic one
+       ── in doubt, not idempotent ──► the reconciler says what became of it; without one, the model is told
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from agentflow.actions.approvals import Denied, approved
+from agentflow.actions.policies import ToolDefaults, tool_defaults
+from agentflow.actions.tool_lists import find_tool
+from agentflow.api.chat_messages import ToolCall
+from agentflow.api.chat_models import BaseChatModelSetup
+from agentflow.api.durations import duration_ms
+from agentflow.api.encoding import text_of
+from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCategories, ToolExecutionMetadataKeys
+from agentflow.api.runner_context import RunnerContext
+from agentflow.api.tools import FunctionTool, InjectedArg, Tool, ToolParameterSource
+from agentflow.errors import AgentflowError, InDoubt, StepFailed, ToolArgumentsInvalid
+
+_NO_ERROR = ""
+
+
+class ToolOutcome(msgspec.Struct, omit_defaults=True):
+    """What came of a call.
+
+    Attributes:
+        text: For the model.
+        error: What went wrong, in full; empty: nothing.
+    """
+
+    text: str
+    error: str = _NO_ERROR
+
+
+async def outcomes_of(
+    ctx: RunnerContext, setup: BaseChatModelSetup, calls: Sequence[ToolCall], tools: Sequence[Any] = ()
+) -> list[ToolOutcome]:
+    """Call tools at the same time; return what came of it, in the order of the calls.
+
+    Args:
+        ctx: Context of the task.
+        setup: The chat model whose tools may be called.
+        calls: The calls, each with an id.
+        tools: More tools that may be called.
+    """
+    found: list[ToolOutcome] = await ctx.gather(*(_outcome(ctx, setup, call, tools) for call in calls))
+    return found
+
+
+async def _outcome(ctx: RunnerContext, setup: BaseChatModelSetup, call: ToolCall, tools: Sequence[Any]) -> ToolOutcome:
+    name, arguments = call["function"]["name"], call["function"]["arguments"]
+    tool = await find_tool(ctx, setup, tools, name)
+    if tool is None:
+        return ToolOutcome(f"Tool `{name}` does not exist.", f"tool '{name}' is none of chat model '{setup.name}'")
+    if not isinstance(arguments, Mapping):
+        what = f"The arguments for tool `{name}` are no JSON object: {arguments}"
+        return ToolOutcome(what, what)
+    if (run := getattr(tool, "run_in", None)) is not None:  # an agent: its own steps are durable, it is none itself
+        return ToolOutcome(await run(ctx, dict(arguments)))
+    if tool.policy.requires_approval:
+        try:
+            arguments = await approved(ctx, tool, call)
+        except Denied as denied:
+            return ToolOutcome(denied.text, denied.text)
+    request = _ToolRequest(ctx, tool, call, tool_defaults(ctx.config))
+    try:
+        outcome: ToolOutcome = await ctx.durable_execute_async(
+            request.call,
+            call["id"],
+            dict(arguments),
+            name=f"tool:{name}",
+            on_in_doubt=tool.policy.on_in_doubt,
+            retry=tool.policy.retry,
+        )
+    except InDoubt as error:
+        return ToolOutcome(f"Nobody knows whether tool `{name}` was called: the process ended meanwhile.", error.what)
+    except StepFailed as error:
+        return request.failed(error)
+    except AgentflowError:
+        raise
+    except Exception as error:  # noqa: BLE001 (what the tool raised at its last retry)
+        return request.failed(error)
+    return outcome
+
+
+class _ToolRequest:
+    """Calls one tool, inside of a durable step."""
+
+    def __init__(self, ctx: RunnerContext, tool: Tool, call: ToolCall, defaults: ToolDefaults) -> None:
+        self._ctx = ctx
+        self._tool = tool
+        self._call = call
+        self._defaults = defaults
+
+    async def call(self, call_id: str, arguments: dict[str, Any]) -> ToolOutcome:  # noqa: ARG002 (it is in the digest)
+        """Call the tool; its error is an outcome, unless it is to be called again.
+
+        Raises:
+            Exception: What the tool raises, where it has a retry policy.
+        """
+        ctx, tool = self._ctx, self._tool
+        metadata = {
+            ToolExecutionMetadataKeys.TOOL_CALL_ID: self._call["id"],
+            ToolExecutionMetadataKeys.TOOL_TYPE: str(tool.tool_type()),
+        }
+        name = tool.metadata.name
+        ctx.report_execution_started(ExecutionEntityTypes.TOOL, name, metadata)
+        began = time.monotonic()
+        try:
+            meta = {"agentflow/idempotency-key": ctx.idempotency_key}
+            bound = tool.bind(arguments, injected_arguments(ctx, tool), meta=meta)
+            async with asyncio.timeout(self._timeout_s):
+                result = await _called(bound)
+            outcome = self._outcome(result)
+        except ToolArgumentsInvalid as error:
+            self._report_failure(error, metadata, began)
+            return ToolOutcome(f"{error.what}. Call it again with the right ones.", error.what)
+        except Exception as error:
+            self._report_failure(error, metadata, began)
+            if tool.policy.retry is not None:
+                raise
+            return self.failed(error)
+        ctx.report_execution_succeeded(
+            ExecutionEntityTypes.TOOL, name, {**metadata, "duration_s": time.monotonic() - began}
+        )
+        return outcome
+
+    @property
+    def _timeout_s(self) -> float:
+        own = self._tool.policy.timeout
+        return (self._defaults.timeout_ms if own is None else duration_ms(own)) / 1000
+
+    def _report_failure(self, error: Exception, metadata: dict[str, Any], began: float) -> None:
+        self._ctx.report_execution_failed(
+            ExecutionEntityTypes.TOOL,
+            self._tool.metadata.name,
+            {**metadata, "duration_s": time.monotonic() - began},
+            error,
+            ExecutionProblemCategories.TOOL_CALL_FAILED,
+        )
+
+    def failed(self, error: Exception) -> ToolOutcome:
+        """Return what an error is for the model, by policy, and in full."""
+        name = self._tool.metadata.name
+        what = error.original_text if isinstance(error, StepFailed) else text_of(error)
+        if isinstance(error, TimeoutError) and not what:
+            what = f"it took longer than {self._timeout_s:g} s"
+        kind = error.original.rpartition(".")[2] if isinstance(error, StepFailed) else type(error).__name__
+        full = self._ctx.resources.scrub(f"{kind}: {what}")
+        told = f"Tool `{name}` execute failed."
+        return ToolOutcome(told if self._defaults.error_text == "generic" else f"{told} {full}", full)
+
+    def _outcome(self, result: object) -> ToolOutcome:
+        text = result if isinstance(result, str) else msgspec.json.encode(result, enc_hook=_encoded).decode()
+        text = self._ctx.resources.scrub(text)
+        most = self._tool.policy.result_max or self._defaults.result_max
+        if len(text) > most:
+            text = f"{text[:most]}\n[the result has {len(text):,} characters; this is the beginning]"
+        return ToolOutcome(text)
+
+
+def injected_arguments(ctx: RunnerContext, tool: Tool) -> dict[str, Any]:
+    """Return the arguments that the model neither sees nor sets.
+
+    Raises:
+        ValueError: The configuration, or memory, has none.
+    """
+    wanted = tool.injected_args if isinstance(tool, FunctionTool) else {}
+    return {name: _injected(ctx, tool, name, source) for name, source in wanted.items()}
+
+
+def _injected(ctx: RunnerContext, tool: Tool, name: str, source: InjectedArg) -> Any:  # noqa: ANN401 (a user's value)
+    key = source.key or name
+    if source.source == ToolParameterSource.IDEMPOTENCY_KEY:
+        return ctx.idempotency_key
+    if source.source == ToolParameterSource.CONFIG:
+        values = ctx.config.to_dict()
+        is_there, value = key in values, values.get(key)
+    else:
+        is_sensory = source.source == ToolParameterSource.SENSORY_MEMORY
+        memory = ctx.sensory_memory if is_sensory else ctx.short_term_memory
+        is_there = memory.is_exist(key)
+        value = _plain(memory.get(key))
+    if not is_there:
+        raise ValueError(
+            f"argument '{name}' of tool '{tool.metadata.name}' is injected from {source.source} '{key}', which has no value"
+        )
+    return value
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (memory values)
+    """Return what memory has as plain values, objects as dicts."""
+    if not hasattr(value, "get_field_names"):
+        return value
+    return {name: _plain(value.get(name)) for name in value.get_field_names()}
+
+
+async def _called(bound: Callable[[], Any]) -> Any:  # noqa: ANN401 (a tool's result)
+    """Call a tool: a coroutine function here, any other in a thread."""
+    function = getattr(bound, "func", bound)
+    if inspect.iscoroutinefunction(function):
+        return await bound()
+    result = await asyncio.to_thread(bound)
+    return await result if inspect.isawaitable(result) else result
+
+
+def _encoded(value: Any) -> Any:  # noqa: ANN401 (a tool's result)
+    dump = getattr(value, "model_dump", None)
+    return dump(mode="json") if dump is not None else str(value)

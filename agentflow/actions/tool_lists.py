@@ -1,0 +1,64 @@
+"""Which tools a model may call: those that its setup names, or has; of an agent, or of an MCP server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from agentflow.api.chat_models import BaseChatModelSetup
+from agentflow.api.resources import ResourceType
+from agentflow.api.runner_context import RunnerContext
+from agentflow.api.tools import Tool
+from agentflow.errors import NotConfigured
+
+
+async def tools_of(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[Any] = ()) -> list[Tool]:
+    """Return the tools that a model may call, each name once.
+
+    A name is that of a tool of the agent, of a tool that one of its MCP servers offers now, or of such a server: all of its tools.
+
+    Args:
+        ctx: Context of the task.
+        setup: The chat model.
+        more: Tools, functions and names that a request adds.
+
+    Raises:
+        NotConfigured: There is no tool of some name.
+    """
+    found: dict[str, Tool] = {}
+    for wanted in (*setup.tools, *more):
+        if isinstance(wanted, Tool):
+            found[wanted.metadata.name] = wanted
+        elif isinstance(wanted, str):
+            found.update({tool.metadata.name: tool for tool in await _named(ctx, wanted)})
+        else:
+            tool = Tool.of(wanted)
+            found[tool.metadata.name] = tool
+    return list(found.values())
+
+
+async def find_tool(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[Any], name: str) -> Tool | None:
+    """Return the tool that a model wants to call; None: it may not, or there is none."""
+    return next((tool for tool in await tools_of(ctx, setup, more) if tool.metadata.name == name), None)
+
+
+async def _named(ctx: RunnerContext, name: str) -> Sequence[Tool]:
+    resources = ctx.resources
+    if name in resources.names(ResourceType.TOOL):
+        return [resources.get_resource(name, ResourceType.TOOL)]
+    servers = resources.names(ResourceType.MCP_SERVER)
+    if name in servers:
+        tools: Sequence[Tool] = await resources.get_resource(name, ResourceType.MCP_SERVER).list_tools()
+        return tools
+    offered = []
+    for server in servers:
+        listed: Sequence[Tool] = await resources.get_resource(server, ResourceType.MCP_SERVER).list_tools()
+        offered += [tool for tool in listed if tool.metadata.name == name]
+    if not offered:
+        raise NotConfigured(
+            f"there is no tool '{name}'",
+            expected=f"one of: {', '.join(resources.names(ResourceType.TOOL)) or 'none is declared'}"
+            + (f", or a tool of {', '.join(servers)}" if servers else ""),
+            fix="declare it with @tool, add_resource(name, ResourceType.TOOL, function), or an MCP server",
+        )
+    return offered[:1]

@@ -1,0 +1,85 @@
+"""Secrets of resources: references are resolved where a resource is built, and the values are kept out of everything that is written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from agentflow.api.references import MASK, REFERENCE, has_reference, is_secret_name
+from agentflow.errors import ConfigError
+
+_PUBLIC_NAMES: Final = frozenset(
+    {"base_url", "api_base_url", "endpoint", "azure_endpoint", "endpoint_url", "host", "port", "region", "region_name"}
+    | {"model", "path", "command", "cwd", "script", "api_version", "deployment"}
+)
+_LEAST: Final = 8  # a shorter literal may be an everyday word
+
+
+class Secrets:
+    """Resolves references, and remembers what must not be seen."""
+
+    def __init__(self, variables: Mapping[str, str] = os.environ) -> None:
+        self._variables = variables
+        self._values: set[str] = set()
+        self._pattern: re.Pattern[str] | None = None
+
+    def resolve(self, value: Any, name: str = "", place: str = "") -> Any:  # noqa: ANN401 (JSON)
+        """Return an argument of a resource with its references replaced.
+
+        Args:
+            value: JSON.
+            name: Name of the argument: most are secrets where they are references.
+            place: What the argument belongs to, for errors.
+
+        Raises:
+            ConfigError: A reference leads nowhere.
+        """
+        if isinstance(value, dict):
+            return {inner: self.resolve(one, inner, place) for inner, one in value.items()}
+        if isinstance(value, list):
+            return [self.resolve(one, name, place) for one in value]
+        if not isinstance(value, str):
+            return value
+        if has_reference(value):
+            resolved = REFERENCE.sub(lambda match: self._replacement(match, name, place), value)
+            if is_secret_name(name):
+                self._remember(resolved)
+            return resolved
+        if is_secret_name(name) and len(value) >= _LEAST:
+            self._remember(value)
+        return value
+
+    def scrub(self, text: str) -> str:
+        """Return a text without secrets."""
+        return text if self._pattern is None else self._pattern.sub(MASK, text)
+
+    def _remember(self, secret: str) -> None:
+        if secret and secret not in self._values:
+            self._values.add(secret)
+            longest_first = sorted(self._values, key=len, reverse=True)
+            self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+
+    def _replacement(self, match: re.Match[str], name: str, place: str) -> str:
+        if match["escape"]:
+            return "${"
+        kind, rest = match["kind"], match["rest"]
+        if kind == "env" and match["close"]:
+            variable, has_default, default = rest.partition(":-")
+            value = self._variables.get(variable)
+            if not value and has_default:
+                return default
+            if value is None:
+                raise ConfigError([f"{place}: the environment variable {variable} of '{name}' is not set; set it"])
+        elif kind == "file" and match["close"]:
+            try:
+                value = Path(rest).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+            except (OSError, ValueError) as error:
+                raise ConfigError([f"{place}: the file '{rest}' of '{name}' cannot be read: {error}"]) from None
+        else:
+            raise ConfigError([f"{place}: '{match[0]}' of '{name}' is no reference: ${{env:NAME}} or ${{file:path}}"])
+        if name not in _PUBLIC_NAMES:
+            self._remember(value)
+        return value

@@ -1,0 +1,121 @@
+"""Messages: what they say, and that they come back from events and memory as they were."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from agentflow.api.chat_messages import (
+    ChatMessage,
+    FilePart,
+    ImagePart,
+    MessageRole,
+    ReasoningPart,
+    TextPart,
+    Usage,
+    read_message,
+    read_messages,
+    tool_call,
+    tool_message,
+)
+from agentflow.api.encoding import encode_json, encode_msgpack
+
+FULL = ChatMessage(
+    MessageRole.ASSISTANT,
+    "look",
+    [tool_call("find", {"a": [1, None, {"b": 1.5}]}, "c1"), {**tool_call("find", "{bad", "c2"), "id": "run/1"}],
+    {"structured_output": {"x": [1]}, "model_name": "m"},
+    [
+        TextPart("a", cache=True),
+        ImagePart("image/jpeg", b"\x00\xff"),
+        ImagePart(url="https://x"),
+        FilePart(file_id="f", name="n"),
+    ],
+    [ReasoningPart("hm", {"signature": "s", "encrypted": b"\x01"})],
+    Usage(10, 5, 3, 2, 1),
+    "tool_calls",
+    cache=True,
+)
+
+
+@pytest.mark.parametrize(
+    "message", [FULL, ChatMessage(), ChatMessage(content="x"), ChatMessage("system", "ä\U0001f600")]
+)
+def test_a_message_comes_back_from_an_event_as_it_was(message):
+    assert read_message(msgspec.msgpack.decode(encode_msgpack(message))) == message
+    assert read_messages(msgspec.msgpack.decode(encode_msgpack([message, "hi"]))) == [
+        message,
+        ChatMessage(content="hi"),
+    ]
+
+
+def test_a_message_comes_back_from_json_but_for_bytes_that_nobody_declares():
+    plain = msgspec.structs.replace(FULL, reasoning=[])
+    assert read_message(msgspec.json.decode(encode_json(plain))) == plain
+
+
+def test_an_empty_message_is_encoded_as_nothing():
+    assert msgspec.msgpack.decode(encode_msgpack(ChatMessage())) == {}
+    assert msgspec.msgpack.decode(encode_msgpack(ChatMessage(content="x"))) == {"content": "x"}
+    assert msgspec.msgpack.decode(encode_msgpack(ChatMessage(MessageRole.TOOL))) == {"role": "tool"}
+
+
+def test_read_messages_are_copies_but_for_messages_that_were_never_encoded():
+    message = ChatMessage(content="x")
+    assert read_message(message) is message
+    assert read_messages(["a", {"role": "system", "content": "b"}, message]) == [
+        ChatMessage(content="a"),
+        ChatMessage("system", "b"),
+        message,
+    ]
+
+
+@pytest.mark.parametrize("value", [5, ["x"], {"content": 5}, {"parts": [{"type": "sound"}]}])
+def test_what_is_no_message_is_a_value_error(value):
+    with pytest.raises(ValueError, match=r"Expected|Invalid"):
+        read_message(value)
+
+
+def test_the_text_of_a_message_is_its_content_or_that_of_its_parts():
+    assert ChatMessage(content="a").text == "a"
+    assert ChatMessage(parts=[TextPart("a"), ImagePart(), TextPart("b")]).text == "ab"
+    assert ChatMessage().text == ""
+
+
+def test_a_message_is_empty_when_it_says_nothing():
+    assert ChatMessage().is_empty
+    assert ChatMessage("assistant", reasoning=[ReasoningPart("hm")]).is_empty
+    assert not ChatMessage(content="a").is_empty
+    assert not ChatMessage(parts=[ImagePart()]).is_empty
+    assert not ChatMessage(tool_calls=[tool_call("f", {})]).is_empty
+
+
+def test_the_output_of_a_message_is_that_of_the_schema():
+    assert FULL.output == {"x": [1]}
+    assert ChatMessage().output is None
+
+
+def test_usage_adds_up():
+    assert Usage(1, 2, 3, 4, 5) + Usage(10, 20, 30, 40, 50) == Usage(11, 22, 33, 44, 55)
+    assert sum([Usage(1), Usage(2)], Usage()) == Usage(3)
+
+
+@pytest.mark.parametrize(
+    ("call", "external_id"),
+    [
+        (tool_call("f", {}, "provider"), "provider"),
+        ({**tool_call("f", {}, "provider"), "id": "run/1"}, "provider"),
+        ({**tool_call("f", {}), "id": "run/1"}, "run/1"),
+        (tool_call("f", {}), ""),
+    ],
+)
+def test_an_answer_names_the_call_as_its_provider_does(call, external_id):
+    message = tool_message(call, "found")
+    assert (message.role, message.content, message.extra_args) == ("tool", "found", {"external_id": external_id})
+
+
+def test_messages_share_no_defaults():
+    one = ChatMessage()
+    one.tool_calls.append(tool_call("f", {}))
+    one.extra_args["a"] = 1
+    assert ChatMessage() == ChatMessage("user", "", [], {})
