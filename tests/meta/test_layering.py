@@ -51,7 +51,7 @@ VENDORS = {
     "aiohttp": (
         r"agentflow\.connectors\.http_source\b",
         r"agentflow\.integrations\.(google_genai|aiobotocore_bedrock)\b",  # its errors come through these SDKs as they are
-        r"agentflow\.integrations\.openai_connection\b",  # and through OpenAI's
+        r"agentflow\.integrations\.(openai_connection|litellm)\b",  # and through OpenAI's; LiteLLM takes a session of it
         r"agentflow\.testing\.model_server\b",
     ),
     "aiokafka": (r"agentflow\.connectors\.kafka\b", r"agentflow\.state\.kafka_"),
