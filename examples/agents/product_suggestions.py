@@ -25,7 +25,7 @@ from agentflow import (
     action,
     prompt,
 )
-from examples.agents.models import model_from_command_line
+from examples.agents.models import ChosenModel, model_from_command_line
 from examples.agents.review_analysis import REVIEWS_PER_PRODUCT, ReviewAnalysisAgent, read_reviews
 
 
@@ -45,7 +45,11 @@ class Suggestions(msgspec.Struct):
 
 
 class ProductSuggestionAgent(Agent):
-    """Needs a chat model ``product_suggestion_model``."""
+    """Collects analyses of a product, and suggests what to improve."""
+
+    def __init__(self, model: ChosenModel) -> None:
+        setup = model.setup(prompt="product_suggestion_prompt")
+        self.add_resource("product_suggestion_model", ResourceType.CHAT_MODEL, setup)
 
     @prompt
     @staticmethod
@@ -86,16 +90,8 @@ def main() -> None:
     model = model_from_command_line(__doc__, "reviews.yaml")
     env = AgentsExecutionEnvironment.get_execution_environment()
     env.add_resource(*model.resource)
-    env.add_resource(
-        "review_analysis_model",
-        ResourceType.CHAT_MODEL,
-        model.setup(prompt="review_analysis_prompt", tools=["notify_shipping_manager"]),
-    )
-    env.add_resource(
-        "product_suggestion_model", ResourceType.CHAT_MODEL, model.setup(prompt="product_suggestion_prompt")
-    )
-    analyses = env.from_list(read_reviews()).key_by("product_id").apply(ReviewAnalysisAgent())
-    suggestions = analyses.key_by("product_id").apply(ProductSuggestionAgent()).to_list()
+    analyses = env.from_list(read_reviews()).key_by("product_id").apply(ReviewAnalysisAgent(model))
+    suggestions = analyses.key_by("product_id").apply(ProductSuggestionAgent(model)).to_list()
     env.execute()
     for one in suggestions:
         print(f"{one['product_id']}, {one['mean']:.1f} of 5:")

@@ -30,7 +30,7 @@ from agentflow import (
     prompt,
     tool,
 )
-from examples.agents.models import model_from_command_line
+from examples.agents.models import ChosenModel, model_from_command_line
 from examples.quickstart.review_agent import ProductReview
 
 REVIEWS = Path(__file__).parents[1] / "data" / "product_reviews.jsonl"
@@ -51,7 +51,12 @@ class ReviewAnalysis(msgspec.Struct):
 
 
 class ReviewAnalysisAgent(Agent):
-    """Needs a chat model ``review_analysis_model``."""
+    """Scores reviews."""
+
+    def __init__(self, model: ChosenModel) -> None:
+        # An agent whose model is always the same declares it as its prompt: `@chat_model_setup`.
+        setup = model.setup(prompt="review_analysis_prompt", tools=["notify_shipping_manager"])
+        self.add_resource("review_analysis_model", ResourceType.CHAT_MODEL, setup)
 
     @prompt
     @staticmethod
@@ -105,12 +110,7 @@ def main() -> None:
     model = model_from_command_line(__doc__, "reviews.yaml")
     env = AgentsExecutionEnvironment.get_execution_environment()
     env.add_resource(*model.resource)
-    env.add_resource(
-        "review_analysis_model",
-        ResourceType.CHAT_MODEL,
-        model.setup(prompt="review_analysis_prompt", tools=["notify_shipping_manager"]),
-    )
-    analyses = env.from_list(read_reviews()).key_by("product_id").apply(ReviewAnalysisAgent()).to_list()
+    analyses = env.from_list(read_reviews()).key_by("product_id").apply(ReviewAnalysisAgent(model)).to_list()
     env.execute()
     for one in analyses:
         print(f"{one['review_id']}  {one['product_id']:<12} {'*' * one['score']:<5}  {', '.join(one['reasons'])}")

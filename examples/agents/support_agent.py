@@ -54,7 +54,15 @@ class Message(msgspec.Struct):
 
 
 class SupportAgent(Agent):
-    """Needs a chat model ``support_model``. Keys are customers."""
+    """Answers customers, which are its keys."""
+
+    def __init__(self, model: ChosenModel) -> None:
+        setup = model.setup(
+            prompt="support_prompt",
+            tools=["find_orders", "refund"],
+            budgets=[{"per": "day", "calls": CALLS_PER_DAY}],  # of each customer
+        )
+        self.add_resource("support_model", ResourceType.CHAT_MODEL, setup)
 
     @prompt
     @staticmethod
@@ -103,27 +111,16 @@ class SupportAgent(Agent):
         ctx.send_event(OutputEvent(said.text))
 
 
-def new_engine(model: ChosenModel, state_dir: str) -> Engine:
-    """Return an engine with the agent and its model."""
-    support_model = model.setup(
-        prompt="support_prompt",
-        tools=["find_orders", "refund"],
-        budgets=[{"per": "day", "calls": CALLS_PER_DAY}],
-    )
-    resources = [model.resource, ("support_model", ResourceType.CHAT_MODEL, support_model)]
-    return Engine(SupportAgent(), state_dir=state_dir, resources=resources)
-
-
 async def converse(model: ChosenModel, state_dir: str) -> None:
     """Let customers write one after the other, and print what they are told."""
-    async with new_engine(model, state_dir) as engine:
-        approving = asyncio.create_task(approve(engine, state_dir, is_scripted=model.is_scripted))
+    engine = Engine(SupportAgent(model), state_dir=state_dir, resources=[model.resource])
+    async with engine, asyncio.TaskGroup() as tasks:
+        approving = tasks.create_task(approve(engine, state_dir, is_scripted=model.is_scripted))
         for customer, text in MESSAGES:
             print(f"{customer}: {text}")
             answers: list[str] = await engine.submit(customer, {"text": text})
             print(f"  support: {answers[0]}")
         approving.cancel()
-        await asyncio.wait([approving])
 
 
 async def approve(engine: Engine, state_dir: str, *, is_scripted: bool) -> None:

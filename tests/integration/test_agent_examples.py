@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from agentflow.api.options import Configuration
 from agentflow.api.resources import ResourceType
 from agentflow.runtime.resource_classes import build
 from agentflow.runtime.secrets import Secrets
@@ -138,6 +137,6 @@ def test_connection_and_model_of_each_provider_can_be_built(provider: str, monke
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "DASHSCOPE_API_KEY"):
         monkeypatch.setenv(name, "a-key")
     chosen = ChosenModel(f"{provider}:some-model", "reviews.yaml")
-    build("provider", ResourceType.CHAT_MODEL_CONNECTION, chosen.connection, Secrets(), Configuration())
-    setup = build("model", ResourceType.CHAT_MODEL, chosen.setup(tools=["find"]), Secrets(), Configuration())
+    build("provider", ResourceType.CHAT_MODEL_CONNECTION, chosen.connection, Secrets(), {})
+    setup = build("model", ResourceType.CHAT_MODEL, chosen.setup(tools=["find"]), Secrets(), {})
     assert (setup.connection, setup.model, setup.tools) == ("provider", "some-model", ["find"])
