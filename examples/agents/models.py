@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "gemini": {"api_key": "${env:GEMINI_API_KEY}"},
     "tongyi": {"api_key": "${env:DASHSCOPE_API_KEY}"},
     "bedrock": {},
+    "litellm": {},
     "ollama": {"request_timeout": 120},
     "vllm": {},
 }
