@@ -27,7 +27,15 @@ from agentflow.api.encoding import text_of
 from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCategories, ToolExecutionMetadataKeys
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.tools import FunctionTool, InjectedArg, Tool, ToolParameterSource
-from agentflow.errors import AgentflowError, InDoubt, StepFailed, ToolArgumentsInvalid
+from agentflow.errors import (
+    AgentflowError,
+    BudgetExhausted,
+    InDoubt,
+    ModelError,
+    OutputInvalid,
+    StepFailed,
+    ToolArgumentsInvalid,
+)
 
 _NO_ERROR = ""
 
@@ -67,14 +75,20 @@ async def _outcome(ctx: RunnerContext, setup: BaseChatModelSetup, call: ToolCall
     if not isinstance(arguments, Mapping):
         what = f"The arguments for tool `{name}` are no JSON object: {arguments}"
         return ToolOutcome(what, what)
+    request = _ToolRequest(ctx, tool, call, tool_defaults(ctx.config))
     if (run := getattr(tool, "run_in", None)) is not None:  # an agent: its own steps are durable, it is none itself
-        return ToolOutcome(await run(ctx, dict(arguments)))
+        try:
+            return ToolOutcome(await run(ctx, dict(arguments)))
+        except (ModelError, OutputInvalid, BudgetExhausted) as error:
+            return request.failed(error)
     if tool.policy.requires_approval:
         try:
+            tool.bind(dict(arguments), {})  # nobody is asked about a call that cannot be made
             arguments = await approved(ctx, tool, call)
+        except ToolArgumentsInvalid as error:
+            return _misfit(error)
         except Denied as denied:
             return ToolOutcome(denied.text, denied.text)
-    request = _ToolRequest(ctx, tool, call, tool_defaults(ctx.config))
     try:
         outcome: ToolOutcome = await ctx.durable_execute_async(
             request.call,
@@ -121,11 +135,12 @@ class _ToolRequest:
         try:
             bound = tool.bind(arguments, injected_arguments(ctx, tool))
             async with asyncio.timeout(self._timeout_s):
+                await tool
                 result = await _called(bound)
             outcome = self._outcome(result)
         except ToolArgumentsInvalid as error:
             self._report_failure(error, metadata, began)
-            return ToolOutcome(f"{error.what}. Call it again with the right ones.", error.what)
+            return _misfit(error)
         except Exception as error:
             self._report_failure(error, metadata, began)
             if tool.policy.retry is not None:
@@ -168,6 +183,10 @@ class _ToolRequest:
         if len(text) > most:
             text = f"{text[:most]}\n[the result has {len(text):,} characters; this is the beginning]"
         return ToolOutcome(text)
+
+
+def _misfit(error: ToolArgumentsInvalid) -> ToolOutcome:
+    return ToolOutcome(f"{error.what}. Call it again with the right ones.", error.what)
 
 
 def injected_arguments(ctx: RunnerContext, tool: Tool) -> dict[str, Any]:
