@@ -10,6 +10,7 @@ wanted ── not allowed, no such tool ─► the model is told
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from agentflow.api.durations import duration_ms
 from agentflow.api.encoding import text_of
 from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCategories, ToolExecutionMetadataKeys
 from agentflow.api.runner_context import RunnerContext
+from agentflow.api.steps import Done, OnInDoubt, Reconcile, StepIntent, reconcile
 from agentflow.api.tools import FunctionTool, InjectedArg, Tool, ToolParameterSource
 from agentflow.errors import (
     AgentflowError,
@@ -95,7 +97,7 @@ async def _outcome(ctx: RunnerContext, setup: BaseChatModelSetup, call: ToolCall
             call["id"],
             dict(arguments),
             name=f"tool:{name}",
-            on_in_doubt=tool.policy.on_in_doubt,
+            on_in_doubt=request.on_in_doubt,
             retry=tool.policy.retry,
         )
     except InDoubt as error:
@@ -150,6 +152,21 @@ class _ToolRequest:
             ExecutionEntityTypes.TOOL, name, {**metadata, "duration_s": time.monotonic() - began}
         )
         return outcome
+
+    @property
+    def on_in_doubt(self) -> OnInDoubt:
+        """What to do about a call in doubt: the tool's reconciler is asked about the tool's arguments, and says its result."""
+        policy = self._tool.policy.on_in_doubt
+        if not isinstance(policy, Reconcile):
+            return policy
+        ask, name = policy.function, self._tool.metadata.name
+
+        async def verdict(intent: StepIntent) -> Any:  # noqa: ANN401 (a verdict)
+            asked = msgspec.structs.replace(intent, function=name, args=(), kwargs=intent.args[1])
+            said = await _called(functools.partial(ask, asked))
+            return Done(self._outcome(said.result)) if isinstance(said, Done) else said
+
+        return reconcile(verdict)
 
     @property
     def _timeout_s(self) -> float:
