@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from agentflow.api.references import MASK, REFERENCE, has_reference, is_secret_name
 from agentflow.errors import ConfigError
 
@@ -66,7 +68,7 @@ class Secrets:
 
     def _remember(self, secret: str) -> None:
         if secret and secret not in self._values:
-            self._values.add(secret)
+            self._values |= {secret, msgspec.json.encode(secret).decode()[1:-1]}  # as it is, and within JSON
             longest_first = sorted(self._values, key=len, reverse=True)
             self._pattern = re.compile("|".join(map(re.escape, longest_first)))
 
