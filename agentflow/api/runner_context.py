@@ -7,16 +7,17 @@ import random as random_module
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from agentflow.api.context_services import ContextServices, TaskView
 from agentflow.api.durations import duration_ms
 from agentflow.api.encoding import check_text
 from agentflow.api.events import Event, EventType
 from agentflow.api.executions import ExecutionStatus
-from agentflow.api.memory import MemoryLimits, MemoryObject, MemoryScope, MemoryType
-from agentflow.api.metrics import MetricGroup, MetricRegistry
+from agentflow.api.memory import MemoryObject, MemoryScope, MemoryType
+from agentflow.api.metrics import MetricGroup
 from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 
 if TYPE_CHECKING:
@@ -32,49 +33,6 @@ Headers = tuple[tuple[str, bytes], ...]
 _OUTPUT = EventType.OutputEvent
 _SHORT_TERM = MemoryType.SHORT_TERM
 _decode_key = msgspec.msgpack.Decoder().decode
-
-
-class TaskView(Protocol):
-    """What the context sees of its task (the operator's `ActionTask`)."""
-
-    run: Any
-    action: Any
-    attempt: int
-
-    @property
-    def id(self) -> str: ...  # noqa: D102
-
-
-class ContextServices(Protocol):
-    """What a job gives to all contexts of one operator."""
-
-    job: str
-    agent: str
-    incarnation: str
-    config: Configuration
-    memory_limits: MemoryLimits
-    sensory_limits: MemoryLimits
-    record_max: int
-    output_max: int
-    encode_event: Callable[[object], bytes]
-    encode_output: Callable[[object], bytes]
-    has_tombstones: bool
-    steps: Any
-    resources: Any
-    report: Callable[..., object] | None
-    metrics: MetricRegistry
-
-    def chat(self, ctx: RunnerContext, model: str, messages: Any, **options: Any) -> Awaitable[ChatMessage]:  # noqa: ANN401
-        """See `RunnerContext.chat`."""
-        ...
-
-    def logger(self, task: Any) -> Any:  # noqa: ANN401 (the operator's task; structlog's logger)
-        """Return the logger of an attempt."""
-        ...
-
-    def fetch_memory(self, owner: Any, path: str) -> bytes | None:  # noqa: ANN401 (the operator's key state)
-        """Return a memory value of a key that is not cached, and cache it."""
-        ...
 
 
 class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):

@@ -26,7 +26,7 @@ _decode_key = msgspec.msgpack.Decoder().decode
 
 
 class OperatorServices:
-    """See `agentflow.api.runner_context.ContextServices`.
+    """See `agentflow.api.context_services.ContextServices`.
 
     Args:
         operator: The operator.
