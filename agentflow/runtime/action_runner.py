@@ -321,6 +321,8 @@ def _completed(task: ActionTask, ctx: RunnerContext) -> ActionCompleted:
         ctx._headers,  # noqa: SLF001
     )
     ctx._is_open = False  # noqa: SLF001
+    if ctx._streams is not None:  # noqa: SLF001
+        ctx.close_streams(is_final=True)
     return answer
 
 
