@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections import deque
 from collections.abc import Iterator
 
@@ -76,7 +77,10 @@ class KafkaStreamTopic:
             self.dropped += 1
         self._has_some.set()
         if self._sender is None and not self._is_closing:
-            self._sender = asyncio.get_running_loop().create_task(self._send(), name="agentflow-streams")
+            context = contextvars.Context()  # not that of the action that happens to write first
+            self._sender = asyncio.get_running_loop().create_task(
+                self._send(), name="agentflow-streams", context=context
+            )
 
     async def close(self) -> None:
         """Give the brokers what is left, if they take it in time."""
