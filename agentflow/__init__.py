@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from agentflow.connectors.jsonl_sink import JsonlSink
     from agentflow.environment.engine import Engine, EngineStats
     from agentflow.environment.streams import AgentsExecutionEnvironment
+    from agentflow.environment.yaml_agents import load_agents
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.settings import (
         CheckpointSettings,
@@ -193,6 +194,7 @@ __all__ = [
     "chat_model_connection",
     "chat_model_setup",
     "idempotent",
+    "load_agents",
     "mcp_server",
     "prompt",
     "reconcile",
@@ -226,6 +228,7 @@ _LAZY = {  # what runs a job is imported when it is asked for: an agent's module
     "RedactionSettings": "agentflow.runtime.settings",
     "StateSettings": "agentflow.runtime.settings",
     "TracingSettings": "agentflow.runtime.settings",
+    "load_agents": "agentflow.environment.yaml_agents",
 }
 
 

@@ -119,7 +119,8 @@ class _ToolRequest:
         ctx.report_execution_started(ExecutionEntityTypes.TOOL, name, metadata)
         began = time.monotonic()
         try:
-            bound = tool.bind(arguments, injected_arguments(ctx, tool))
+            meta = {"agentflow/idempotency-key": ctx.idempotency_key}
+            bound = tool.bind(arguments, injected_arguments(ctx, tool), meta=meta)
             async with asyncio.timeout(self._timeout_s):
                 result = await _called(bound)
             outcome = self._outcome(result)
@@ -182,6 +183,8 @@ def injected_arguments(ctx: RunnerContext, tool: Tool) -> dict[str, Any]:
 
 def _injected(ctx: RunnerContext, tool: Tool, name: str, source: InjectedArg) -> Any:  # noqa: ANN401 (a user's value)
     key = source.key or name
+    if source.source == ToolParameterSource.IDEMPOTENCY_KEY:
+        return ctx.idempotency_key
     if source.source == ToolParameterSource.CONFIG:
         values = ctx.config.to_dict()
         is_there, value = key in values, values.get(key)

@@ -543,6 +543,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         stream: Any = None,  # noqa: ANN401 (what `stream` returns)
         max_turns: int | None = None,
         tenant: str = "",
+        history: ChatHistory | str | None = None,
     ) -> Awaitable[ChatMessage]:
         """Ask a chat model of the agent, for async actions; return its last message. Each call of a model or tool is a durable step.
 
@@ -557,6 +558,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             stream: Where tokens go as they come: ``ctx.stream("answer")``.
             max_turns: Most calls of the model; None: as the chat model says.
             tenant: Whose rate limits count.
+            history: The conversation of this key (`chat_history`) that goes before ``messages``, and that they, what tools said and
+                the answer are added to.
 
         Raises:
             ModelError: No call, and no fallback model, has led to an answer.
@@ -574,6 +577,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             stream=stream,
             max_turns=max_turns,
             tenant=tenant,
+            history=history,
         )
 
     def stream(self, name: str = "answer") -> Stream:

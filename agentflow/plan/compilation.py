@@ -83,10 +83,10 @@ def compile_agent(
         problems.add(
             "it has no actions", expected="at least one", fix="decorate a function with @action, or call add_action"
         )
-    _check_names([action for action, _, _ in declared], problems)
+    check_names([action for action, _, _ in declared], problems)
     actions, conditions = [], {}
     for index, (action_name, declaration, function) in enumerate(declared):
-        action, compiled = _compile_action(action_name, index, declaration, function, problems)
+        action, compiled = compile_action(action_name, index, declaration, function, problems)
         if action is not None:
             actions.append(action)
             conditions[action.name] = compiled
@@ -124,7 +124,8 @@ def _configuration(config: Configuration | Mapping[str, Any] | None, problems: P
     return configuration
 
 
-def _check_names(names: list[Any], problems: ProblemList) -> None:
+def check_names(names: list[Any], problems: ProblemList) -> None:
+    """Report names that no action can have, and those that two have."""
     seen: set[str] = set()
     for name in names:
         if not isinstance(name, str) or _NAME.fullmatch(name) is None:
@@ -144,9 +145,10 @@ def _check_names(names: list[Any], problems: ProblemList) -> None:
             seen.add(name)
 
 
-def _compile_action(
+def compile_action(
     name: str, index: int, declaration: ActionDeclaration, function: Callable[..., Any], problems: ProblemList
 ) -> tuple[Action | None, tuple[Condition, ...]]:
+    """Check one declaration; return the action with its conditions, or None and problems."""
     place = f"action {name!r}"
     found_before = len(problems.texts)
     triggers = Triggers()

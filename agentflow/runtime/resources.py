@@ -91,7 +91,7 @@ class Resources:
         if entry is None:
             made = planned.instance
             if isinstance(made, ResourceDescriptor):
-                made = build(planned.name, planned.type, made, self.secrets)
+                made = build(planned.name, planned.type, made, self.secrets, context.config)
             entry = self._entries[planned.key] = _Entry(made)
             self._keys[id(planned.instance)] = planned.instance
             if isinstance(made, Resource):
@@ -144,6 +144,8 @@ class AgentResources:
     """The resources that one agent sees; see `agentflow.api.resources.ResourceContext`.
 
     Attributes:
+        config: The job's options for its agents.
+        listens: Types of events that actions of the agent name.
         traffic: Rates and failures of calls of models, for the whole process.
     """
 
@@ -151,6 +153,7 @@ class AgentResources:
         self._resources = resources
         self._agent = plan.name
         self._planned = {(planned.type, planned.name): planned for planned in plan.resources}
+        self.config = plan.config.to_dict()
         self.listens = frozenset(plan.actions_by_event)
         self.traffic = resources.traffic
 

@@ -54,12 +54,13 @@ VENDORS = {
         r"agentflow\.testing\.model_server\b",
     ),
     "aiokafka": (r"agentflow\.connectors\.kafka\b", r"agentflow\.state\.kafka_"),
+    "anyio": (r"agentflow\.integrations\.mcp_\w+\b",),  # what the MCP SDK is written with
     "cel": (r"agentflow\.plan\b",),
     "docstring_parser": (r"agentflow\.api\.tool_schemas\b",),
     "jsonschema": (r"agentflow\.api\.output_schemas\b",),
     "openai": (r"agentflow\.integrations\.\w*openai\w*\b",),
     "httpx": (r"agentflow\.integrations\.ollama\b",),  # what its SDK speaks HTTP with
-    "httpx2": (r"agentflow\.integrations\.\w*(openai|anthropic)\w*\b",),  # what their SDKs do
+    "httpx2": (r"agentflow\.integrations\.\w*(openai|anthropic|mcp)\w*\b",),  # what their SDKs do
     "msgspec": (r"agentflow\b",),
     "opentelemetry": (r"agentflow\.observability\b",),
     "prometheus_client": (r"agentflow\.observability\b",),  # what OpenTelemetry's exporter for it writes to

@@ -28,11 +28,11 @@ def read_subject(
         variables: Environment; None: that of the process.
     """
     from agentflow.cli.config_file import load_job_file, read_layers
-    from agentflow.cli.problems import ProblemList
+    from agentflow.plan.file_problems import ProblemList
 
     subject = Subject(path, dict(os.environ if variables is None else variables))
     try:
-        subject.layer = read_layers(
+        subject.layer, _ = read_layers(
             path, ProblemList(), profile=profile, settings=settings, variables=subject.variables
         )
         subject.job_file = load_job_file(path, profile=profile, settings=settings, variables=subject.variables)
@@ -137,7 +137,7 @@ def _literals(layer: Layer) -> Iterator[Finding]:
     """Secrets that stand in the file itself, or in a flag, which every process of the machine can see."""
     from agentflow.cli.keys import key_table
     from agentflow.cli.references import has_reference, references_in
-    from agentflow.cli.yaml_source import Scalar
+    from agentflow.plan.yaml_source import Scalar
 
     keys = key_table().keys
     for path, entry in layer.items():
