@@ -7,16 +7,17 @@ import random as random_module
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from agentflow.api.context_services import ContextServices, TaskView
 from agentflow.api.durations import duration_ms
 from agentflow.api.encoding import check_text
 from agentflow.api.events import Event, EventType
 from agentflow.api.executions import ExecutionStatus
-from agentflow.api.memory import MemoryLimits, MemoryObject, MemoryScope, MemoryType
-from agentflow.api.metrics import MetricGroup, MetricRegistry
+from agentflow.api.memory import MemoryObject, MemoryScope, MemoryType
+from agentflow.api.metrics import MetricGroup
 from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 
 if TYPE_CHECKING:
@@ -33,53 +34,6 @@ Headers = tuple[tuple[str, bytes], ...]
 _OUTPUT = EventType.OutputEvent
 _SHORT_TERM = MemoryType.SHORT_TERM
 _decode_key = msgspec.msgpack.Decoder().decode
-
-
-class TaskView(Protocol):
-    """What the context sees of its task (the operator's `ActionTask`)."""
-
-    run: Any
-    action: Any
-    attempt: int
-
-    @property
-    def id(self) -> str: ...  # noqa: D102
-
-
-class ContextServices(Protocol):
-    """What a job gives to all contexts of one operator."""
-
-    job: str
-    agent: str
-    incarnation: str
-    config: Configuration
-    memory_limits: MemoryLimits
-    sensory_limits: MemoryLimits
-    record_max: int
-    output_max: int
-    encode_event: Callable[[object], bytes]
-    encode_output: Callable[[object], bytes]
-    has_tombstones: bool
-    steps: Any
-    resources: Any
-    report: Callable[..., object] | None
-    metrics: MetricRegistry
-
-    def chat(self, ctx: RunnerContext, model: str, messages: Any, **options: Any) -> Awaitable[ChatMessage]:  # noqa: ANN401
-        """See `RunnerContext.chat`."""
-        ...
-
-    def stream(self, task: Any, name: str) -> Any:  # noqa: ANN401 (the operator's task; a `Stream` with the engine's side)
-        """See `RunnerContext.stream`."""
-        ...
-
-    def logger(self, task: Any) -> Any:  # noqa: ANN401 (the operator's task; structlog's logger)
-        """Return the logger of an attempt."""
-        ...
-
-    def fetch_memory(self, owner: Any, path: str) -> bytes | None:  # noqa: ANN401 (the operator's key state)
-        """Return a memory value of a key that is not cached, and cache it."""
-        ...
 
 
 class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
@@ -366,13 +320,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         for scope in (self._short_term, self._sensory):
             if scope is not None:
                 scope.is_open = False
-        if self._streams is not None:
-            self.close_streams(is_final=False)
-
-    def close_streams(self, *, is_final: bool) -> None:
-        """End the streams; those of an attempt that has failed take back what it has said. Called by the engine."""
-        for stream in (self._streams or {}).values():
-            stream.close(is_final=is_final)
+        for stream in (self._streams or {}).values():  # an attempt that has failed takes back what it has said
+            stream.close(is_final=False)
 
     # -- durable steps
     def durable_execute(
@@ -581,13 +530,10 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         )
 
     def stream(self, name: str = "answer") -> Stream:
-        """Return a stream: what is written to it reaches whoever follows the run (`Engine.stream`, SSE, a topic) before anything is durable.
+        """Return a stream of the run: what is written to it reaches whoever follows (`Engine.stream`, SSE, a topic) before it is durable.
 
         It is ``stream=`` of `chat`, and takes texts and values: ``ctx.stream("progress").write("searching")``. What a durable step has
         written is not written again when it is answered from the journal. Where nobody can follow, it is dropped.
-
-        Args:
-            name: Name of the stream; the same one every time.
         """
         streams = self._streams
         if streams is None:

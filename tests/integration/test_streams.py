@@ -17,6 +17,7 @@ from agentflow import (
     ChatMessage,
     ChatRequestEvent,
     ChunkKind,
+    CollectionSink,
     Engine,
     EngineClosed,
     Event,
@@ -32,6 +33,7 @@ from agentflow import (
 from agentflow.api.chat_models import ChatDelta, ChatRequest, OnDelta
 from agentflow.errors import ModelUnavailable, RateLimited
 from agentflow.integrations.openai import OpenAICompletionsConnection
+from agentflow.runtime.ports import Staged
 from agentflow.testing import ScriptedChatModel
 from agentflow.testing.model_server import Cut, ModelServer, Reply
 from tests.engines import ONCE, agent_of, checkpointed, until
@@ -430,6 +432,40 @@ async def test_a_recorded_answer_is_not_streamed_again_by_the_next_process(tmp_p
         assert short(await anext(stream)) == "reset"
         await engine.signal("k", "go")
         assert said([one async for one in stream]) == ["one two"]
+
+
+async def test_a_restart_within_the_process_takes_back_what_was_on_its_way_and_offsets_go_on(tmp_path: Path) -> None:
+    class FailsOnce(CollectionSink):
+        """Its second checkpoint fails, in the first life."""
+
+        staged = 0
+
+        async def stage(self, checkpoint: int) -> Staged:
+            FailsOnce.staged += 1
+            if FailsOnce.staged == 2:
+                raise OSError("the disk is gone")
+            return await super().stage(checkpoint)
+
+    def early(event: Event, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent("early"))
+        ctx.send_event(Event("next"))
+
+    async def late(event: Event, ctx: RunnerContext) -> None:
+        await ctx.chat("m", "hi", stream=ctx.stream())
+
+    agent = Agent("A").add_action("early", [EventType.InputEvent], early).add_action("late", ["next"], late)
+    agent.add_resource("m", ResourceType.CHAT_MODEL, Model(["one ", asyncio.Event()], ["one ", "two"]))
+    config = {"restart.delay": "1ms", "checkpoint.interval": "1h"}
+    async with Engine(agent, state_dir=str(tmp_path / "state"), config=config, sink=FailsOnce) as engine:
+        stream = engine.stream("k", 1, tokens=True)
+        found = [await anext(stream) for _ in range(2)]
+        assert engine._job is not None
+        assert engine._job._subtask is not None
+        engine._job._subtask.checkpoint_schedule.take_extra()
+        found += [one async for one in stream]
+    assert engine.stats().restarts == 1
+    assert said(found) == ["early", "one ", "reset", "one ", "two", "end"]
+    assert [one.offset for one in found[1:]] == [1, 2, 3, 4, 5]
 
 
 # -- limits
