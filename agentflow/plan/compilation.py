@@ -23,6 +23,7 @@ from agentflow.plan.functions import check_function, kind_of
 from agentflow.plan.payloads import input_type_problem, json_problem, reference
 from agentflow.plan.planned_resources import PlannedResource, plan_resources
 from agentflow.plan.problems import ProblemList, nearest
+from agentflow.plan.resource_links import check_links
 from agentflow.plan.triggers import Triggers
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # a name is part of task paths: no '/', no ':', no space
@@ -105,7 +106,9 @@ def _resources(agent: Agent, shared: Sequence[Declared], problems: ProblemList) 
         return ()
     own += [needed for _, _, made in own if isinstance(made, Tool) for needed in made.resources]
     names = {(kind, name) for name, kind, _ in own}
-    return plan_resources([one for one in shared if (one[1], one[0]) not in names] + own, problems)
+    planned = plan_resources([one for one in shared if (one[1], one[0]) not in names] + own, problems)
+    check_links(planned, problems)
+    return planned
 
 
 def _built_in(names: set[str]) -> list[tuple[str, ActionDeclaration, Callable[..., Any]]]:
