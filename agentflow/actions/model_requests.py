@@ -197,8 +197,8 @@ class ModelRequest:
         ctx, policy = self._ctx, self._policy
         metadata: dict[str, Any] = {LLMExecutionMetadataKeys.MODEL: request.model, "provider": connection.provider}
         ctx.report_execution_started(ExecutionEntityTypes.LLM, self._setup.name, metadata)
-        began = time.monotonic()
-        pieces = _Pieces(policy, self._turn.stream, attempt) if self._wants_pieces(connection) else None
+        began, turn_stream = time.monotonic(), self._turn.stream
+        pieces = _Pieces(policy, turn_stream, attempt) if self._wants_pieces(connection) else None
         try:
             answer = await self._complete(connection, request, pieces)
         except ModelError as error:
@@ -207,6 +207,9 @@ class ModelRequest:
             raise
         metadata.update(_measured(answer, began, None if pieces is None else pieces.first_at, policy))
         metadata["prompt"] = self._prompt_digest
+        if pieces is None and turn_stream is not None:  # it comes at once
+            turn_stream.begin_attempt(attempt)
+            turn_stream.write(ChatDelta(answer.text))
         host, port = connection.address
         metadata.update({"server": host, "port": port} if host else {})
         ctx.report_execution_succeeded(ExecutionEntityTypes.LLM, self._setup.name, metadata)

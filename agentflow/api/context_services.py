@@ -47,6 +47,10 @@ class ContextServices(Protocol):
         """See `RunnerContext.chat`."""
         ...
 
+    def stream(self, task: Any, name: str) -> Any:  # noqa: ANN401 (the operator's task; a `Stream` with the engine's side)
+        """See `RunnerContext.stream`."""
+        ...
+
     def logger(self, task: Any) -> Any:  # noqa: ANN401 (the operator's task; structlog's logger)
         """Return the logger of an attempt."""
         ...

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agentflow.api.options import Configuration
     from agentflow.api.resources import ResourceType
     from agentflow.api.steps import OnInDoubt
+    from agentflow.api.streams import Stream
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -50,6 +51,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     _timers: list[tuple[str, int | None, bool, bytes]] | None = None
     _random: random_module.Random | None = None
     _headers: dict[int, Headers] | None = None
+    _streams: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"RunnerContext(task={self._task.id!r}, attempt={self._task.attempt})"
@@ -318,6 +320,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         for scope in (self._short_term, self._sensory):
             if scope is not None:
                 scope.is_open = False
+        for stream in (self._streams or {}).values():  # an attempt that has failed takes back what it has said
+            stream.close(is_final=False)
 
     # -- durable steps
     def durable_execute(
@@ -525,11 +529,21 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             history=history,
         )
 
-    # -- declared with their final signatures; this job does not have them
-    def stream(self, name: str) -> Any:  # noqa: ANN401
-        """Return a stream."""
-        _not_configured("stream", f"stream '{name}' cannot be read: this engine has no streams")
+    def stream(self, name: str = "answer") -> Stream:
+        """Return a stream of the run: what is written to it reaches whoever follows (`Engine.stream`, SSE, a topic) before it is durable.
 
+        It is ``stream=`` of `chat`, and takes texts and values: ``ctx.stream("progress").write("searching")``. What a durable step has
+        written is not written again when it is answered from the journal. Where nobody can follow, it is dropped.
+        """
+        streams = self._streams
+        if streams is None:
+            streams = self._streams = {}
+        if (found := streams.get(name)) is None:
+            check_text(name, "stream: name")
+            found = streams[name] = self._services.stream(self._task, name)
+        return found  # type: ignore[no-any-return]
+
+    # -- declared with its final signature; this job does not have it
     @property
     def long_term_memory(self) -> Any:  # noqa: ANN401
         """External memory."""
