@@ -92,9 +92,9 @@ def call_words(node: TraceNode) -> str:
         return ""
     if node.kind == ExecutionEntityTypes.TOOL and isinstance(call_id := known.get("toolCallId"), str):
         return call_id
-    if node.kind != ExecutionEntityTypes.LLM or "model" not in known:
-        return ""
-    words = [str(known["model"])]
+    if node.kind != ExecutionEntityTypes.LLM or "provider" not in known:
+        return ""  # the engine names it
+    words = [str(known.get("model", known["provider"]))]
     given = [known.get(f"{name}_tokens") for name in ("input", "output", "cached", "reasoning")]
     tokens = [count if isinstance(count, int) else 0 for count in given]  # user code may report anything
     if any(tokens):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import urllib.request
 from typing import Any
 
@@ -28,8 +27,10 @@ from agentflow import (
 )
 from agentflow.cli.top import summary
 from agentflow.errors import ModelUnavailable
+from agentflow.observability.admin import resources_document
 from agentflow.observability.job_scraper import JobScraper
 from agentflow.testing import ScriptedChatModel
+from tests.engines import until
 from tests.otlp_receiver import Collector, collector
 
 USAGE = Usage(input_tokens=120, output_tokens=30, cached_tokens=100, cache_write_tokens=5, reasoning_tokens=7)
@@ -344,8 +345,7 @@ async def test_gates_are_shown_as_they_are_while_calls_wait():
     async with Engine(agent, in_memory=True, config=config) as engine:
         asking = [asyncio.ensure_future(engine.submit(key, {})) for key in ("a", "b")]
         await is_asked.wait()
-        while engine.stats().runs_in_flight < 2:
-            await asyncio.sleep(0)
+        await until(lambda: b'"waiting":1' in msgspec.json.encode(resources_document(engine._job.resources)))
         view = await asyncio.to_thread(scraper.poll)
         assert view.models is not None
         assert (view.models.active, view.models.waiting) == (1, 1)
@@ -370,7 +370,6 @@ async def test_gates_are_shown_as_they_are_while_calls_wait():
 
 
 async def test_a_resource_that_failed_is_shown_and_the_process_stays_ready():
-    before = set(threading.enumerate())
     port = free_port()
 
     async def ask(event: Any, ctx: RunnerContext) -> None:
@@ -398,5 +397,3 @@ async def test_a_resource_that_failed_is_shown_and_the_process_stays_ready():
             'agentflow_resources{job="orders",resource="away",state="failed",type="chat_model_connection"} 1.0'
             in metrics
         )
-    for thread in set(threading.enumerate()) - before:
-        thread.join(10)
