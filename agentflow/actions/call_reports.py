@@ -55,7 +55,7 @@ class ModelCallReport:
         call: ModelCall,
     ) -> None:
         self._ctx, self._name, self._request, self._call = ctx, name, request, call
-        call.model, call.provider = request.model, connection.provider
+        call.model, call.provider = request.model, connection.provider or type(connection).__name__
         host, call.port = connection.address
         call.server = host
         call.options = _options(request.options)

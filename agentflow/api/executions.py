@@ -46,7 +46,7 @@ class ModelCall(msgspec.Struct, omit_defaults=True):
 
     Attributes:
         model: The model that was asked.
-        provider: Whose it is; ``gen_ai.provider.name`` of OpenTelemetry.
+        provider: Whose it is; ``gen_ai.provider.name`` of OpenTelemetry. The class of a connection that does not say.
         server: Host of the provider.
         port: Port there.
         attempt: Number of the call; above 1 it is made again, after one that failed.

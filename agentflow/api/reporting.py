@@ -21,8 +21,9 @@ class Reporting:
 
     @property
     def is_observed(self) -> bool:
-        """Whether somebody looks at the job; else a report reaches nobody, and need not be made."""
-        return self._services.report is not None
+        """Whether somebody wants what this attempt reports; else a report reaches nobody, and need not be made."""
+        services = self._services
+        return services.report is not None and (services.wants_reports is None or services.wants_reports(self._task))
 
     @property
     def wants_content(self) -> bool:

@@ -61,6 +61,7 @@ class ContextServices(Protocol):
     steps: Any
     resources: Any
     report: Callable[..., object] | None
+    wants_reports: Callable[[Any], bool] | None
     wants_content: Callable[[Any], bool] | None
     metrics: MetricRegistry
 

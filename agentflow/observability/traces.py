@@ -140,8 +140,7 @@ class OperatorTraces:
         if any(one.type == ResourceType.CHAT_MODEL for one in plan.resources):
             self._of_run |= {names.GEN_AI_OPERATION: names.INVOKE_AGENT, names.GEN_AI_AGENT: agent}
         self._call_spans = CallSpans(agent, convention, capture, self._shown)
-        is_traced: Callable[[Task], bool] = lambda task: (task, task.attempt) in self._open  # noqa: E731
-        self.wants_content = None if capture is Capture.NO_CONTENT else is_traced
+        self.wants_content = None if capture is Capture.NO_CONTENT else self.wants_reports
         self._ids = ids
         self._open: dict[tuple[Task, int], _Attempt] = {}
         self._calls: dict[tuple[Task, str, int], tuple[_Attempt, LiveSpan]] = {}
@@ -150,6 +149,10 @@ class OperatorTraces:
         self._sweep_ms = 0
 
     # -- while user code runs
+    def wants_reports(self, task: Task) -> bool:
+        """Whether the task's attempt is traced."""
+        return (task, task.attempt) in self._open
+
     def context_of(self, task: Task) -> contextvars.Context | None:
         """Return the context of an attempt whose run is sampled."""
         trace = self._ids.run(task.run.record)

@@ -184,6 +184,7 @@ class Observation:
       would cost a call for each attempt: beside ``start`` it may do nothing that can raise. The same goes for ``choosing``;
     - ``context_of``: returns the context that an attempt runs in, None: that of the turn. For whoever traces what user code calls;
     - ``choosing``, which stands for `start_in_context`, and takes a call less;
+    - ``wants_reports``: called with a task, returns whether it wants what user code reports in it (always where it says nothing);
     - ``wants_content``: called with a task, returns whether it wants to see what models and tools are told and say in it;
     - ``enter_step``: called with task, step and number of the call before the function of a step is called, in the context that it
       is called in; returns what is called behind it, None: nothing.
@@ -195,6 +196,7 @@ class Observation:
         context_of: That of the first observer which has one.
         enter_step: The same.
         wants_content: The same.
+        wants_reports: Whether any observer wants the reports of a task; None: always.
         needs_answers: Whether an observer needs every record and answer.
         wants_progress: Whether an observer wants to be told soon of steps that begin and of reports.
         current_step: Returns the path of the step that user code is called by, and the number of the call; empty: by none.
@@ -224,6 +226,7 @@ class Observation:
         self.enter_step = None if enter_step is None else self._guarded_step(self._guarded(enter_step))
         self.needs_answers = any(getattr(observer, "needs_answers", True) for observer in observers)
         self.wants_progress = any(getattr(observer, "wants_progress", False) for observer in observers)
+        self.wants_reports = self._reports_wanted()
         self.wants_content: Callable[[ActionTask], bool] | None
         wants_content = self._first("wants_content")
         self.wants_content = None if wants_content is None else self._guarded(wants_content)
@@ -247,6 +250,11 @@ class Observation:
 
     def _first(self, name: str) -> Any:  # noqa: ANN401 (whatever an observer has)
         return next((found for one in self._observers if (found := getattr(one, name, None)) is not None), None)
+
+    def _reports_wanted(self) -> Callable[[ActionTask], bool] | None:
+        asked = [getattr(observer, "wants_reports", None) for observer in self._observers]
+        wanted = [self._guarded(one) for one in asked if one is not None]
+        return None if len(wanted) < len(asked) else lambda task: any(wants(task) for wants in wanted)
 
     def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what calls a function of an observer, and returns None where that raises."""
@@ -341,7 +349,9 @@ class Observation:
         *,
         content: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take a report of user code; from any thread. It raises nothing, whatever it is given."""
+        """Take a report of user code, if somebody wants it; from any thread. It raises nothing, whatever it is given."""
+        if self.wants_reports is not None and not self.wants_reports(task):
+            return
         encoded = b""
         if metadata:
             try:

@@ -13,6 +13,7 @@ from agentflow.api.encoding import encode_msgpack
 from agentflow.api.executions import ModelCall
 from agentflow.core.inputs import StepCall
 from agentflow.observability import names
+from agentflow.observability.admin import resources_document
 from agentflow.observability.call_metrics import OTHER, CallMeters, call_values, resource_metrics
 from agentflow.runtime.observation import ExecutionReported, StepSeen
 from agentflow.runtime.resources import ResourceHealth
@@ -141,6 +142,8 @@ async def test_gates_and_resources_are_read_when_somebody_asks():
     assert read[names.GATE_ACTIVE]() == [(1, {"connection": "openai"})]
     gate.leave(admission, tokens=0, is_failed=True)
     assert read[names.CIRCUIT_OPEN]() == [(True, {"connection": "openai"})]
+    (shown,) = resources_document(asked)["gates"]
+    assert (shown["circuitOpen"], 50 < shown["retryAfterSeconds"] <= 60) == (True, True)
     waiting = asyncio.ensure_future(gate.enter("m", "", "k", (), 0))
     await asyncio.sleep(0)
     assert read[names.GATE_WAITING]() == [(1, {"connection": "openai"})]
