@@ -49,6 +49,7 @@ from agentflow.api.resources import (
 )
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import Done, StepIntent, Verdict, reconcile
+from agentflow.api.streams import ChunkKind, StreamChunk
 from agentflow.api.tools import InjectedArg, Tool, ToolMetadata, ToolParameterSource, ToolType, tool
 from agentflow.errors import (
     AgentflowError,
@@ -111,6 +112,7 @@ __all__ = [
     "ChatRequestEvent",
     "ChatResponseEvent",
     "CheckpointSettings",
+    "ChunkKind",
     "Codec",
     "CollectionSink",
     "CollectionSource",
@@ -173,6 +175,7 @@ __all__ = [
     "RunnerContext",
     "StateSettings",
     "StepIntent",
+    "StreamChunk",
     "StructuredOutputStrategy",
     "TextPart",
     "TimerEvent",

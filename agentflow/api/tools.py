@@ -95,7 +95,8 @@ class ToolPolicy(msgspec.Struct, frozen=True):
         retry: What follows a call that raises; None: the model is told.
         idempotent: Whether a call that may have happened (the process died meanwhile) can be made again. If not, and there is no
             ``reconciler``, the model is told that nobody knows.
-        reconciler: What says whether such a call has happened: `reconcile(function)`.
+        reconciler: What says whether such a call has happened: `reconcile(function)`; the function is asked with a `StepIntent` whose
+            ``kwargs`` are what the model has given, and says `Done` with the tool's result, or a `Verdict`.
         requires_approval: A person has to approve each call: ``agentflow inbox approve|deny``.
         approval_timeout: How long that may take; then it is denied. None: no end.
         result_max: Most characters of a result that the model is given; None: `tool.result-max` (64,000).

@@ -207,6 +207,7 @@ class AgentsExecutionEnvironment:
                 observers=telemetry.observers(0),
                 metrics=telemetry.registry,
                 on_end=telemetry.close,
+                stream_outlet=telemetry.stream_outlet,
             )
         )
         telemetry.watch(job)

@@ -34,11 +34,14 @@ def class_of(name: str, kind: ResourceType, place: str) -> type[Resource]:
             near = nearest(alias, list(offered))
             known = f"did you mean '{near}'?" if near else f"known are: {', '.join(offered)}"
             raise ConfigError([f"{place}: there is no {kind} class '{name}'; {known}; or write package.module.Class"])
-        return _checked(offered[alias].load(), name, place)
+        try:
+            return _checked(offered[alias].load(), name, place)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError([f"{place}: class '{name}' cannot be imported: {error}"]) from error
     module_name, _, class_name = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), class_name, None)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ConfigError([f"{place}: class '{name}' cannot be imported: {error}"]) from error
     if found is None:
         raise ConfigError([f"{place}: module '{module_name}' has no class '{class_name}'"])
@@ -78,7 +81,7 @@ def build(
     ]
     if missing:
         problems.append(f"{place}: {found.__name__} needs {', '.join(map(repr, missing))}")
-    hints = typing.get_type_hints(found)
+    hints = _hints(found)
     converted = {}
     for argument, value in arguments.items():
         try:
@@ -90,6 +93,13 @@ def build(
     if problems:
         raise ConfigError(problems)
     return _made(found, converted, place)
+
+
+def _hints(found: type[Resource]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(found)
+    except NameError:  # a type that is imported for type checkers only: its arguments are taken as they are
+        return {}
 
 
 def _made(found: type[Resource], arguments: dict[str, Any], place: str) -> Resource:
