@@ -127,12 +127,12 @@ class LiveStream:
             said = (_TEXT, _text(piece), None, 0, "")
         else:
             said = (_VALUE, "", _decode(encode_json(piece)), 0, "")
-        self._streams.on_loop(self._say, current_step(), said)
+        self._streams.on_loop(self._say, current_step()[0], said)
 
     def begin_attempt(self, attempt: int) -> None:
         """See `Stream.begin_attempt`."""
         if self._is_open:
-            self._streams.on_loop(self._begin, current_step(), attempt)
+            self._streams.on_loop(self._begin, current_step()[0], attempt)
 
     # -- the engine's side
     def settle(self, step: str, *, is_final: bool) -> None:
