@@ -54,6 +54,15 @@ A-17: Your pan is on its way to Lisbon.
 -: There is no order X-1; is the number right?
 A-17, B-4: B-4 will be with you in one day, A-17 takes three.
 """,
+    "streaming_service": """\
+ann: Is the Saltire pan in stock?
+  (thinking …)
+  (asks the shop: {"product":"pan-saltire"})
+Yes, there are three of them.
+ann: Can I put it into the oven?
+  (thinking …)
+Yes, up to 230 degrees. Mind the handle.
+""",
     "support_agent": """\
 ann: Hello! What have I ordered?
   support: You have ordered A-17 for 39.00, and A-21 for 12.50.
@@ -71,7 +80,7 @@ ann: Another one!
   support: A colleague will get back to you.
 """,
 }
-IN_ORDER = ("support_agent",)  # the others have keys that do not wait for each other
+IN_ORDER = ("support_agent", "streaming_service")  # the others have keys that do not wait for each other
 
 
 def command(example: str, *arguments: str) -> list[str]:

@@ -19,7 +19,9 @@ def agent_with(first: ScriptedChatModel) -> Agent:
         ctx.send_event(OutputEvent((await ctx.chat("first", event.input)).text))
 
     agent = agent_of(act).add_resource("first", ResourceType.CHAT_MODEL, first)
-    return agent.add_resource("second", ResourceType.CHAT_MODEL, ScriptedChatModel(rules=[{"when": "", "reply": "two"}]))
+    return agent.add_resource(
+        "second", ResourceType.CHAT_MODEL, ScriptedChatModel(rules=[{"when": "", "reply": "two"}])
+    )
 
 
 def falling_back(*replies: Any) -> ScriptedChatModel:
