@@ -63,6 +63,7 @@ from agentflow.errors import (
     RequestMismatch,
     RunFailed,
     UnknownRun,
+    UnknownWait,
 )
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ __all__ = [
     "ToolType",
     "TracingSettings",
     "UnknownRun",
+    "UnknownWait",
     "Usage",
     "Verdict",
     "action",

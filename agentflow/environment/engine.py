@@ -41,7 +41,8 @@ from agentflow.errors import AgentflowError, ConfigError, EngineClosed, UnknownR
 from agentflow.plan.compilation import Declared
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import RECORD_KEY, encoded_key
-from agentflow.runtime.inspection import RunView
+from agentflow.runtime.inbox import Verdict, this_user
+from agentflow.runtime.inspection import RunView, WaitView, waits_for_signals
 from agentflow.runtime.intake import Intake
 from agentflow.runtime.job import Job, SystemClock
 from agentflow.runtime.job_spec import AgentStage, JobSpec
@@ -455,6 +456,31 @@ class Engine:
     async def retry(self, key: object, *, agent: str = "") -> None:
         """Try at once what the active run of a key would try later."""
         await self._running_job().retry(key, agent=self._addressed(agent))
+
+    def inbox(self, *, agent: str | None = None, limit: int = 1000) -> list[WaitView]:
+        """Return who waits for a signal, longest first, of at most ``limit`` runs of each agent; what is secret by the rules is left out."""
+        return waits_for_signals(self.runs(agent=agent, limit=limit))
+
+    async def approve(
+        self, wait_id: str, *, reason: str = "", arguments: dict[str, Any] | None = None, by: str | None = None
+    ) -> None:
+        """Approve a call that waits for it (`inbox`), with other arguments perhaps; durable when this returns. The first answer counts.
+
+        Args:
+            wait_id: Id of the wait, or its first digits.
+            reason: Why, for the record.
+            arguments: Instead of those that the model wants.
+            by: Who approves, for the record; None: the user of this process.
+
+        Raises:
+            UnknownWait: There is no such wait, or it is answered already.
+            ConfigError: The digits are those of several waits, or it waits for another signal.
+        """
+        await self._running_job().answer(wait_id, Verdict(True, by or this_user(), reason, arguments))
+
+    async def deny(self, wait_id: str, *, reason: str = "", by: str | None = None) -> None:
+        """Deny a call that waits for an approval; the model is told, with the reason. As `approve`."""
+        await self._running_job().answer(wait_id, Verdict(False, by or this_user(), reason))
 
     async def savepoint(self, target: str | os.PathLike[str]) -> str:
         """Take a savepoint while the engine runs, and return where it is. See `Job.savepoint`; restore: `agentflow savepoint restore`."""

@@ -107,6 +107,9 @@ def _paths() -> dict[str, Any]:
     aimed = {"run": {"type": "string"}, "agent": {"type": "string"}}
     accepted = {"202": {"description": "Accepted, durably."}, **refusals}
     run_id = {"name": "run_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    wait_id = {"name": "wait_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    verdict = {"reason": {"type": "string"}, "by": {"type": ["string", "null"], "description": "Who says so."}}
+    answered = {**accepted, "404": error}
     wait = {"name": "wait", "in": "query", "schema": {"type": "string"}, "description": "Wait so long for the end: 5s."}
     limit = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 10_000}}
 
@@ -144,6 +147,15 @@ def _paths() -> dict[str, Any]:
         "/cancel": post(
             "Cancel a run", _object_body({"key": _KEY, "reason": {"type": "string"}, **aimed}, "key"), accepted
         ),
+        "/inbox": get("Who waits for a signal", {"type": "object"}, limit),
+        "/inbox/{wait_id}/approve": {
+            "parameters": [wait_id],
+            **post("Approve a call", _object_body({**verdict, "arguments": {"type": "object"}}), answered),
+        },
+        "/inbox/{wait_id}/deny": {
+            "parameters": [wait_id],
+            **post("Deny a call", _object_body(verdict), answered),
+        },
         "/stats": get("What the engine does", {"type": "object"}),
     }
 
