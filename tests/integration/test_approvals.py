@@ -19,6 +19,7 @@ from agentflow import (
     EventType,
     InjectedArg,
     OutputEvent,
+    RecordTooLarge,
     ResourceType,
     RunnerContext,
     Tool,
@@ -157,7 +158,7 @@ async def test_a_second_answer_is_refused_and_says_what_the_first_was() -> None:
             await engine.approve(first.id[:8])
         await engine.deny(first.id, reason="no", by="bea")
         await asked(engine, 1)
-        with pytest.raises(UnknownWait, match='answered already.*"by":"bea"'):
+        with pytest.raises(UnknownWait, match=r'answered already.*"by":"bea"'):
             await engine.approve(first.id)
         with pytest.raises(UnknownWait, match="nobody waits"):
             await engine.approve("ffff0000")
@@ -202,12 +203,22 @@ async def test_what_a_wait_is_about_has_to_be_encodable_and_small() -> None:
         about = object() if event.input == "object" else "x" * 2_000
         try:
             await ctx.wait_for("approval", about=about)
-        except Exception as error:
+        except (TypeError, RecordTooLarge) as error:
             ctx.send_event(OutputEvent(str(error).partition("\n")[0]))
 
     async with Engine(agent_of(act), in_memory=True, config={"record-max": "1KiB"}) as engine:
         assert "object cannot be encoded" in (await engine.submit("a", "object"))[0]
         assert "has 2,003 bytes" in (await engine.submit("b", "long"))[0]
+
+
+async def test_who_approves_need_not_see_the_key() -> None:
+    desk = Desk(WANTED, "done")
+    async with Engine(desk.agent, in_memory=True, config={**CONFIG, "redaction.key": True}) as engine:
+        run = await engine.send("ann", "refund me")
+        (wait,) = await asked(engine)
+        assert wait.key == "***"
+        await engine.approve(wait.id)
+        assert await engine.result(run) == ["done"]
 
 
 async def test_several_agents_have_one_inbox() -> None:
