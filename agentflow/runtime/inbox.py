@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,8 +41,8 @@ class Verdict(msgspec.Struct, frozen=True, omit_defaults=True):
 def this_user() -> str:
     """Return who uses this process, as the operating system calls them."""
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may have a user without a name
+        return pwd.getpwuid(os.getuid()).pw_name  # what the environment says is anybody's word
+    except KeyError:  # a container may have a user without a name
         return f"uid {os.getuid()}"
 
 

@@ -19,13 +19,13 @@ from agentflow import (
     EventType,
     InjectedArg,
     OutputEvent,
-    RecordTooLarge,
     ResourceType,
     RunnerContext,
     Tool,
     UnknownWait,
 )
 from agentflow.api.chat_messages import tool_call
+from agentflow.errors import RecordTooLarge
 from agentflow.integrations.asgi import engine_app
 from agentflow.runtime.inbox import this_user
 from agentflow.testing.scripted_models import ScriptedChatModel
