@@ -31,7 +31,8 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   ├── ToolServerUnavailable   no connection to it, no answer in time, or it died in the call
     │   ├── ModelError         a call of a model failed
     │   │   ├── ModelUnavailable   it may work later: no connection, a timeout, 5xx
-    │   │   │   └── RateLimited    too many calls or tokens (429)
+    │   │   │   ├── RateLimited    too many calls or tokens (429)
+    │   │   │   └── CircuitOpen    the connection has failed too often, so it was not called
     │   │   └── ModelRejected  it will not: 4xx, no credentials, an unknown model
     │   │       ├── ContextTooLong     the conversation is longer than the model takes
     │   │       └── ContentRefused     the provider refuses what was said
@@ -348,6 +349,10 @@ class ModelUnavailable(ModelError):
 
 class RateLimited(ModelUnavailable):
     """The provider has had too many calls or tokens (429)."""
+
+
+class CircuitOpen(ModelUnavailable):
+    """The connection has failed so often that it is not called for a while; this call was not made."""
 
 
 class ModelRejected(ModelError):

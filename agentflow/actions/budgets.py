@@ -3,11 +3,13 @@
 What a task has spent is one entry of memory, written when the task completes: of the run in sensory memory, of the key and its days in
 short-term memory. So it is as exact as all state, and a replayed call, whose outcome is recorded, is counted as it was. Tasks of a
 parallel group do not see each other's writes; what they have spent so far, and what calls on their way have reserved, is kept beside
-the run, in process memory: it is there as long as these tasks are.
+the run, in process memory: it is there as long as these tasks are. A process that takes a run over counts what the journal has of its
+running tasks before it lets any of them call: outcomes that they have not asked for again yet, and calls that are in doubt.
 
     __spent__.run.TASK · __spent__.key.RUN_TASK · __spent__.day.DATE.RUN_TASK       [calls, tokens, money]
 
-Entries of earlier runs are added up by the first task that comes along outside of a group, or first in it.
+Entries of earlier runs are added up by the first task that comes along outside of a group, or first in it. What a task has spent that
+fails counts for its run, and not for the key: its writes never happen.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from agentflow.api.budgets import Budget
+from agentflow.api.chat_messages import ChatMessage, Usage
 from agentflow.api.memory import MemoryObject
 from agentflow.api.memory_codec import decode_value
 from agentflow.api.runner_context import RunnerContext
@@ -28,6 +33,13 @@ _ROOT: Final = "__spent__"
 _SUM: Final = "sum"
 _FOLD_AT: Final = 8  # entries of earlier runs that are added up together
 _COUNTED: Final = ("calls", "tokens", "money")
+_INTENT, _RESULT, _ERROR = 1, 2, 3  # of `agentflow.core.journal_records.RecordKind`
+
+IN_DOUBT: Final = "in_doubt"
+"""`ChatMessage.finish_reason` of a call of which nobody knows whether it was made."""
+
+_decode_answer = msgspec.msgpack.Decoder(ChatMessage).decode
+_decode_plain = msgspec.msgpack.Decoder().decode
 
 Spent = list[float]
 """Calls, tokens, money."""
@@ -39,6 +51,9 @@ class _Ledger:
     def __init__(self) -> None:
         self.entries: dict[str, Spent] = {}  # path of the entry → as it will be written
         self.reserved: dict[object, Spent] = {}  # calls on their way
+        self.recorded: dict[
+            str, list[Spent]
+        ] = {}  # task → calls that an earlier process has recorded, and nobody has counted
 
 
 _ledgers: weakref.WeakKeyDictionary[Any, _Ledger] = weakref.WeakKeyDictionary()
@@ -57,7 +72,7 @@ class Meter:
         self._budgets = budgets
         run = ctx._task.run  # noqa: SLF001 (the context's engine side)
         self._run = run
-        self._ledger = _ledgers.setdefault(run, _Ledger()) if budgets else _Ledger()
+        self._ledger = _ledger_of(run) if budgets else _Ledger()
         task = hashlib.blake2b(ctx.task_id.encode(), digest_size=8).hexdigest()
         self._run_digest = hashlib.blake2b(ctx.run_id.encode(), digest_size=6).hexdigest()
         self._leaf = {"run": task, "key": f"{self._run_digest}_{task}", "day": f"{self._run_digest}_{task}"}
@@ -71,14 +86,14 @@ class Meter:
         """Return the most turns of a tool loop, given what the chat model allows."""
         return min([most, *(budget.turns for budget in self._budgets if budget.turns is not None)])
 
-    async def reserve(self, estimate: Spent) -> object:
+    async def reserve(self, estimate: Spent) -> None:
         """Check that a call may be made, and keep its estimated cost until `release`.
 
         Raises:
             BudgetExhausted: It would spend more than there is.
         """
         if not self._budgets:
-            return None
+            return
         await asyncio.sleep(0)  # tasks and branches that started with this one show what they have spent already
         for budget in self._budgets:
             spent = self._spent(budget.per)
@@ -86,16 +101,17 @@ class Meter:
                 limit = getattr(budget, counted)
                 if limit is not None and (spent[place] >= limit or spent[place] + estimate[place] > limit):
                     raise BudgetExhausted(f"{budget.per}.{counted}", limit, spent[place])
-        reservation = object()
-        self._ledger.reserved[reservation] = estimate
-        return reservation
+        self._ledger.reserved[self] = estimate
 
-    def release(self, reservation: object) -> None:
-        """Give back what was reserved; what the call has cost is counted by `count`."""
-        self._ledger.reserved.pop(reservation, None)
+    def release(self) -> None:
+        """Give back what was reserved, behind `count`: in between, nobody is to find it neither here nor there."""
+        self._ledger.reserved.pop(self, None)
 
     def count(self, spent: Spent) -> None:
         """Count what a call has cost, whether it was made now or is recorded."""
+        recorded = self._ledger.recorded.get(self._ctx.task_id)
+        if recorded is not None and spent in recorded:
+            recorded.remove(spent)
         for per in dict.fromkeys(budget.per for budget in self._budgets):
             memory, folder = self._folder(per)
             path = f"{folder}.{self._leaf[per]}"
@@ -124,7 +140,9 @@ class Meter:
             }
         )
         entries = [*seen.values(), *(entry for path, entry in unseen.items() if path not in seen)]
-        return [sum(column) for column in zip([0, 0, 0.0], *entries, *self._ledger.reserved.values(), strict=True)]
+        entries += self._ledger.reserved.values()
+        entries += (call for calls in self._ledger.recorded.values() for call in calls)
+        return [sum(column) for column in zip([0, 0, 0.0], *entries, strict=True)]
 
     def _of_group(self, per: str, folder: str) -> Iterator[tuple[str, Spent]]:
         """Return what tasks of the group have spent that have ended, and are not applied yet."""
@@ -154,6 +172,35 @@ class Meter:
             for day in memory.get(days).get_field_names():
                 if day < today:
                     memory.delete(f"{days}.{day}")
+
+
+def cost_of(answer: ChatMessage) -> Spent:
+    """Return what a call has cost that was answered, or is in doubt."""
+    usage = answer.usage or Usage()
+    return [1, usage.input_tokens + usage.output_tokens, answer.extra_args.get("cost", 0.0)]
+
+
+def _ledger_of(run: Any) -> _Ledger:  # noqa: ANN401 (the operator's run)
+    """Return the ledger of a run; the first one who asks in this process finds what the journal has of the run's tasks."""
+    ledger = _ledgers.get(run)
+    if ledger is None:
+        ledger = _ledgers[run] = _Ledger()
+        for task in run.tasks:
+            calls = [] if task.recorded is None else [*map(_recorded_cost, task.recorded.steps.values())]
+            ledger.recorded[task.id] = [call for call in calls if call is not None]
+    return ledger
+
+
+def _recorded_cost(step: Any) -> Spent | None:  # noqa: ANN401 (a recorded step)
+    """Return what a recorded step has cost; None: it is no call of a model, or none was made."""
+    if not step.call.function.startswith("chat:"):
+        return None
+    if step.kind == _RESULT:
+        return cost_of(_decode_answer(step.payload))
+    if step.kind == _ERROR:
+        kind: str = _decode_plain(step.payload)[0]
+        return None if kind.rpartition(".")[2] in ("BudgetExhausted", "CircuitOpen") else [1, 0, 0.0]
+    return [1, 0, 0.0] if step.kind == _INTENT else None
 
 
 def _entries(memory: MemoryObject, folder: str) -> list[tuple[str, Spent]]:

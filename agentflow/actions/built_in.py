@@ -40,6 +40,7 @@ async def chat_model_action(event: Event, ctx: RunnerContext) -> None:
         request = {name: value for name, value in event.attributes.items() if name != "messages"}
         kept: list[ChatMessage] = []
         new = read_messages(event.attributes["messages"])
+        request["history"] = len(new)
     else:
         known = Conversation.of_tools(ctx, event.attributes["request_id"])
         if known is None:
@@ -61,7 +62,7 @@ async def _take_turn(
     model, output, messages = request["model"], request.get("output_schema"), [*kept, *new]
     retries = conversation.retries if kept else Retries()
     try:
-        turns = sum(message.role == MessageRole.ASSISTANT and bool(message.tool_calls) for message in messages)
+        turns = sum(message.role == MessageRole.ASSISTANT for message in messages[request["history"] :])
         if turns >= (most := turns_max(ctx, model, request.get("max_turns"))):
             raise BudgetExhausted("run.turns", most, turns)
         turn = ChatTurn(

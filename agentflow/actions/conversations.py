@@ -1,6 +1,6 @@
 """Conversations of the built-in actions, in sensory memory: what was asked, and each message as an entry of its own.
 
-__chat__.REQUEST.request        what the request says: model, prompt_args, output_schema, tenant, stream
+__chat__.REQUEST.request        what the request says: model, prompt_args, output_schema, tenant, stream; how many messages it has (history)
 __chat__.REQUEST.messages.N     one message; appended, never written again
 __chat__.REQUEST.retries        [calls that were made again, seconds waited for that]
 __chat_tools__.TOOL_REQUEST     id of the request whose model wants the tools

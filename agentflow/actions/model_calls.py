@@ -2,8 +2,10 @@
 
     call ── answered ─────────────────────────────► the answer
          ── it may pass (5xx, timeout, cut) ──────► wait (durable), call again, up to max-retries
-         ── too many (429) ───────────────────────► the lane waits, the same step calls again
+         ── too many (429) ───────────────────────► a fallback model at once; without one the lane waits, the same step calls again
+         ── the circuit is open ──────────────────► a fallback model at once; without one the lane waits
          ── it will not pass, or no retry is left ► fallback model, or the error
+         ── in doubt, where calls are counted ────► it counts as one; another one is made
 
 A call that is recorded is not made again, whatever became of the process. The idempotency key of a call goes along with its retries.
 """
@@ -16,17 +18,16 @@ from typing import Any
 
 import msgspec
 
-from agentflow.actions.budgets import Meter
+from agentflow.actions.budgets import IN_DOUBT, Meter, cost_of
 from agentflow.actions.model_requests import ModelRequest, StreamTarget
 from agentflow.actions.policies import ChatPolicy, chat_policy
-from agentflow.api.chat_messages import ChatMessage, Usage
+from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.chat_models import BaseChatModelSetup, ErrorHandlingStrategy
 from agentflow.api.resources import ResourceType
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import Done, StepIntent, reconcile
-from agentflow.errors import ModelError, ModelRejected, ModelUnavailable
+from agentflow.errors import CircuitOpen, ModelError, ModelRejected, RateLimited
 
-_IN_DOUBT = "in_doubt"
 _WAIT_MAX_S = 60.0
 
 
@@ -97,7 +98,7 @@ async def _with_retries(
     meter = Meter(ctx, policy.budgets)
     request = ModelRequest(ctx, setup, policy, turn, meter, has_fallback=has_fallback)
     on_in_doubt: Any = reconcile(_in_doubt) if meter.counts_calls else "retry"
-    attempt = 1
+    attempt, failures = 1, 0
     while True:
         try:
             answer: ChatMessage = await ctx.durable_execute_async(
@@ -110,26 +111,36 @@ async def _with_retries(
             )
         except ModelError as error:
             failure = error
-            meter.count([1, 0, 0.0])
+            if not isinstance(failure, CircuitOpen):
+                meter.count([1, 0, 0.0])
         else:
-            usage = answer.usage or Usage()
-            meter.count([1, usage.input_tokens + usage.output_tokens, answer.extra_args.get("cost", 0.0)])
-            if answer.finish_reason != _IN_DOUBT:
+            meter.count(cost_of(answer))
+            if answer.finish_reason != IN_DOUBT:
                 return answer
-            key = answer.extra_args["idempotency_key"]
-            failure = ModelUnavailable("the process ended during the call", model=setup.model, idempotency_key=key)
-        if attempt >= policy.attempts_max or isinstance(failure, ModelRejected):
+            attempt, request.key = attempt + 1, answer.extra_args["idempotency_key"]
+            continue
+        finally:
+            meter.release()
+        failures += 1
+        if failures >= policy.attempts_max or not _may_pass(failure, policy):
             raise failure
-        wait_s = _wait_s(policy, attempt, failure, ctx)
+        wait_s = _wait_s(policy, failures, failure, ctx)
         attempt, request.key = attempt + 1, failure.idempotency_key
         retries.count += 1
         retries.wait_s += wait_s
         await ctx.sleep(f"{round(wait_s * 1000)}ms")
 
 
+def _may_pass(failure: ModelError, policy: ChatPolicy) -> bool:
+    """Whether to call again: limits of the provider were waited for already, as long as that is allowed."""
+    if isinstance(failure, (ModelRejected, RateLimited, CircuitOpen)):
+        return False
+    return (failure.retry_after_s or 0.0) <= policy.rate_limit_wait_s
+
+
 def _in_doubt(intent: StepIntent) -> Done:
     """Let a call that may have been made count as one, where calls are counted: the next one is another call."""
-    return Done(ChatMessage(finish_reason=_IN_DOUBT, extra_args={"idempotency_key": intent.idempotency_key}))
+    return Done(ChatMessage(finish_reason=IN_DOUBT, extra_args={"idempotency_key": intent.idempotency_key}))
 
 
 def _wait_s(policy: ChatPolicy, attempt: int, failure: ModelError, ctx: RunnerContext) -> float:

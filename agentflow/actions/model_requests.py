@@ -17,7 +17,8 @@ from agentflow.actions.budgets import Meter
 from agentflow.actions.policies import ChatPolicy
 from agentflow.actions.structured_output import asks_natively, output_instruction
 from agentflow.actions.tool_lists import tools_of
-from agentflow.api.chat_messages import ChatMessage, MessageRole, Usage
+from agentflow.actions.traffic import Gate
+from agentflow.api.chat_messages import ChatMessage, MessageRole, ToolCall, Usage
 from agentflow.api.chat_models import (
     BaseChatModelConnection,
     BaseChatModelSetup,
@@ -30,7 +31,7 @@ from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCateg
 from agentflow.api.prompts import Prompt
 from agentflow.api.resources import ResourceType
 from agentflow.api.runner_context import RunnerContext
-from agentflow.errors import AgentflowError, ContentRefused, ModelError, ModelUnavailable, RateLimited
+from agentflow.errors import AgentflowError, CircuitOpen, ContentRefused, ModelError, ModelUnavailable, RateLimited
 
 if TYPE_CHECKING:
     from agentflow.actions.model_calls import ChatTurn
@@ -64,6 +65,9 @@ class ModelRequest:
         meter: Its budgets.
         has_fallback: Another model can be asked, so a connection that is known to fail is not waited for.
 
+    Raises:
+        ConfigError: The connection cannot be made, or has no native structured output where the setup insists on it.
+
     Attributes:
         key: Idempotency key of the first call, in retries of it; empty: that of the step.
     """
@@ -85,6 +89,8 @@ class ModelRequest:
         self._meter = meter
         self._has_fallback = has_fallback
         self._prompt_digest = ""
+        self._connection = setup.get_connection()  # here: what is wrong with it is no outcome that is to be recorded
+        self._is_native = turn.output_schema is not None and asks_natively(setup, self._connection)
         self.key = ""
 
     async def call(self, model: str, messages: Sequence[ChatMessage], attempt: int) -> ChatMessage:  # noqa: ARG002 (they are in the digest)
@@ -100,33 +106,22 @@ class ModelRequest:
             BudgetExhausted: The call would spend more than there is; it was not made.
         """
         idempotency_key = self.key or self._ctx.idempotency_key
-        resources = self._ctx.resources
+        setup, connection = self._setup, self._connection
         try:
-            connection = self._setup.get_connection()
-            request = await self._request(connection, idempotency_key)
-            reservation = await self._meter.reserve(self._estimate(request))
-            try:
-                answer = await self._within_limits(connection, request, attempt)
-            finally:
-                self._meter.release(reservation)
+            request = await self._request(idempotency_key)
+            await self._meter.reserve(self._estimate(request))
+            return self._finished(await self._within_limits(connection, request, attempt), idempotency_key)
         except ModelError as error:
-            what = resources.scrub(error.what)
-            raise type(error)(
-                what,
-                error.provider,
-                error.model or self._setup.model,
-                error.status,
-                error.retry_after_s,
-                idempotency_key,
-            ) from None
-        return self._finished(answer)
+            model = error.model or setup.model
+            kept = (error.provider, model, error.status, error.retry_after_s, idempotency_key)
+            raise type(error)(error.what, *kept) from None
 
-    async def _request(self, connection: BaseChatModelConnection, idempotency_key: str) -> ChatRequest:
+    async def _request(self, idempotency_key: str) -> ChatRequest:
         setup, turn = self._setup, self._turn
         prompt, digest = await _prompt_of(setup, turn.prompt_args)
         messages = without_empty([*prompt, *turn.messages])
         schema = turn.output_schema
-        if schema is not None and not asks_natively(setup, connection):
+        if schema is not None and not self._is_native:
             messages = output_instruction(messages, schema)
             schema = None
         self._prompt_digest = digest
@@ -149,19 +144,15 @@ class ModelRequest:
     ) -> ChatMessage:
         """Call when the gate lets it; while the provider refuses for its own limits, again."""
         ctx, setup, policy, turn = self._ctx, self._setup, self._policy, self._turn
-        gate = ctx.resources.traffic.gate(setup.connection, policy.breaker_failures, policy.breaker_open_s)
+        gate = ctx.resources.traffic.gate(connection, policy.breaker_failures, policy.breaker_open_s)
+        now = asyncio.get_running_loop().time
         answer_tokens = request.options.get("max_tokens") or _ANSWER_TOKENS
         tokens = self._estimate(request)[1] + answer_tokens
-        give_up_at = time.monotonic() + policy.rate_limit_wait_s
+        give_up_at = now() + policy.rate_limit_wait_s
         refusals = 0
         while True:
-            if self._has_fallback and (open_s := gate.retry_after_s()) > 0:
-                raise ModelUnavailable(
-                    f"connection '{setup.connection}' has failed {policy.breaker_failures} times in a row: its circuit is open",
-                    connection.provider,
-                    setup.model,
-                    retry_after_s=open_s,
-                )
+            if self._has_fallback:
+                self._check_open(gate, connection)
             admission = await gate.enter(setup.model, turn.tenant, str(ctx.key), policy.limits, tokens)
             used, is_answered, is_failed, closed_s = 0.0, False, False, None
             try:
@@ -172,8 +163,8 @@ class ModelRequest:
             except RateLimited as error:
                 refusals += 1
                 closed_s, is_answered = error.retry_after_s, True
-                wait_s = min(_BACKOFF_S * 2.0 ** min(refusals - 1, 16), _BACKOFF_MAX_S) if closed_s is None else 0.0
-                if self._has_fallback or time.monotonic() + (closed_s or wait_s) > give_up_at:
+                wait_s = 0.0 if closed_s else min(_BACKOFF_S * 2.0 ** min(refusals - 1, 16), _BACKOFF_MAX_S)
+                if self._has_fallback or now() + (closed_s or wait_s) > give_up_at:
                     raise
             except ModelUnavailable:
                 is_failed = True
@@ -186,13 +177,28 @@ class ModelRequest:
             if wait_s:
                 await asyncio.sleep(wait_s * random.uniform(0.8, 1))  # noqa: S311 (no record depends on it)
 
+    def _check_open(self, gate: Gate, connection: BaseChatModelConnection) -> None:
+        """Look whether it is known that a call would have to wait for the provider, where another model can be asked.
+
+        Raises:
+            CircuitOpen: The connection has failed too often.
+            RateLimited: The provider has said when it takes calls again.
+        """
+        setup, policy = self._setup, self._policy
+        if (open_s := gate.retry_after_s()) > 0:
+            what = f"connection '{setup.connection}' has failed {policy.breaker_failures} times in a row: its circuit is open"
+            raise CircuitOpen(what, connection.provider, setup.model, retry_after_s=open_s)
+        if (closed_s := gate.closed_s(setup.model, self._turn.tenant, policy.limits)) > 0:
+            what = f"the provider of connection '{setup.connection}' has had too many calls: none is made before it takes them again"
+            raise RateLimited(what, connection.provider, setup.model, retry_after_s=closed_s)
+
     async def _timed(self, connection: BaseChatModelConnection, request: ChatRequest, attempt: int) -> ChatMessage:
         """Call once, within the timeouts; report it."""
         ctx, policy = self._ctx, self._policy
         metadata: dict[str, Any] = {LLMExecutionMetadataKeys.MODEL: request.model, "provider": connection.provider}
         ctx.report_execution_started(ExecutionEntityTypes.LLM, self._setup.name, metadata)
-        began = time.monotonic()
-        pieces = _Pieces(policy, self._turn.stream, attempt) if self._wants_pieces(connection) else None
+        began, turn_stream = time.monotonic(), self._turn.stream
+        pieces = _Pieces(policy, turn_stream, attempt) if self._wants_pieces(connection) else None
         try:
             answer = await self._complete(connection, request, pieces)
         except ModelError as error:
@@ -201,6 +207,9 @@ class ModelRequest:
             raise
         metadata.update(_measured(answer, began, None if pieces is None else pieces.first_at, policy))
         metadata["prompt"] = self._prompt_digest
+        if pieces is None and turn_stream is not None:  # it comes at once
+            turn_stream.begin_attempt(attempt)
+            turn_stream.write(ChatDelta(answer.text))
         host, port = connection.address
         metadata.update({"server": host, "port": port} if host else {})
         ctx.report_execution_succeeded(ExecutionEntityTypes.LLM, self._setup.name, metadata)
@@ -214,26 +223,42 @@ class ModelRequest:
     async def _complete(
         self, connection: BaseChatModelConnection, request: ChatRequest, pieces: _Pieces | None
     ) -> ChatMessage:
-        policy = self._policy
-        limit_s = policy.timeout_s if policy.first_token_timeout_s is None else policy.first_token_timeout_s
-        timeout = asyncio.timeout(limit_s if pieces else policy.timeout_s)
+        policy, scrub = self._policy, self._ctx.resources.scrub
+        limit_s = policy.timeout_s
+        if pieces is not None and policy.first_token_timeout_s is not None:
+            limit_s = min(limit_s, policy.first_token_timeout_s)
+        timeout = asyncio.timeout(limit_s)
         try:
             async with timeout:
                 if pieces is not None:
                     pieces.begin(timeout)
+                await self._setup
+                await connection
                 return await connection.complete(request, None if pieces is None else pieces.take)
-        except TimeoutError as error:
-            which = "the call" if pieces is None else pieces.which
-            late = ModelUnavailable(f"{which} took longer than its timeout", connection.provider, request.model)
-            raise late from (None if timeout.expired() else error)
-        except (AgentflowError, asyncio.CancelledError):
+        except ModelError as error:  # what the provider says may show what it was called with
+            kept = (
+                error.provider or connection.provider,
+                error.model or request.model,
+                error.status,
+                error.retry_after_s,
+            )
+            raise type(error)(scrub(error.what), *kept) from None
+        except AgentflowError:
             raise
         except Exception as error:  # noqa: BLE001 (a connection of the user's own: whatever it raises may pass)
-            text = self._ctx.resources.scrub(f"{type(error).__name__}: {error}")
-            raise ModelUnavailable(text, connection.provider, request.model) from None
+            what = scrub(f"{type(error).__name__}: {error}")
+            if timeout.expired():
+                what = f"{'the call' if pieces is None else pieces.which} took longer than its timeout"
+            raise ModelUnavailable(what, connection.provider, request.model) from None
 
-    def _finished(self, answer: ChatMessage) -> ChatMessage:
-        """Return the answer as it is recorded: its cost, ids of its tool calls, no secrets."""
+    def _finished(self, answer: ChatMessage, idempotency_key: str) -> ChatMessage:
+        """Return the answer as it is recorded: its cost, ids of its tool calls, no secrets.
+
+        Raises:
+            ContentRefused: The provider has filtered it, and nothing is left.
+        """
+        if answer.finish_reason == "content_filter" and answer.is_empty:
+            raise ContentRefused("the provider has filtered the answer", "", self._setup.model)
         extra = dict(answer.extra_args)
         extra.setdefault("model_name", self._setup.model)
         if self._prompt_digest:
@@ -243,14 +268,32 @@ class ModelRequest:
             extra.setdefault("completionTokens", answer.usage.output_tokens)
             if self._policy.price is not None:
                 extra["cost"] = self._policy.cost(answer.usage)
-        scrub = self._ctx.resources.scrub
-        calls = []
-        for place, call in enumerate(answer.tool_calls):
-            name = call.get("id") or call.get("original_id") or f"call_{len(self._turn.messages)}_{place}"
-            calls.append({**call, "id": name})
-        if answer.finish_reason == "content_filter" and not answer.content:
-            raise ContentRefused("the provider has filtered the answer", "", self._setup.model)
-        return msgspec.structs.replace(answer, content=scrub(answer.content), extra_args=extra, tool_calls=calls)
+        calls = [
+            {
+                **call,
+                "id": f"call_{idempotency_key[:16]}_{place}",
+                "original_id": _original_id(call, idempotency_key, place),
+            }
+            for place, call in enumerate(answer.tool_calls)
+        ]
+        plain = msgspec.to_builtins(
+            msgspec.structs.replace(answer, extra_args=extra, tool_calls=calls), builtin_types=(bytes,)
+        )
+        return msgspec.convert(_scrubbed(plain, self._ctx.resources.scrub), ChatMessage)
+
+
+def _original_id(call: ToolCall, idempotency_key: str, place: int) -> str:
+    """Return the id by which the provider knows a tool call; some have none."""
+    return call.get("original_id") or call.get("id") or f"call_{idempotency_key[:16]}_{place}"
+
+
+def _scrubbed(value: Any, scrub: Callable[[str], str]) -> Any:  # noqa: ANN401 (plain values)
+    """Return plain values without secrets in their texts."""
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, list):
+        return [_scrubbed(one, scrub) for one in value]
+    return {name: _scrubbed(one, scrub) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 class _Pieces:
@@ -264,7 +307,8 @@ class _Pieces:
         self._timeout: asyncio.Timeout | None = None
         self._end_at = 0.0
         self.first_at: float | None = None
-        self.which = "the first piece of the answer"
+        has_limit = policy.first_token_timeout_s is not None and policy.first_token_timeout_s < policy.timeout_s
+        self.which = "the first piece of the answer" if has_limit else "the call"
 
     @property
     def take(self) -> OnDelta:
@@ -280,6 +324,8 @@ class _Pieces:
 
     def _take(self, delta: ChatDelta) -> None:
         assert self._timeout is not None, "the call has begun"
+        if self._timeout.expired():
+            return
         if self.first_at is None:
             self.first_at = time.monotonic()
         idle_s = self._policy.idle_timeout_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from agentflow.api.chat_models import BaseChatModelConnection, BaseChatModelSetu
 from agentflow.api.output_schemas import as_type
 from agentflow.errors import ConfigError
 
+_FENCE: Final = re.compile(r"```(?:json)?\s*(?P<json>.*?)\s*(?:```[^`]*)?\Z", re.DOTALL | re.IGNORECASE)
 _INSTRUCTION: Final = "Answer with one JSON value that is valid for this JSON schema, and with nothing else: no explanation, no code fence.\n"
 
 
@@ -58,9 +60,7 @@ def correction(why: str) -> ChatMessage:
 
 
 def _without_fence(text: str) -> str:
-    """Return the JSON of an answer: without a Markdown fence around it."""
+    """Return the JSON of an answer: without a Markdown fence around it, which may have been cut off at its end."""
     text = text.strip()
-    if not text.startswith("```"):
-        return text
-    first, _, rest = text.partition("\n")
-    return rest.rpartition("```")[0].strip() if rest else first.strip("`").removeprefix("json").strip()
+    fenced = _FENCE.match(text)
+    return fenced["json"] if fenced else text

@@ -10,6 +10,7 @@ wanted ── not allowed, no such tool ─► the model is told
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,17 @@ from agentflow.api.durations import duration_ms
 from agentflow.api.encoding import text_of
 from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCategories, ToolExecutionMetadataKeys
 from agentflow.api.runner_context import RunnerContext
+from agentflow.api.steps import Done, OnInDoubt, Reconcile, StepIntent, reconcile
 from agentflow.api.tools import FunctionTool, InjectedArg, Tool, ToolParameterSource
-from agentflow.errors import AgentflowError, InDoubt, StepFailed, ToolArgumentsInvalid
+from agentflow.errors import (
+    AgentflowError,
+    BudgetExhausted,
+    InDoubt,
+    ModelError,
+    OutputInvalid,
+    StepFailed,
+    ToolArgumentsInvalid,
+)
 
 _NO_ERROR = ""
 
@@ -67,21 +77,27 @@ async def _outcome(ctx: RunnerContext, setup: BaseChatModelSetup, call: ToolCall
     if not isinstance(arguments, Mapping):
         what = f"The arguments for tool `{name}` are no JSON object: {arguments}"
         return ToolOutcome(what, what)
+    request = _ToolRequest(ctx, tool, call, tool_defaults(ctx.config))
     if (run := getattr(tool, "run_in", None)) is not None:  # an agent: its own steps are durable, it is none itself
-        return ToolOutcome(await run(ctx, dict(arguments)))
+        try:
+            return ToolOutcome(await run(ctx, dict(arguments)))
+        except (ModelError, OutputInvalid, BudgetExhausted) as error:
+            return request.failed(error)
     if tool.policy.requires_approval:
         try:
+            tool.bind(dict(arguments), {})  # nobody is asked about a call that cannot be made
             arguments = await approved(ctx, tool, call)
+        except ToolArgumentsInvalid as error:
+            return _misfit(error)
         except Denied as denied:
             return ToolOutcome(denied.text, denied.text)
-    request = _ToolRequest(ctx, tool, call, tool_defaults(ctx.config))
     try:
         outcome: ToolOutcome = await ctx.durable_execute_async(
             request.call,
             call["id"],
             dict(arguments),
             name=f"tool:{name}",
-            on_in_doubt=tool.policy.on_in_doubt,
+            on_in_doubt=request.on_in_doubt,
             retry=tool.policy.retry,
         )
     except InDoubt as error:
@@ -119,13 +135,15 @@ class _ToolRequest:
         ctx.report_execution_started(ExecutionEntityTypes.TOOL, name, metadata)
         began = time.monotonic()
         try:
-            bound = tool.bind(arguments, injected_arguments(ctx, tool))
+            meta = {"agentflow/idempotency-key": ctx.idempotency_key}
+            bound = tool.bind(arguments, injected_arguments(ctx, tool), meta=meta)
             async with asyncio.timeout(self._timeout_s):
+                await tool
                 result = await _called(bound)
             outcome = self._outcome(result)
         except ToolArgumentsInvalid as error:
             self._report_failure(error, metadata, began)
-            return ToolOutcome(f"{error.what}. Call it again with the right ones.", error.what)
+            return _misfit(error)
         except Exception as error:
             self._report_failure(error, metadata, began)
             if tool.policy.retry is not None:
@@ -135,6 +153,21 @@ class _ToolRequest:
             ExecutionEntityTypes.TOOL, name, {**metadata, "duration_s": time.monotonic() - began}
         )
         return outcome
+
+    @property
+    def on_in_doubt(self) -> OnInDoubt:
+        """What to do about a call in doubt: the tool's reconciler is asked about the tool's arguments, and says its result."""
+        policy = self._tool.policy.on_in_doubt
+        if not isinstance(policy, Reconcile):
+            return policy
+        ask, name = policy.function, self._tool.metadata.name
+
+        async def verdict(intent: StepIntent) -> Any:  # noqa: ANN401 (a verdict)
+            asked = msgspec.structs.replace(intent, function=name, args=(), kwargs=intent.args[1])
+            said = await _called(functools.partial(ask, asked))
+            return Done(self._outcome(said.result)) if isinstance(said, Done) else said
+
+        return reconcile(verdict)
 
     @property
     def _timeout_s(self) -> float:
@@ -170,6 +203,10 @@ class _ToolRequest:
         return ToolOutcome(text)
 
 
+def _misfit(error: ToolArgumentsInvalid) -> ToolOutcome:
+    return ToolOutcome(f"{error.what}. Call it again with the right ones.", error.what)
+
+
 def injected_arguments(ctx: RunnerContext, tool: Tool) -> dict[str, Any]:
     """Return the arguments that the model neither sees nor sets.
 
@@ -182,6 +219,8 @@ def injected_arguments(ctx: RunnerContext, tool: Tool) -> dict[str, Any]:
 
 def _injected(ctx: RunnerContext, tool: Tool, name: str, source: InjectedArg) -> Any:  # noqa: ANN401 (a user's value)
     key = source.key or name
+    if source.source == ToolParameterSource.IDEMPOTENCY_KEY:
+        return ctx.idempotency_key
     if source.source == ToolParameterSource.CONFIG:
         values = ctx.config.to_dict()
         is_there, value = key in values, values.get(key)

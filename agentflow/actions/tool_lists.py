@@ -48,11 +48,11 @@ async def _named(ctx: RunnerContext, name: str) -> Sequence[Tool]:
         return [resources.get_resource(name, ResourceType.TOOL)]
     servers = resources.names(ResourceType.MCP_SERVER)
     if name in servers:
-        tools: Sequence[Tool] = await resources.get_resource(name, ResourceType.MCP_SERVER).list_tools()
+        tools: Sequence[Tool] = await (await resources.get_resource(name, ResourceType.MCP_SERVER)).list_tools()
         return tools
     offered = []
     for server in servers:
-        listed: Sequence[Tool] = await resources.get_resource(server, ResourceType.MCP_SERVER).list_tools()
+        listed: Sequence[Tool] = await (await resources.get_resource(server, ResourceType.MCP_SERVER)).list_tools()
         offered += [tool for tool in listed if tool.metadata.name == name]
     if not offered:
         raise NotConfigured(

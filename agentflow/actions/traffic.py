@@ -3,8 +3,9 @@
 Every call passes the gate of its connection. It waits in a **lane**, one for each (model, tenant), and within it behind the other calls
 of its own key; lanes take turns, and so do the keys of a lane, so neither a busy key nor a slow model starves another. Limits are
 windows of the last minute: what was admitted within it never exceeds them. Tokens are reserved by an estimate, and settled when the
-call has ended. A provider that says when to come back (429, Retry-After) closes the lane until then; a connection that fails again and
-again is a **circuit** that opens: all of its lanes wait, then one call tries.
+call has ended. A call that waits for a window that other lanes use too holds the place for itself: smaller calls of other lanes do not
+slip past it for ever. A provider that says when to come back (429, Retry-After) closes the lane until then; a connection that fails
+again and again is a **circuit** that opens: all of its lanes wait, then one call tries.
 
 Rejected: a token bucket (it lets twice the limit pass within a minute); failing calls that find the gate closed (waiting is
 backpressure: the runs are in flight, and their number pauses the source).
@@ -18,9 +19,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from agentflow.api.budgets import RateLimit
+from agentflow.api.resources import Resource
 
 _WINDOW_S: Final = 60.0
 _LANES_MAX: Final = 4096  # above it, lanes that limit nothing are forgotten
+
+_LaneName = tuple[str, str, tuple[RateLimit, ...]]
+"""Model, tenant, and limits: setups of one model may have limits of their own."""
 
 
 class Window:
@@ -40,11 +45,8 @@ class Window:
 
     def wait_s(self, amount: float, now: float) -> float:
         """Return how long until ``amount`` fits; 0: now. More than the whole limit fits when nothing else is in the window."""
+        self.expire(now)
         entries = self.entries
-        while entries and entries[0][0] <= now - _WINDOW_S:
-            self.used -= entries.popleft()[1]
-        if not entries:
-            self.used = 0.0
         excess = self.used + min(amount, self.limit) - self.limit
         if excess <= 0:
             return 0.0
@@ -54,6 +56,14 @@ class Window:
             if freed >= excess:
                 return when + _WINDOW_S - now
         return _WINDOW_S
+
+    def expire(self, now: float) -> None:
+        """Forget what is a minute ago."""
+        entries = self.entries
+        while entries and entries[0][0] <= now - _WINDOW_S:
+            self.used -= entries.popleft()[1]
+        if not entries:
+            self.used = 0.0
 
     def add(self, amount: float, now: float) -> list[float]:
         """Admit; returns the entry, for `settle`."""
@@ -72,13 +82,23 @@ class Window:
 class Scope:
     """What one `RateLimit` limits: all calls of a connection, of a model, or of a tenant."""
 
-    __slots__ = ("active", "concurrency", "requests", "tokens")
+    __slots__ = ("active", "concurrency", "is_shared", "requests", "tokens")
 
     def __init__(self, limit: RateLimit) -> None:
+        self.is_shared = limit.per == "connection"
         self.concurrency = limit.concurrency
         self.active = 0
         self.requests = None if limit.requests_per_minute is None else Window(limit.requests_per_minute)
         self.tokens = None if limit.tokens_per_minute is None else Window(limit.tokens_per_minute)
+
+    def is_idle(self, now: float) -> bool:
+        """Whether it limits nothing now."""
+        for window in (self.requests, self.tokens):
+            if window is not None:
+                window.expire(now)
+                if window.entries:
+                    return False
+        return not self.active
 
     def wait_s(self, tokens: float, now: float) -> float | None:
         """Return how long a call waits for time; None: for the end of another call."""
@@ -103,11 +123,12 @@ class Admission:
 class Lane:
     """The calls of one model and tenant that wait at a gate, by key; keys take turns."""
 
-    __slots__ = ("closed_until", "name", "scopes", "waiting")
+    __slots__ = ("active", "closed_until", "name", "scopes", "waiting")
 
-    def __init__(self, name: tuple[str, str], scopes: Sequence[Scope]) -> None:
+    def __init__(self, name: _LaneName, scopes: Sequence[Scope]) -> None:
         self.name = name
         self.scopes = scopes
+        self.active = 0
         self.closed_until = 0.0
         self.waiting: OrderedDict[str, deque[tuple[asyncio.Future[Admission], float]]] = OrderedDict()
 
@@ -115,13 +136,17 @@ class Lane:
         """Put a call behind the others of its key."""
         self.waiting.setdefault(key, deque()).append((waiter, tokens))
 
-    @property
-    def is_used(self) -> bool:
-        """Whether calls are on their way, or were within the last minute."""
-        return any(
-            scope.active or any(window is not None and window.entries for window in (scope.requests, scope.tokens))
-            for scope in self.scopes
-        )
+    def give_up(self, key: str, waiter: asyncio.Future[Admission]) -> None:
+        """Take a call away that does not want to wait any more."""
+        rest = deque(call for call in self.waiting.get(key, ()) if call[0] is not waiter)
+        if rest:
+            self.waiting[key] = rest
+        else:
+            self.waiting.pop(key, None)
+
+    def is_idle(self, now: float) -> bool:
+        """Whether nobody waits, no call is on its way, and it is not closed."""
+        return not (self.waiting or self.active or self.closed_until > now)
 
     def head(self) -> tuple[asyncio.Future[Admission], float] | None:
         """Return the call whose turn it is; those that were given up are dropped. None: nobody waits."""
@@ -158,8 +183,9 @@ class Gate:
         self._failures = 0
         self._open_until = 0.0
         self._is_probing = False
-        self._lanes: dict[tuple[str, str], Lane] = {}
-        self._busy: OrderedDict[tuple[str, str], Lane] = OrderedDict()  # where somebody waits
+        self._lanes: dict[_LaneName, Lane] = {}
+        self._lanes_max = _LANES_MAX
+        self._busy: OrderedDict[_LaneName, Lane] = OrderedDict()  # where somebody waits, the next turn first
         self._scopes: dict[tuple[str, str, str, RateLimit], Scope] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -177,10 +203,15 @@ class Gate:
             return self._open_s if self.is_open_circuit else 0.0
         return max(0.0, self._open_until - self._loop.time())
 
+    def closed_s(self, model: str, tenant: str, limits: Sequence[RateLimit]) -> float:
+        """Return how long a lane stays closed because the provider has said so; 0: it is open."""
+        lane = self._lanes.get((model, tenant, tuple(limits)))
+        return 0.0 if lane is None else max(0.0, lane.closed_until - self._loop.time())
+
     async def enter(self, model: str, tenant: str, key: str, limits: Sequence[RateLimit], tokens: float) -> Admission:
         """Return when the call may be made; whoever gets it has to `leave`."""
         lane = self._lane(model, tenant, limits)
-        if not lane.waiting and self._wait_s(lane, tokens) == 0.0:
+        if not self.waiting and self._wait_s(lane, tokens) == 0.0:
             return self._admit(lane, tokens)
         waiter: asyncio.Future[Admission] = self._loop.create_future()
         lane.push(key, waiter, tokens)
@@ -191,11 +222,13 @@ class Gate:
         try:
             admission = await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # it was let through a moment ago
+            if waiter.cancelled():
+                lane.give_up(key, waiter)
+                self.waiting -= 1
+                self._open_lanes()  # it may have held a place
+            else:  # it was let through a moment ago
                 self.leave(waiter.result(), tokens=0.0)
             raise
-        finally:
-            self.waiting -= 1
         admission.waited_s = self._loop.time() - began
         return admission
 
@@ -219,6 +252,7 @@ class Gate:
         """
         now = self._loop.time()
         self.active -= 1
+        admission.lane.active -= 1
         for scope in admission.lane.scopes:
             scope.active -= 1
         for window, entry in admission.reserved:
@@ -241,22 +275,24 @@ class Gate:
             self._timer.cancel()
 
     def _lane(self, model: str, tenant: str, limits: Sequence[RateLimit]) -> Lane:
-        lane = self._lanes.get((model, tenant))
+        name = (model, tenant, tuple(limits))
+        lane = self._lanes.get(name)
         if lane is None:
-            if len(self._lanes) >= _LANES_MAX:
+            if len(self._lanes) >= self._lanes_max:
                 self._forget_idle()
             scopes = [self._scope(limit, model, tenant) for limit in limits]
-            lane = self._lanes[model, tenant] = Lane((model, tenant), scopes)
+            lane = self._lanes[name] = Lane(name, scopes)
         return lane
 
     def _forget_idle(self) -> None:
         """Forget lanes and scopes that limit nothing now: tenants come and go."""
         now = self._loop.time()
-        self._lanes = {
-            name: lane for name, lane in self._lanes.items() if lane.waiting or lane.closed_until > now or lane.is_used
-        }
+        self._lanes = {name: lane for name, lane in self._lanes.items() if not lane.is_idle(now)}
         kept = {id(scope) for lane in self._lanes.values() for scope in lane.scopes}
-        self._scopes = {key: scope for key, scope in self._scopes.items() if id(scope) in kept}
+        self._scopes = {
+            key: scope for key, scope in self._scopes.items() if id(scope) in kept or not scope.is_idle(now)
+        }
+        self._lanes_max = max(_LANES_MAX, 2 * len(self._lanes))
 
     def _scope(self, limit: RateLimit, model: str, tenant: str) -> Scope:
         names = {"connection": ("", ""), "model": (model, ""), "tenant": (model, tenant)}[limit.per]
@@ -265,20 +301,36 @@ class Gate:
             self._scopes[key] = Scope(limit)
         return self._scopes[key]
 
-    def _wait_s(self, lane: Lane, tokens: float) -> float | None:
-        """Return how long the head of a lane waits for time; 0: it may pass, None: it waits for the end of another call."""
+    def _wait_s(self, lane: Lane, tokens: float, held: set[Scope] | None = None) -> float | None:
+        """Return how long the head of a lane waits for time; 0: it may pass, None: it waits for the end of another call.
+
+        Args:
+            lane: The lane.
+            tokens: Of its head.
+            held: Scopes whose place is held for another lane's head; where this one waits for nothing but time in scopes that
+                other lanes use too, it holds them.
+        """
         now = self._loop.time()
-        wait = max(0.0, lane.closed_until - now)
+        own_s, shared_s = max(0.0, lane.closed_until - now), 0.0
         if self.is_open_circuit:
             if self._is_probing:
                 return None
-            wait = max(wait, self._open_until - now)
+            own_s = max(own_s, self._open_until - now)
+        holds = []
         for scope in lane.scopes:
+            if held and scope in held:
+                return None
             of_scope = scope.wait_s(tokens, now)
             if of_scope is None:
                 return None
-            wait = max(wait, of_scope)
-        return wait
+            if of_scope > 0.0 and scope.is_shared:
+                shared_s = max(shared_s, of_scope)
+                holds.append(scope)
+            else:
+                own_s = max(own_s, of_scope)
+        if held is not None and own_s == 0.0:
+            held.update(holds)
+        return max(own_s, shared_s)
 
     def _admit(self, lane: Lane, tokens: float) -> Admission:
         now = self._loop.time()
@@ -290,32 +342,32 @@ class Gate:
             if scope.tokens is not None:
                 reserved.append((scope.tokens, scope.tokens.add(tokens, now)))
         self.active += 1
+        lane.active += 1
         is_probe = self.is_open_circuit
         self._is_probing = self._is_probing or is_probe
         return Admission(lane, reserved, is_probe=is_probe)
 
     def _open_lanes(self) -> None:
-        """Let pass what may, lane by lane, and look again when time has made room."""
-        if not self.waiting:
-            return
+        """Let pass what may, one call of each lane after the other, and look again when time has made room."""
         next_s: float | None = None
-        blocked = 0
-        while blocked < len(self._busy):
-            name, lane = next(iter(self._busy.items()))
-            head = lane.head()
-            if head is None:
-                del self._busy[name]
-                continue
-            self._busy.move_to_end(name)
-            wait = self._wait_s(lane, head[1])
-            if wait == 0.0:
-                lane.pop()
-                head[0].set_result(self._admit(lane, head[1]))
-                blocked = 0
-                continue
-            blocked += 1
-            if wait is not None:
-                next_s = wait if next_s is None else min(next_s, wait)
+        was_admitted = bool(self.waiting)
+        while was_admitted:
+            was_admitted, next_s = False, None
+            held: set[Scope] = set()
+            for name, lane in list(self._busy.items()):
+                head = lane.head()
+                if head is None:
+                    del self._busy[name]
+                    continue
+                wait = self._wait_s(lane, head[1], held)
+                if wait == 0.0:
+                    was_admitted = True
+                    lane.pop()
+                    self._busy.move_to_end(name)
+                    self.waiting -= 1
+                    head[0].set_result(self._admit(lane, head[1]))
+                elif wait is not None:
+                    next_s = wait if next_s is None else min(next_s, wait)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -327,10 +379,10 @@ class Traffic:
     """The gates of a process, by connection."""
 
     def __init__(self) -> None:
-        self.gates: dict[str, Gate] = {}
+        self.gates: dict[Resource, Gate] = {}
 
-    def gate(self, connection: str, failures_max: int, open_s: float) -> Gate:
-        """Return the gate of a connection."""
+    def gate(self, connection: Resource, failures_max: int, open_s: float) -> Gate:
+        """Return the gate of a connection; connections of the same name in two agents have one each."""
         gate = self.gates.get(connection)
         if gate is None:
             gate = self.gates[connection] = Gate(failures_max, open_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 REFERENCE: Final = re.compile(r"\$(?P<escape>\$)\{|\$\{(?P<kind>[A-Za-z]\w*):(?P<rest>[^}]*)(?P<close>\}?)")
 """Finds references, and what looks like one."""
@@ -22,3 +22,13 @@ def has_reference(text: str) -> bool:
 def is_secret_name(name: str) -> bool:
     """Whether what has this name is a secret most likely: ``api_key``, ``password``, ``auth-token``."""
     return _SECRET_NAME(name.lower().replace("_", "").replace("-", "")) is not None
+
+
+def without_secrets(name: str, value: Any) -> Any:  # noqa: ANN401 (JSON)
+    """Return the argument ``name`` as it may be shown: references to secrets stay, secrets themselves do not."""
+    if isinstance(value, dict):
+        return {inner: without_secrets(inner, one) for inner, one in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(name, one) for one in value]
+    is_secret = isinstance(value, str) and value and is_secret_name(name) and not has_reference(value)
+    return MASK if is_secret else value

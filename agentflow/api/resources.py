@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar, dataclass_transform
 
 import msgspec
 
+from agentflow.api.references import without_secrets
 from agentflow.errors import NotConfigured
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -135,8 +136,9 @@ class Resource:
         return self
 
     def model_dump_json(self) -> str:
-        """Return its arguments as JSON, for a stored plan."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        """Return its arguments as JSON, for a stored plan: without secrets."""
+        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        fields = {name: without_secrets(name, getattr(self, name)) for name in names}
         return msgspec.json.encode(fields, enc_hook=repr, order="sorted").decode()
 
     def __repr__(self) -> str:

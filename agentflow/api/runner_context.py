@@ -7,16 +7,17 @@ import random as random_module
 import uuid as uuid_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from agentflow.api.context_services import ContextServices, TaskView
 from agentflow.api.durations import duration_ms
 from agentflow.api.encoding import check_text
 from agentflow.api.events import Event, EventType
 from agentflow.api.executions import ExecutionStatus
-from agentflow.api.memory import MemoryLimits, MemoryObject, MemoryScope, MemoryType
-from agentflow.api.metrics import MetricGroup, MetricRegistry
+from agentflow.api.memory import MemoryObject, MemoryScope, MemoryType
+from agentflow.api.metrics import MetricGroup
 from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 
 if TYPE_CHECKING:
@@ -26,55 +27,13 @@ if TYPE_CHECKING:
     from agentflow.api.options import Configuration
     from agentflow.api.resources import ResourceType
     from agentflow.api.steps import OnInDoubt
+    from agentflow.api.streams import Stream
 
 Headers = tuple[tuple[str, bytes], ...]
 
 _OUTPUT = EventType.OutputEvent
 _SHORT_TERM = MemoryType.SHORT_TERM
 _decode_key = msgspec.msgpack.Decoder().decode
-
-
-class TaskView(Protocol):
-    """What the context sees of its task (the operator's `ActionTask`)."""
-
-    run: Any
-    action: Any
-    attempt: int
-
-    @property
-    def id(self) -> str: ...  # noqa: D102
-
-
-class ContextServices(Protocol):
-    """What a job gives to all contexts of one operator."""
-
-    job: str
-    agent: str
-    incarnation: str
-    config: Configuration
-    memory_limits: MemoryLimits
-    sensory_limits: MemoryLimits
-    record_max: int
-    output_max: int
-    encode_event: Callable[[object], bytes]
-    encode_output: Callable[[object], bytes]
-    has_tombstones: bool
-    steps: Any
-    resources: Any
-    report: Callable[..., object] | None
-    metrics: MetricRegistry
-
-    def chat(self, ctx: RunnerContext, model: str, messages: Any, **options: Any) -> Awaitable[ChatMessage]:  # noqa: ANN401
-        """See `RunnerContext.chat`."""
-        ...
-
-    def logger(self, task: Any) -> Any:  # noqa: ANN401 (the operator's task; structlog's logger)
-        """Return the logger of an attempt."""
-        ...
-
-    def fetch_memory(self, owner: Any, path: str) -> bytes | None:  # noqa: ANN401 (the operator's key state)
-        """Return a memory value of a key that is not cached, and cache it."""
-        ...
 
 
 class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
@@ -92,6 +51,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     _timers: list[tuple[str, int | None, bool, bytes]] | None = None
     _random: random_module.Random | None = None
     _headers: dict[int, Headers] | None = None
+    _streams: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"RunnerContext(task={self._task.id!r}, attempt={self._task.attempt})"
@@ -360,6 +320,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         for scope in (self._short_term, self._sensory):
             if scope is not None:
                 scope.is_open = False
+        for stream in (self._streams or {}).values():  # an attempt that has failed takes back what it has said
+            stream.close(is_final=False)
 
     # -- durable steps
     def durable_execute(
@@ -533,6 +495,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         stream: Any = None,  # noqa: ANN401 (what `stream` returns)
         max_turns: int | None = None,
         tenant: str = "",
+        history: ChatHistory | str | None = None,
     ) -> Awaitable[ChatMessage]:
         """Ask a chat model of the agent, for async actions; return its last message. Each call of a model or tool is a durable step.
 
@@ -547,6 +510,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             stream: Where tokens go as they come: ``ctx.stream("answer")``.
             max_turns: Most calls of the model; None: as the chat model says.
             tenant: Whose rate limits count.
+            history: The conversation of this key (`chat_history`) that goes before ``messages``, and that they, what tools said and
+                the answer are added to.
 
         Raises:
             ModelError: No call, and no fallback model, has led to an answer.
@@ -564,13 +529,24 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             stream=stream,
             max_turns=max_turns,
             tenant=tenant,
+            history=history,
         )
 
-    # -- declared with their final signatures; this job does not have them
-    def stream(self, name: str) -> Any:  # noqa: ANN401
-        """Return a stream."""
-        _not_configured("stream", f"stream '{name}' cannot be read: this engine has no streams")
+    def stream(self, name: str = "answer") -> Stream:
+        """Return a stream of the run: what is written to it reaches whoever follows (`Engine.stream`, SSE, a topic) before it is durable.
 
+        It is ``stream=`` of `chat`, and takes texts and values: ``ctx.stream("progress").write("searching")``. What a durable step has
+        written is not written again when it is answered from the journal. Where nobody can follow, it is dropped.
+        """
+        streams = self._streams
+        if streams is None:
+            streams = self._streams = {}
+        if (found := streams.get(name)) is None:
+            check_text(name, "stream: name")
+            found = streams[name] = self._services.stream(self._task, name)
+        return found  # type: ignore[no-any-return]
+
+    # -- declared with its final signature; this job does not have it
     @property
     def long_term_memory(self) -> Any:  # noqa: ANN401
         """External memory."""

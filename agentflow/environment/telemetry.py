@@ -13,7 +13,7 @@ from agentflow.errors import ConfigError
 from agentflow.observability import names
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.job import Job, JobStatus
-from agentflow.runtime.ports import Observer
+from agentflow.runtime.ports import Observer, StreamOutlet
 from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.settings import JobSettings
 
@@ -50,6 +50,7 @@ class Telemetry:
 
     Attributes:
         registry: The metrics that actions keep; nobody exports them where there are no metrics.
+        stream_outlet: Takes what actions say while they work; None: no topic is set.
 
     Raises:
         ConfigError: A package that a part needs is not installed, or a setting is wrong.
@@ -60,6 +61,7 @@ class Telemetry:
         self._settings = settings
         self._metrics = _metrics(settings, self.registry)
         self._parts: list[Part] = _parts(settings, listeners, self.observe)
+        self.stream_outlet = _stream_outlet(settings, self.observe)
         if self._metrics is not None:
             self._parts.append(self._metrics)
 
@@ -117,7 +119,8 @@ class Telemetry:
 
     async def close(self) -> None:
         """Close the parts, all at once: a collector that does not answer is waited for once."""
-        await asyncio.gather(*(part.close() for part in self._parts))
+        outlets = () if self.stream_outlet is None else (self.stream_outlet,)
+        await asyncio.gather(*(part.close() for part in (*self._parts, *outlets)))
 
 
 class _OneJob:
@@ -159,6 +162,17 @@ def _parts(
         observe(names.SPANS_DROPPED, lambda: [(sink.dropped, {})])
         parts.append(Tracing(sink, settings.tracing, Redaction(settings.redaction)))
     return parts
+
+
+def _stream_outlet(settings: JobSettings, observe: Callable[[MetricName, Read], None]) -> StreamOutlet | None:
+    streams = settings.streams
+    if streams.kafka.topic is None:
+        return None
+    from agentflow.connectors.kafka.stream_topic import KafkaStreamTopic
+
+    outlet = KafkaStreamTopic(settings.kafka, settings.topics, streams.kafka.topic, streams.buffer_bytes)
+    observe(names.STREAM_CHUNKS, outlet.counts)
+    return outlet
 
 
 def _metrics(settings: JobSettings, registry: MetricRegistry) -> JobMetrics | None:

@@ -145,6 +145,12 @@ EVENT_LOG_TRUNCATIONS = MetricName(
 LISTENER_FAILURES = MetricName(
     "agentflow.event_log.listener.failures", _COUNTER, "{call}", "Calls of event listeners that raised."
 )
+STREAM_CHUNKS = MetricName(
+    "agentflow.stream.chunks",
+    _COUNTER,
+    "{chunk}",
+    "Chunks of streams for the topic by outcome: written, dropped (no room in the buffer), failed (refused).",
+)
 SPANS_DROPPED = MetricName(
     "agentflow.spans.dropped",
     _COUNTER,

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from agentflow.api.references import MASK, has_reference, is_secret_name
+from agentflow.api.references import without_secrets
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.plan.payloads import json_problem, reference
 from agentflow.plan.problems import ProblemList, nearest
@@ -156,16 +156,8 @@ def _stored_descriptor(descriptor: ResourceDescriptor, place: str, problems: Pro
         is_usable = False
     if not is_usable:
         return None
-    arguments = {name: _without_secret(name, value) for name, value in descriptor.arguments.items()}
+    arguments = {name: without_secrets(name, value) for name, value in descriptor.arguments.items()}
     return _raw({"descriptor": {"class": descriptor.clazz, "arguments": arguments}})
-
-
-def _without_secret(name: str, value: Any) -> Any:  # noqa: ANN401 (JSON)
-    """Return an argument for the stored plan: a reference to a secret stays, a secret itself does not."""
-    if isinstance(value, dict):
-        return {inner: _without_secret(inner, one) for inner, one in value.items()}
-    is_secret = isinstance(value, str) and value and is_secret_name(name) and not has_reference(value)
-    return MASK if is_secret else value
 
 
 def _instance_json(instance: object) -> bytes:

@@ -59,6 +59,7 @@ from agentflow.runtime.signals import SignalReader, encode_control, encode_signa
 from agentflow.runtime.stage import Stage
 from agentflow.runtime.step_runner import StepRunner, current_step
 from agentflow.runtime.stored_job import StoredJob, read_stored_job
+from agentflow.runtime.streams import Streams
 from agentflow.runtime.subtask import Subtask
 
 
@@ -509,6 +510,8 @@ class Job:
         epochs = EpochWriter(checkpoints, state, settings, incarnation, self._counters)
         subtask = Subtask(source, sinks, epochs, self._clock, settings, stored.positions, self._counters)
         subtask.checkpoint_schedule.first_interval_share = spec.first_interval_share
+        has_readers = spec.requests is not None or spec.stream_outlet is not None
+        streams = Streams(self._requests, spec.stream_outlet) if has_readers else None
         for index, stage in enumerate(spec.stages):
             codec = source.codec if index == 0 else MSGPACK
             is_last = index == len(spec.stages) - 1 or not spec.is_chain
@@ -526,7 +529,7 @@ class Job:
             operator.restore(stored.rows[index], now_ms, stored.journal[index], self._counters.checkpoint)
             output_codec = spec.output_codec if is_last else MSGPACK
             services = OperatorServices(operator, settings, incarnation, state, output_encoder(output_codec))
-            services.metrics, services.subtask = self._metrics, spec.subtask
+            services.metrics, services.subtask, services.streams = self._metrics, spec.subtask, streams
             services.shown_key = Redaction(settings.redaction).key
             if settings.tracing.enabled:
                 services.trace_id = TraceIds(incarnation, settings.tracing.sample_ratio).sampled_trace_id

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -33,26 +34,40 @@ def class_of(name: str, kind: ResourceType, place: str) -> type[Resource]:
             near = nearest(alias, list(offered))
             known = f"did you mean '{near}'?" if near else f"known are: {', '.join(offered)}"
             raise ConfigError([f"{place}: there is no {kind} class '{name}'; {known}; or write package.module.Class"])
-        return _checked(offered[alias].load(), name, place)
+        try:
+            return _checked(offered[alias].load(), name, place)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError([f"{place}: class '{name}' cannot be imported: {error}"]) from error
     module_name, _, class_name = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), class_name, None)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ConfigError([f"{place}: class '{name}' cannot be imported: {error}"]) from error
     if found is None:
         raise ConfigError([f"{place}: module '{module_name}' has no class '{class_name}'"])
     return _checked(found, name, place)
 
 
-def build(name: str, kind: ResourceType, descriptor: ResourceDescriptor, secrets: Secrets) -> Resource:
+def build(
+    name: str, kind: ResourceType, descriptor: ResourceDescriptor, secrets: Secrets, config: Mapping[str, Any]
+) -> Resource:
     """Return a resource of a descriptor, with its references resolved; it is not open.
+
+    Args:
+        name: Its name.
+        kind: Its kind.
+        descriptor: Its class and arguments.
+        secrets: Resolves references.
+        config: The job's options for its agents: ``<ClassName>.<argument>`` is the default of an argument.
 
     Raises:
         ConfigError: The class cannot be found, does not take the arguments, or a reference leads nowhere.
     """
     place = f"resource '{name}' ({kind})"
     found = class_of(descriptor.clazz, kind, place)
-    arguments = secrets.resolve(descriptor.arguments, place=place)
+    prefix = f"{found.__name__}."
+    defaults = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+    arguments = secrets.resolve({**defaults, **descriptor.arguments}, place=place)
     fields = {field.name: field for field in dataclasses.fields(found) if field.init}  # type: ignore[arg-type]
     if found.__init__.__code__.co_filename != "<string>":
         return _made(found, arguments, place)  # a constructor of its own
@@ -66,7 +81,7 @@ def build(name: str, kind: ResourceType, descriptor: ResourceDescriptor, secrets
     ]
     if missing:
         problems.append(f"{place}: {found.__name__} needs {', '.join(map(repr, missing))}")
-    hints = typing.get_type_hints(found)
+    hints = _hints(found)
     converted = {}
     for argument, value in arguments.items():
         try:
@@ -78,6 +93,13 @@ def build(name: str, kind: ResourceType, descriptor: ResourceDescriptor, secrets
     if problems:
         raise ConfigError(problems)
     return _made(found, converted, place)
+
+
+def _hints(found: type[Resource]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(found)
+    except NameError:  # a type that is imported for type checkers only: its arguments are taken as they are
+        return {}
 
 
 def _made(found: type[Resource], arguments: dict[str, Any], place: str) -> Resource:

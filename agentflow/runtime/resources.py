@@ -16,12 +16,14 @@ import msgspec
 from agentflow.actions.traffic import Traffic
 from agentflow.api.encoding import text_of
 from agentflow.api.resources import Resource, ResourceDescriptor, ResourceType
-from agentflow.errors import AgentflowError, NotConfigured
+from agentflow.errors import NotConfigured
 from agentflow.plan.plan import AgentPlan
 from agentflow.plan.planned_resources import PlannedResource
 from agentflow.plan.problems import nearest
 from agentflow.runtime.resource_classes import build
 from agentflow.runtime.secrets import Secrets
+
+_CLOSE_S = 10.0  # for one resource: it holds the end of the job up
 
 ResourceT = TypeVar("ResourceT", bound=Resource)
 
@@ -91,12 +93,14 @@ class Resources:
         if entry is None:
             made = planned.instance
             if isinstance(made, ResourceDescriptor):
-                made = build(planned.name, planned.type, made, self.secrets)
-            entry = self._entries[planned.key] = _Entry(made)
+                made = build(planned.name, planned.type, made, self.secrets, context.config)
+            entry = self._by_resource.get(id(made)) or _Entry(made)  # an instance may have several names
+            self._entries[planned.key] = entry
             self._keys[id(planned.instance)] = planned.instance
-            if isinstance(made, Resource):
+            if isinstance(made, Resource) and id(made) not in self._by_resource:
                 made.__dict__["name"], made.__dict__["context"] = planned.name, context
                 self._by_resource[id(made)] = entry
+                self.secrets.remember(made.__dict__)
         return entry.resource
 
     async def opened(self, resource: ResourceT) -> ResourceT:
@@ -135,8 +139,8 @@ class Resources:
                 opening.cancel()
                 await asyncio.wait([opening])
             if is_open:
-                with contextlib.suppress(OSError, RuntimeError, AgentflowError):
-                    await entry.resource.close()
+                with contextlib.suppress(Exception):  # whatever goes wrong with one, the others are closed
+                    await asyncio.wait_for(entry.resource.close(), _CLOSE_S)
         self.traffic.close()
 
 
@@ -144,6 +148,8 @@ class AgentResources:
     """The resources that one agent sees; see `agentflow.api.resources.ResourceContext`.
 
     Attributes:
+        config: The job's options for its agents.
+        listens: Types of events that actions of the agent name.
         traffic: Rates and failures of calls of models, for the whole process.
     """
 
@@ -151,6 +157,7 @@ class AgentResources:
         self._resources = resources
         self._agent = plan.name
         self._planned = {(planned.type, planned.name): planned for planned in plan.resources}
+        self.config = plan.config.to_dict()
         self.listens = frozenset(plan.actions_by_event)
         self.traffic = resources.traffic
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from agentflow.api.references import MASK, REFERENCE, has_reference, is_secret_name
 from agentflow.errors import ConfigError
 
@@ -15,7 +17,7 @@ _PUBLIC_NAMES: Final = frozenset(
     {"base_url", "api_base_url", "endpoint", "azure_endpoint", "endpoint_url", "host", "port", "region", "region_name"}
     | {"model", "path", "command", "cwd", "script", "api_version", "deployment"}
 )
-_LEAST: Final = 8  # a shorter literal may be an everyday word
+_LEAST: Final = 8  # what is shorter, and has no secret's name, may be an everyday word
 
 
 class Secrets:
@@ -52,13 +54,21 @@ class Secrets:
             self._remember(value)
         return value
 
+    def remember(self, arguments: Mapping[str, Any]) -> None:
+        """Remember the secrets among the arguments of a resource that was made by somebody else."""
+        for name, value in arguments.items():
+            if isinstance(value, dict):
+                self.remember(value)
+            elif isinstance(value, str) and is_secret_name(name) and len(value) >= _LEAST:
+                self._remember(value)
+
     def scrub(self, text: str) -> str:
         """Return a text without secrets."""
         return text if self._pattern is None else self._pattern.sub(MASK, text)
 
     def _remember(self, secret: str) -> None:
         if secret and secret not in self._values:
-            self._values.add(secret)
+            self._values |= {secret, msgspec.json.encode(secret).decode()[1:-1]}  # as it is, and within JSON
             longest_first = sorted(self._values, key=len, reverse=True)
             self._pattern = re.compile("|".join(map(re.escape, longest_first)))
 
@@ -80,6 +90,6 @@ class Secrets:
                 raise ConfigError([f"{place}: the file '{rest}' of '{name}' cannot be read: {error}"]) from None
         else:
             raise ConfigError([f"{place}: '{match[0]}' of '{name}' is no reference: ${{env:NAME}} or ${{file:path}}"])
-        if name not in _PUBLIC_NAMES:
+        if is_secret_name(name) or (name not in _PUBLIC_NAMES and len(value) >= _LEAST):
             self._remember(value)
         return value

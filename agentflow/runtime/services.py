@@ -21,12 +21,13 @@ from agentflow.runtime.ports import KeyedState
 from agentflow.runtime.resources import AgentResources, Resources
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.step_runner import StepRunner
+from agentflow.runtime.streams import NOWHERE, LiveStream, Nowhere, Streams
 
 _decode_key = msgspec.msgpack.Decoder().decode
 
 
 class OperatorServices:
-    """See `agentflow.api.runner_context.ContextServices`.
+    """See `agentflow.api.context_services.ContextServices`.
 
     Args:
         operator: The operator.
@@ -62,6 +63,7 @@ class OperatorServices:
         self._get, self._scan = state.get, state.scan
         self._operator = operator.index
         self.steps: StepRunner | None = None
+        self.streams: Streams | None = None
         self.resources: AgentResources = Resources().of(plan)
         self.report: Callable[..., object] | None = None
         self.metrics = MetricRegistry()
@@ -92,6 +94,10 @@ class OperatorServices:
         from agentflow.actions.chat_loop import chat  # agents without models do not pay for it
 
         return chat(ctx, model, messages, **options)
+
+    def stream(self, task: ActionTask, name: str) -> LiveStream | Nowhere:
+        """See `RunnerContext.stream`."""
+        return NOWHERE if self.streams is None else self.streams.open(task, name)
 
     def logger(self, task: ActionTask) -> LazyLogger:
         """Return the logger of an attempt."""

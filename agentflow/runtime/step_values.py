@@ -20,6 +20,7 @@ from agentflow.api.encoding import text_of, traceback_of
 from agentflow.errors import (
     AgentflowError,
     BudgetExhausted,
+    CircuitOpen,
     ContentRefused,
     ContextTooLong,
     InDoubt,
@@ -182,7 +183,16 @@ def decode_result(function: Callable[..., Any], payload: bytes) -> Any:  # noqa:
 
 
 _REBUILT: Final = frozenset(
-    {BudgetExhausted, ContentRefused, ContextTooLong, ModelError, ModelRejected, ModelUnavailable, RateLimited}
+    {
+        BudgetExhausted,
+        CircuitOpen,
+        ContentRefused,
+        ContextTooLong,
+        ModelError,
+        ModelRejected,
+        ModelUnavailable,
+        RateLimited,
+    }
 )
 """Errors of ours that come back as what they are: their arguments say all."""
 

@@ -46,12 +46,13 @@ def real_tree() -> dict[str, str | None]:
 
 
 def used_names(module: Module) -> Iterator[str]:
-    """Names that a module raises, builds, or reports as data (``ErrorReport("Name", …)``, ``Name.__name__``)."""
+    """Names that a module raises, builds, chooses, or reports as data (``ErrorReport("Name", …)``, ``Name.__name__``)."""
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Name):
             yield node.exc.id
-        elif isinstance(node, ast.Attribute) and node.attr == "__name__" and isinstance(node.value, ast.Name):
-            yield node.value.id
+        elif isinstance(node, (ast.Return, ast.Attribute)) and isinstance(node.value, ast.Name):
+            if isinstance(node, ast.Return) or node.attr == "__name__":
+                yield node.value.id
         elif isinstance(node, ast.IfExp):
             yield from (name.id for name in (node.body, node.orelse) if isinstance(name, ast.Name))
         elif isinstance(node, ast.Call):

@@ -59,7 +59,7 @@ class ReviewAgent(Agent):
 
 def _review_agent():
     agent = ReviewAgent()
-    agent.add_resource("tool", ResourceType.TOOL, ResourceDescriptor("shop.Tool", {"limit": 3}))
+    agent.add_resource("store", ResourceType.VECTOR_STORE, ResourceDescriptor("shop.Store", {"limit": 3}))
     agent.add_resource("settings", ResourceType.PROMPT, Settings(model="small"))
     agent.add_resource("review", ResourceType.SKILLS, Review(5))
     return agent.add_action("added", ["scored"], top_level, limit=3)
@@ -119,7 +119,7 @@ def test_stored_plan_read_and_written_again_is_the_same():
     assert again.plan_hash == plan.plan_hash
     assert again.match("scored", lambda: {"average": 2})[0].name == "added"
     assert isinstance(again.resources[1].instance, StoredInstance)
-    assert again.resources[0].instance == ResourceDescriptor("shop.Tool", {"limit": 3})
+    assert again.resources[0].instance == ResourceDescriptor("shop.Store", {"limit": 3})
 
 
 def test_equal_plans_give_equal_bytes():
@@ -276,7 +276,7 @@ action added  (sync)
   config    limit=3
 
 resources
-  tool tool  shop.Tool
+  vector_store store  shop.Store
   prompt settings  {module}:Settings
   skills review  {module}:Review
 
@@ -350,3 +350,42 @@ def test_sent_types_are_unknown_without_a_source():
     exec("def act(event, ctx): pass", namespace)
     assert sent_types(namespace["act"]) is None
     assert sent_types(len) is None
+
+
+# -- built-in actions
+@pytest.mark.parametrize("kind", [ResourceType.CHAT_MODEL, ResourceType.TOOL, ResourceType.MCP_SERVER])
+def test_agent_with_models_or_tools_gets_the_built_in_actions_behind_its_own(kind):
+    agent = Agent("a").add_action("act", ["t"], top_level)
+    agent.add_resource("r", kind, ResourceDescriptor("shop.Thing"))
+    plan = AgentPlan.from_agent(agent)
+    assert [action.name for action in plan.actions] == ["act", "chat_model_action", "tool_call_action"]
+
+
+def test_action_of_the_agent_takes_the_place_of_a_built_in_one():
+    agent = Agent("a").add_action("chat_model_action", [EventType.ChatRequestEvent], top_level)
+    agent.add_resource("r", ResourceType.CHAT_MODEL, ResourceDescriptor("shop.Thing"))
+    plan = AgentPlan.from_agent(agent)
+    assert [action.name for action in plan.actions] == ["chat_model_action", "tool_call_action"]
+    assert plan.action_by_name["chat_model_action"].function is top_level
+
+
+def test_descriptor_may_name_a_registered_class():
+    agent = Agent("a").add_action("act", ["t"], top_level)
+    agent.add_resource("r", ResourceType.CHAT_MODEL_CONNECTION, ResourceDescriptor("openai-compatible"))
+    (planned,) = AgentPlan.from_agent(agent).resources
+    assert planned.clazz == "openai-compatible"
+
+
+def test_secret_in_a_descriptor_is_not_in_the_stored_plan_and_a_reference_is():
+    arguments = {
+        "api_key": "sk-secret-literal",
+        "headers": [{"Authorization": "Bearer sk-secret-literal"}, {"x": "Bearer ${env:KEY}"}],
+        "token": "${env:TOKEN}",
+    }
+    agent = Agent("a").add_action("act", ["t"], top_level)
+    agent.add_resource("r", ResourceType.CHAT_MODEL_CONNECTION, ResourceDescriptor("openai", arguments))
+    stored = AgentPlan.from_agent(agent).to_json()
+    text = stored if isinstance(stored, str) else stored.decode()
+    assert "sk-secret-literal" not in text
+    assert "${env:KEY}" in text
+    assert "${env:TOKEN}" in text

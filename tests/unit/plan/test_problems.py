@@ -80,13 +80,13 @@ def test_all_problems_are_reported_at_once():
     agent = Agent("shop")
     agent.add_action("one", [], _act, on_error="nope")
     agent.add_action("two", ["_x", "a b"], lambda event: None, timeout="5")
-    agent.add_resource("r", ResourceType.TOOL, object())
+    agent.add_resource("r", ResourceType.VECTOR_STORE, object())
     problems = _problems(agent, {"k": object()})
     assert len(problems) == 8
     assert [problem.split(":")[0] for problem in problems] == [
+        "agent 'shop', resource 'r'",
         *["agent 'shop', action 'one'"] * 2,
         *["agent 'shop', action 'two'"] * 4,
-        "agent 'shop', resource 'r'",
         "agent 'shop'",
     ]
 
@@ -443,9 +443,9 @@ def test_resource_that_can_be_stored_is_accepted(instance):
     ("resource", "said"),
     [
         (("r", ResourceType.TOOL, object()), "object cannot be stored with the plan"),
-        (("r", ResourceType.TOOL, _Model), "cannot be stored with the plan"),
+        (("r", ResourceType.SKILLS, _Model), "cannot be stored with the plan"),
         (("r", ResourceType.TOOL, _HoldsForeign({"a": [_Foreign()]})), "_HoldsForeign cannot be stored with the plan"),
-        (("r", ResourceType.TOOL, ResourceDescriptor("Nodots")), "its class is 'Nodots'"),
+        (("r", ResourceType.TOOL, ResourceDescriptor("No dots")), "its class is 'No dots'"),
         (("r", ResourceType.TOOL, ResourceDescriptor("a.b c")), "its class is 'a.b c'"),
         (
             ("r", ResourceType.TOOL, ResourceDescriptor("a.B", {"x": object()})),
@@ -490,5 +490,6 @@ class _Noisy:
 
 
 def test_no_user_code_runs_while_a_plan_is_made():
-    agent = Agent("shop").add_action("act", ["t", "x == 1"], _Noisy()).add_resource("r", ResourceType.TOOL, _Noisy())
+    agent = Agent("shop").add_action("act", ["t", "x == 1"], _Noisy())
+    agent.add_resource("r", ResourceType.VECTOR_STORE, _Noisy())
     assert AgentPlan.from_agent(agent).action_by_name["act"].index == 0

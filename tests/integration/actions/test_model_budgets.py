@@ -1,0 +1,204 @@
+"""Budgets: what they forbid does not happen, however many ask at the same time; what is spent is counted once."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentflow import Agent, Engine, Event, EventType, OutputEvent, RunFailed, RunnerContext
+from agentflow.actions.budgets import _FOLD_AT
+from agentflow.api.budgets import Budget
+from agentflow.api.chat_events import BudgetExhaustedEvent, ChatRequestEvent, ChatResponseEvent
+from agentflow.api.chat_messages import ChatMessage, Usage, tool_call
+from agentflow.errors import BudgetExhausted
+from agentflow.testing import ScriptedChatModel
+from agentflow.testing.model_server import HttpError, ModelServer, Reply
+from tests.engines import ONCE, agent_of
+from tests.model_agents import HURRY, asking, over_http, scripted
+
+
+def saying(text: str = "hi", tokens: int = 10) -> ChatMessage:
+    return ChatMessage(content=text, usage=Usage(tokens // 2, tokens - tokens // 2))
+
+
+def always(budgets: list[Any], **arguments: Any) -> ScriptedChatModel:
+    return ScriptedChatModel(rules=[{"when": "", "reply": lambda request: saying()}], budgets=budgets, **arguments)
+
+
+class FanOut:
+    """An agent that asks ten times at once, and says what came of it when everything has come."""
+
+    def __init__(self, count: int = 10) -> None:
+        def ask(event: Event, ctx: RunnerContext) -> None:
+            for n in range(count):
+                ctx.send_event(ChatRequestEvent("m", [f"question {n}"]))
+
+        def note(event: Event, ctx: RunnerContext) -> None:
+            kind = "answered" if event.type == EventType.ChatResponseEvent else "exhausted"
+            found = ctx.sensory_memory.update("found", lambda found: [*(found or []), kind])
+            if len(found) == count:
+                ctx.send_event(OutputEvent(sorted(found)))
+
+        self.agent = Agent("A").add_action("ask", [EventType.InputEvent], ask)
+        self.agent.add_action("note", [EventType.ChatResponseEvent, EventType.BudgetExhaustedEvent], note)
+
+
+@pytest.mark.parametrize("per", ["run", "key", "day"])
+async def test_ten_requests_at_once_make_as_many_calls_as_the_budget_has(per: str) -> None:
+    async with ModelServer(Reply("hi"), latency_ms=20) as server:
+        agent = over_http(server.url, FanOut().agent, budgets=[{"per": per, "calls": 3}])
+        async with Engine(agent, in_memory=True) as engine:
+            assert await engine.submit("k", "go") == [["answered"] * 3 + ["exhausted"] * 7]
+            assert len(server.requests) == 3
+            again = 3 if per == "run" else 0
+            assert await engine.submit("k", "go") == [["answered"] * again + ["exhausted"] * (10 - again)]
+            assert await engine.submit("other", "go") == [["answered"] * 3 + ["exhausted"] * 7]
+        assert len(server.requests) == 6 + again
+
+
+async def test_calls_that_end_at_different_times_are_counted_before_the_next_one_begins() -> None:
+    asked = []
+
+    async def reply(request: Any) -> ChatMessage:
+        asked.append(request)
+        await asyncio.sleep(0.001 * (len(asked) % 3))
+        return saying()
+
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        async def some() -> int:
+            found = 0
+            for n in range(5):
+                try:
+                    await ctx.chat("m", [f"{n}"])
+                except BudgetExhausted:
+                    return found
+                found += 1
+            return found
+
+        ctx.send_event(OutputEvent(sum(await ctx.gather(*(some() for _ in range(6))))))
+
+    model = ScriptedChatModel(rules=[{"when": "", "reply": reply}], budgets=[Budget(calls=13)])
+    async with Engine(scripted(model, agent_of(act, retry=ONCE)), in_memory=True) as engine:
+        assert await engine.submit("k", 1) == [13]
+    assert len(asked) == 13
+
+
+@pytest.mark.parametrize(
+    ("budget", "calls"),
+    [({"calls": 3}, 3), ({"tokens": 25}, 3), ({"money": 0.000_029}, 3), ({"per": "key", "calls": 2}, 2)],
+)
+async def test_budget_ends_a_loop_of_calls_typed(budget: dict[str, Any], calls: int) -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        for n in range(10):
+            await ctx.chat("m", [f"{n}"])
+
+    model = always([budget], model="priced")
+    config = {"config": {"chat.prices.priced.input": 1, "chat.prices.priced.output": 1}}
+    async with Engine(scripted(model, agent_of(act, retry=ONCE)), in_memory=True, config=config) as engine:
+        with pytest.raises(RunFailed, match="BudgetExhausted"):
+            await engine.submit("k", 1)
+    assert len(model.requests) == calls
+
+
+async def test_event_has_what_the_model_has_said_so_far() -> None:
+    async def look() -> str:
+        return "seen"
+
+    wanting = ChatMessage(content="let me look", tool_calls=[tool_call("look", {})])
+    model = ScriptedChatModel(
+        rules=[{"when": "", "reply": lambda request: wanting}], tools=["look"], budgets=[Budget(turns=2)]
+    )
+    async with Engine(scripted(model, asking(listens=True), look=look), in_memory=True) as engine:
+        assert await engine.submit("k", "hello") == [{"budget": "run.turns", "partial": "let me look"}]
+    assert len(model.requests) == 2
+
+
+async def test_without_a_listener_the_run_fails_typed() -> None:
+    async with Engine(scripted(always([Budget(calls=0)])), in_memory=True) as engine:
+        with pytest.raises(RunFailed, match="the budget of 0 calls per run is spent"):
+            await engine.submit("k", "hello")
+
+
+async def test_failed_and_repeated_calls_count() -> None:
+    async with ModelServer(HttpError(500)) as server:
+        agent = over_http(server.url, asking(listens=True), budgets=[{"calls": 2}], max_retries=9)
+        async with Engine(agent, in_memory=True) as engine:
+            (said,) = await engine.submit("k", "hello")
+        assert said["budget"] == "run.calls"
+        assert len(server.requests) == 2
+
+
+class Days:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.at = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+    def now_ms(self) -> int:
+        return round(self.at.timestamp() * 1000)
+
+
+async def test_budget_of_a_key_lasts_over_its_runs_and_that_of_a_day_is_new_every_day() -> None:
+    clock = Days()
+    model = always([Budget(per="day", calls=2), Budget(per="key", calls=5)])
+    async with Engine(scripted(model, asking(listens=True)), in_memory=True, clock=clock) as engine:
+
+        async def spent() -> str:
+            (said,) = await engine.submit("k", "hello")
+            return said.get("budget", "answered")
+
+        assert [await spent() for _ in range(3)] == ["answered", "answered", "day.calls"]
+        clock.at += timedelta(days=1)
+        assert [await spent() for _ in range(3)] == ["answered", "answered", "day.calls"]
+        clock.at += timedelta(days=1)
+        assert [await spent() for _ in range(3)] == ["answered", "key.calls", "key.calls"]
+        days = engine.memory("k").get("__spent__.day").get_field_names()
+        assert days == ["20260303"]
+
+
+async def test_memory_of_what_a_key_has_spent_is_bounded_and_exact() -> None:
+    model = always([Budget(per="key", calls=100), Budget(per="day", tokens=10**6)])
+    async with Engine(scripted(model, asking(listens=True)), in_memory=True) as engine:
+        for _ in range(50):
+            await engine.submit("k", "hello")
+        memory = engine.memory("k")
+        entries = [memory.get(f"__spent__.key.{name}") for name in memory.get("__spent__.key").get_field_names()]
+        assert len(entries) <= _FOLD_AT + 2
+        assert [sum(column) for column in zip(*entries, strict=True)] == [50, 500, 0]
+
+
+async def test_replay_costs_nothing(tmp_path: Path) -> None:
+    waiting = asyncio.Event()
+
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        for n in range(3):
+            await ctx.chat("m", [f"{n}"])
+        waiting.set()
+        await ctx.wait_for("go")
+        await ctx.chat("m", ["last"])
+        ctx.send_event(OutputEvent("done"))
+
+    def make(model: ScriptedChatModel) -> Engine:
+        return Engine(scripted(model, agent_of(act, retry=ONCE)), state_dir=str(tmp_path), config=HURRY)
+
+    async with make(always([Budget(per="key", calls=4)])) as engine:
+        await engine.send("k", 1, request_id="r")
+        await waiting.wait()
+    model = always([Budget(per="key", calls=4)])
+    async with make(model) as engine:
+        await engine.signal("k", "go", None)
+        assert await engine.submit("k", 1, request_id="r") == ["done"]
+        assert engine.memory("k").get("__spent__.key").get_fields() != {}
+        with pytest.raises(RunFailed, match="BudgetExhausted"):
+            await engine.submit("k", 2)
+    assert len(model.requests) == 1
+
+
+def test_event_keeps_its_fields() -> None:
+    told = BudgetExhaustedEvent.from_event(BudgetExhaustedEvent("r", "run.calls", 3, 3, saying("half")))
+    assert (told.request_id, told.budget, told.partial and told.partial.content) == ("r", "run.calls", "half")
+    assert ChatResponseEvent("r", saying()).error is None

@@ -1,0 +1,107 @@
+"""A key by reference is nowhere in what a run writes, though the server, the model, a tool and an error show it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentflow import Engine, RunFailed
+from agentflow.api.resources import ResourceType
+from agentflow.api.tools import Tool
+from agentflow.plan.plan import AgentPlan
+from agentflow.testing.model_server import Fault, HttpError, ModelServer, Reply, ToolCall, Unauthorized
+from tests.model_agents import asking, connection, setup
+from tests.otlp_receiver import collector
+
+SECRET = 'sk-live-8f3a"b\\c-0123456789'
+
+
+@pytest.fixture(params=["env", "file"])
+def reference(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "env":
+        monkeypatch.setenv("MODEL_KEY", SECRET)
+        return "${env:MODEL_KEY}"
+    path = tmp_path / "secrets" / "key"
+    path.parent.mkdir()
+    path.write_text(f"{SECRET}\n")
+    return f"${{file:{path}}}"
+
+
+async def leak() -> dict[str, str]:
+    return {"key": SECRET}
+
+
+async def fail() -> str:
+    raise LookupError(f"no entry for {SECRET}")
+
+
+def decide(request: Any) -> Reply | Fault:
+    turn = sum(message.role == "assistant" for message in request.messages)
+    match request.messages[0].text:
+        case "refuse":
+            return Unauthorized()
+        case "fail":
+            return HttpError(500, message=f"cannot use {SECRET}")
+    calls = [ToolCall("leak", {}), ToolCall("fail", {}), ToolCall("fail", {"wrong": SECRET})]
+    return Reply(f"let me show {SECRET}", tool_calls=calls) if turn == 0 else Reply(f"it is {SECRET}", reasoning=SECRET)
+
+
+@pytest.mark.parametrize("strategy", [None, "ignore"])
+async def test_secret_of_a_connection_is_in_no_file_log_trace_or_plan(
+    tmp_path: Path,
+    reference: str,
+    strategy: str | None,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    heard: list[Any] = []
+    said: list[Any] = []
+    async with ModelServer(decide) as server:
+        agent = asking().add_resource(
+            "http", ResourceType.CHAT_MODEL_CONNECTION, connection(server.url, api_key=reference)
+        )
+        agent.add_resource(
+            "m",
+            ResourceType.CHAT_MODEL,
+            setup(tools=["leak", "fail"], max_retries=1, error_handling_strategy=strategy),
+        )
+        agent.add_resource("leak", ResourceType.TOOL, leak)
+        agent.add_resource("fail", ResourceType.TOOL, Tool.from_callable(fail))
+        with collector() as seen:
+            config = {
+                "job": "secrets",
+                "otlp.endpoint": seen.endpoint,
+                "metrics.otlp": True,
+                "tracing": {"enabled": True, "sample-ratio": 1.0},
+                "event-log.level": "verbose",
+                "event-log.dir": str(tmp_path / "logs"),
+            }
+            async with Engine(
+                agent, state_dir=str(tmp_path / "state"), config=config, event_listeners=[heard.append]
+            ) as engine:
+                for kind in ("answer", "refuse", "fail"):
+                    try:
+                        said += await engine.submit(kind, kind, request_id=kind)
+                    except RunFailed as error:
+                        said.append(str(error))
+        assert {request.headers["authorization"] for request in server.requests} <= {f"Bearer {SECRET}", "***"}
+        assert len(server.requests) == 5
+    assert len(said) == 3
+    shown = {
+        "outputs": repr(said).encode(),
+        "plan": AgentPlan.from_agent(agent).to_json(),
+        "listeners": repr(heard).encode(),
+        "log": caplog.text.encode(),
+        "streams": "".join(capfd.readouterr()).encode(),
+        "telemetry": b"".join(seen.bodies),
+    }
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "secrets"]
+    assert any("logs" in path.parts for path in files)
+    assert any("state" in path.parts for path in files)
+    shown |= {str(path): path.read_bytes() for path in files}
+    secrets = [form.encode() for form in (SECRET, SECRET.replace("\\", "\\\\").replace('"', '\\"'), SECRET[-11:])]
+    assert [where for where, text in shown.items() if any(secret in text for secret in secrets)] == []
