@@ -266,7 +266,11 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     for command in (show, records):
         command.add_argument("run", metavar="RUN", help="the run, as 'runs list' names it")
     for command in (sending, cancelling, retrying):
-        command.add_argument("key", metavar="KEY", help="the key: a number, a text (in JSON's quotes, if it looks like one), {\"$bytes\": \"<base64>\"}")
+        command.add_argument(
+            "key",
+            metavar="KEY",
+            help='the key: a number, a text (in JSON\'s quotes, if it looks like one), {"$bytes": "<base64>"}',
+        )
         command.add_argument("--agent", default="", metavar="NAME", help="for this agent of a chain")
     cancelling.add_argument("--reason", default="", metavar="TEXT", help="why; the CancelEvent has it")
     sending.add_argument("name", metavar="NAME", help="the name that ctx.wait_for waits for")
