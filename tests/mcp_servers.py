@@ -324,7 +324,7 @@ def serve(kind: str, *arguments: str) -> None:
         sys.stdin.read()
         return
     with socket.create_server(("127.0.0.1", int(arguments[0]))) as listening:
-        print("listening", flush=True)  # noqa: T201 (to who has started it)
+        print("listening", flush=True)
         uvicorn.Server(uvicorn.Config(server.streamable_http_app(), ws="none", log_level="critical")).run([listening])
 
 

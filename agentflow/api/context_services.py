@@ -41,6 +41,8 @@ class ContextServices(Protocol):
     steps: Any
     resources: Any
     report: Callable[..., object] | None
+    wants_reports: Callable[[Any], bool] | None
+    wants_content: Callable[[Any], bool] | None
     metrics: MetricRegistry
 
     def chat(self, ctx: RunnerContext, model: str, messages: Any, **options: Any) -> Awaitable[ChatMessage]:  # noqa: ANN401

@@ -15,9 +15,9 @@ from agentflow.api.context_services import ContextServices, TaskView
 from agentflow.api.durations import duration_ms
 from agentflow.api.encoding import check_text
 from agentflow.api.events import Event, EventType
-from agentflow.api.executions import ExecutionStatus
 from agentflow.api.memory import MemoryObject, MemoryScope, MemoryType
 from agentflow.api.metrics import MetricGroup
+from agentflow.api.reporting import Reporting
 from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _SHORT_TERM = MemoryType.SHORT_TERM
 _decode_key = msgspec.msgpack.Decoder().decode
 
 
-class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
+class RunnerContext(Reporting, msgspec.Struct, eq=False, repr_omit_defaults=True):
     """Handed to each action call, one per attempt; closed when the attempt ends.
 
     A Struct because one is made per call, and a Struct is made without running Python.
@@ -284,35 +284,6 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         if self._timers is None:
             self._timers = []
         self._timers.append(order)
-
-    # -- reports, for who looks at the job: see `agentflow.api.executions`
-    def report_execution_started(
-        self, entity_type: str, entity_name: str, entity_metadata: Mapping[str, Any] | None = None
-    ) -> None:
-        """Report that something begins inside of this action."""
-        if (report := self._services.report) is not None:
-            report(self._task, ExecutionStatus.STARTED, entity_type, entity_name, entity_metadata)
-
-    def report_execution_succeeded(
-        self, entity_type: str, entity_name: str, entity_metadata: Mapping[str, Any] | None = None
-    ) -> None:
-        """Report that it has come to its end."""
-        if (report := self._services.report) is not None:
-            report(self._task, ExecutionStatus.SUCCESS, entity_type, entity_name, entity_metadata)
-
-    def report_execution_failed(
-        self,
-        entity_type: str,
-        entity_name: str,
-        entity_metadata: Mapping[str, Any] | None,
-        error: BaseException,
-        problem_category: str | None = None,
-    ) -> None:
-        """Report that it failed with ``error``; the category is one of `ExecutionProblemCategories`, or one's own."""
-        if (report := self._services.report) is not None:
-            report(
-                self._task, ExecutionStatus.FAILED, entity_type, entity_name, entity_metadata, error, problem_category
-            )
 
     def close(self) -> None:
         """Close the context: every later use raises ContextClosed. Called by the engine."""

@@ -50,6 +50,7 @@ from agentflow.runtime.job import Job, SystemClock
 from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.ports import Clock, Sink
 from agentflow.runtime.requests import OpenRequest, RequestTable, closed
+from agentflow.runtime.resources import ResourceHealth
 from agentflow.runtime.settings import JobSettings
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class EngineStats(msgspec.Struct, frozen=True, rename="kebab"):
         checkpoint_completed_ms: When it was, epoch milliseconds.
         restarts: Restarts of the subtask since the process began.
         restored_runs: Unfinished runs that the last start found.
+        resources: How models, tools and the like are doing that were asked for.
     """
 
     state: str
@@ -93,6 +95,7 @@ class EngineStats(msgspec.Struct, frozen=True, rename="kebab"):
     checkpoint_completed_ms: int | None
     restarts: int
     restored_runs: int
+    resources: tuple[ResourceHealth, ...] = ()
 
 
 class Engine:
@@ -229,7 +232,7 @@ class Engine:
                 self._admin.close()
 
     def _not_ready(self) -> str | None:
-        state = self.stats().state
+        state = "starting" if self._job is None else self._job.status.state
         return None if state in ("running", "draining") else f"the engine is {state}"
 
     def _note(self, name: str, fields: dict[str, object]) -> None:
@@ -536,6 +539,7 @@ class Engine:
             None if status is None else status.checkpoint_completed_ms,
             0 if status is None else status.restarts,
             0 if status is None else status.restored_runs,
+            () if self._job is None else tuple(self._job.resources.health()),
         )
 
     @property

@@ -552,7 +552,9 @@ class Job:
             observers = spec.observers(stage.plan, index, incarnation)
             observation = Observation(observers, runner.start, codec, output_codec) if observers else None
             if observation is not None:
-                services.report, observation.step_path = observation.report, current_step
+                services.report, services.wants_reports = observation.report, observation.wants_reports
+                services.wants_content = observation.wants_content
+                observation.current_step, observation.scrub = current_step, self.resources.secrets.scrub
                 if services.steps is not None:
                     services.steps.seen, services.steps.enter_step = observation.see_step, observation.enter_step
                     services.steps.began = observation.begin_step if observation.wants_progress else None

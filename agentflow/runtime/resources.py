@@ -120,9 +120,9 @@ class Resources:
         return resource
 
     def health(self) -> list[ResourceHealth]:
-        """Return how the resources are doing that were asked for."""
+        """Return how the resources are doing that were asked for; from any thread."""
         found = []
-        for (name, kind, _), entry in self._entries.items():
+        for (name, kind, _), entry in list(self._entries.items()):
             error = ""
             opening = entry.opening
             if opening is not None and opening.done() and not opening.cancelled() and (failure := opening.exception()):

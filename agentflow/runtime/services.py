@@ -66,6 +66,8 @@ class OperatorServices:
         self.streams: Streams | None = None
         self.resources: AgentResources = Resources().of(plan)
         self.report: Callable[..., object] | None = None
+        self.wants_reports: Callable[[ActionTask], bool] | None = None
+        self.wants_content: Callable[[ActionTask], bool] | None = None
         self.metrics = MetricRegistry()
         self._grow = operator.keys.grow
 

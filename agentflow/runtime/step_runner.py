@@ -48,15 +48,15 @@ _STOPPING_PARK_S = 0.05
 _PARKED_AT_ONCE = 64  # some 5 ms of the loop
 StepInput = StepRequested | WaitRequested | StepEnded | ParkRequested
 
-_current: contextvars.ContextVar[tuple[TaskSteps, StepCall] | None] = contextvars.ContextVar(
+_current: contextvars.ContextVar[tuple[TaskSteps, StepCall, int] | None] = contextvars.ContextVar(
     "agentflow_step", default=None
 )
-"""The step whose function is being called."""
+"""The step whose function is being called, and the number of the call."""
 
 
-def current_step() -> str:
-    """Return the path of the step whose function is being called here; empty: of none."""
-    return "" if (step := _current.get()) is None else step[1].path
+def current_step() -> tuple[str, int]:
+    """Return the path of the step whose function is being called here, and the number of the call; empty: of none."""
+    return ("", 0) if (step := _current.get()) is None else (step[1].path, step[2])
 
 
 class StepRunner:
@@ -274,7 +274,7 @@ class StepRunner:
         """Call the function of a step, once, unless a result is kept for it."""
         if work.cache_ms is not None and (kept := cached_result(steps.ctx, call)) is not None:
             return StepEnded(steps.task, call, RESULT, kept)
-        token = _current.set((steps, call))
+        token = _current.set((steps, call, calls + 1))
         leave = None if self.enter_step is None else self.enter_step(steps.task, call, calls + 1)
         steps.calls += 1
         limit = None
@@ -497,7 +497,7 @@ class StepRunner:
     def _run_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork, calls: int) -> StepEnded:
         if work.cache_ms is not None and (kept := cached_result(steps.ctx, call)) is not None:
             return StepEnded(steps.task, call, RESULT, kept)
-        token = _current.set((steps, call))
+        token = _current.set((steps, call, calls + 1))
         leave = None if self.enter_step is None else self.enter_step(steps.task, call, calls + 1)
         try:
             result = work.function(*work.args, **work.kwargs)
@@ -525,7 +525,7 @@ class StepRunner:
                 where={"task": ctx.task_id},
                 fix="read it in the function that durable_execute calls",
             )
-        return self._key_of(step_id(*step))
+        return self._key_of(step_id(*step[:2]))
 
     def _key_of(self, step: str) -> str:
         return hashlib.blake2b(f"{self._incarnation}/{step}".encode(), digest_size=16).hexdigest()

@@ -99,7 +99,7 @@ async def test_secret_of_a_connection_is_in_no_file_log_trace_or_plan(
         "streams": "".join(capfd.readouterr()).encode(),
         "telemetry": b"".join(seen.bodies),
     }
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "secrets"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "secrets"]  # noqa: ASYNC240
     assert any("logs" in path.parts for path in files)
     assert any("state" in path.parts for path in files)
     shown |= {str(path): path.read_bytes() for path in files}
