@@ -23,7 +23,6 @@ from agentflow.api.metrics import MetricRegistry
 from agentflow.core.delta import StateWrite, StoredRow, Table
 from agentflow.core.effects import Headed
 from agentflow.core.failures import FailurePolicy
-from agentflow.core.limits import OperatorLimits
 from agentflow.core.operator import Operator
 from agentflow.core.trace_context import TraceIds
 from agentflow.errors import (
@@ -45,7 +44,7 @@ from agentflow.runtime.figures import SubtaskFigures
 from agentflow.runtime.inbox import UNREDACTED, Verdict, answer_document, find_wait, may_name_run
 from agentflow.runtime.inspection import RunView, unfinished_runs
 from agentflow.runtime.intake import Intake
-from agentflow.runtime.job_spec import JobSpec
+from agentflow.runtime.job_spec import JobSpec, operator_limits
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Guarantee, Ingress, KeyedState, Signals, Sink, Source
 from agentflow.runtime.record_reader import RecordReader
@@ -520,7 +519,7 @@ class Job:
             operator = Operator(
                 stage.plan,
                 policy,
-                _limits(settings),
+                operator_limits(settings),
                 index=index,
                 decode_input=input_decoder(codec),
                 takes_requests=self._requests is not None,
@@ -584,20 +583,6 @@ def _headed(settings: JobSettings, incarnation: str) -> Headed | None:
     """Return what makes the headers of outputs where runs are traced."""
     tracing = settings.tracing
     return TraceIds(incarnation, tracing.sample_ratio).headers_of if tracing.enabled else None
-
-
-def _limits(settings: JobSettings) -> OperatorLimits:
-    return OperatorLimits(
-        in_flight_max=settings.run.in_flight_max,
-        key_pending_max=settings.key.pending_max,
-        is_overflow_dead=settings.on_overflow == "dead-letter",
-        tasks_max=settings.run.tasks_max,
-        timers_max=settings.timer.pending_max,
-        cache_bytes=settings.state.cache_bytes,
-        sleeping_max=settings.run.sleeping_max,
-        signals_max=settings.signals.pending_max,
-        signal_ttl_ms=settings.signals.ttl_ms,
-    )
 
 
 def _as_internal(error: Exception, what: str) -> InternalError:
