@@ -73,9 +73,8 @@ def answer(chosen: argparse.Namespace) -> int:
     """Approve or deny what waits for it; exit status 3 when nobody does, or not any more."""
     from agentflow.runtime.inbox import UNREDACTED, Verdict, answer_document, find_wait, this_user
 
-    is_approved = chosen.verb == "approve"
+    job, is_approved = job_of(chosen), chosen.verb == "approve"
     verdict = Verdict(is_approved, this_user(), chosen.reason, _arguments(chosen) if is_approved else None)
-    job = job_of(chosen)
     runs = runs_of(job, UNREDACTED)
     try:
         if is_approved and chosen.all:
