@@ -153,7 +153,10 @@ class ModelRequest:
         while True:
             if self._has_fallback:
                 self._check_open(gate, connection)
-            admission = await gate.enter(setup.model, turn.tenant, str(ctx.key), policy.limits, tokens)
+            place = (setup.model, turn.tenant, str(ctx.key), policy.limits, tokens)
+            admission = await gate.enter(*place, can_go_elsewhere=self._has_fallback)
+            if admission is None:
+                continue
             used, is_answered, is_failed, closed_s = 0.0, False, False, None
             try:
                 answer = await self._timed(connection, request, attempt + refusals)

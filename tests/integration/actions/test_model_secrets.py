@@ -49,6 +49,12 @@ def decide(request: Any) -> Reply | Fault:
     return Reply(f"let me show {SECRET}", tool_calls=calls) if turn == 0 else Reply(f"it is {SECRET}", reasoning=SECRET)
 
 
+def written(directory: Path) -> dict[str, bytes]:
+    """Return all files of a run but the secret's own."""
+    files = (path for path in directory.rglob("*") if path.is_file() and path.parent.name != "secrets")
+    return {str(path): path.read_bytes() for path in files}
+
+
 @pytest.mark.parametrize("strategy", [None, "ignore"])
 async def test_secret_of_a_connection_is_in_no_file_log_trace_or_plan(
     tmp_path: Path,
@@ -99,9 +105,9 @@ async def test_secret_of_a_connection_is_in_no_file_log_trace_or_plan(
         "streams": "".join(capfd.readouterr()).encode(),
         "telemetry": b"".join(seen.bodies),
     }
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "secrets"]
-    assert any("logs" in path.parts for path in files)
-    assert any("state" in path.parts for path in files)
-    shown |= {str(path): path.read_bytes() for path in files}
+    files = written(tmp_path)
+    assert any("/logs/" in path for path in files)
+    assert any("/state/" in path for path in files)
+    shown |= files
     secrets = [form.encode() for form in (SECRET, SECRET.replace("\\", "\\\\").replace('"', '\\"'), SECRET[-11:])]
     assert [where for where, text in shown.items() if any(secret in text for secret in secrets)] == []
