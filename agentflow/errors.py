@@ -27,6 +27,8 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     ├── ActionError            an action did not complete (failure policy of the action, with retry)
     │   ├── ActionTimeout      `timeout=` of the action
     │   ├── StepFailed         a recorded error of a step, whose own class is not known
+    │   ├── ToolFailed         the server of a tool says that the call failed
+    │   ├── ToolServerUnavailable   no connection to it, no answer in time, or it died in the call
     │   ├── ModelError         a call of a model failed
     │   │   ├── ModelUnavailable   it may work later: no connection, a timeout, 5xx
     │   │   │   ├── RateLimited    too many calls or tokens (429)
@@ -285,6 +287,24 @@ class StepFailed(ActionError):
         self.original = original
         self.original_text = original_text
         self.traceback = traceback
+
+
+class ToolFailed(ActionError):
+    """The server of a tool says that the call failed; the text is the server's, for the model."""
+
+
+class ToolServerUnavailable(ActionError):
+    """The server of a tool does not answer: no connection, no answer in time, or it died in the call.
+
+    Attributes:
+        server: Its name.
+        why: What happened.
+    """
+
+    def __init__(self, server: str, why: str) -> None:
+        super().__init__(f"the server of tools '{server}' is not available: {why}")
+        self.server, self.why = server, why
+        self.args = (server, why)
 
 
 class MemoryConflict(ActionError):

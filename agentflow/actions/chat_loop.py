@@ -17,6 +17,7 @@ from agentflow.actions.model_requests import StreamTarget
 from agentflow.actions.policies import chat_policy
 from agentflow.actions.structured_output import correction, with_output
 from agentflow.actions.tool_calls import outcomes_of
+from agentflow.api.chat_history import ChatHistory
 from agentflow.api.chat_messages import ChatMessage, read_messages, tool_message
 from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCategories
 from agentflow.api.output_schemas import schema_of
@@ -35,9 +36,13 @@ async def chat(
     stream: StreamTarget | None = None,
     max_turns: int | None = None,
     tenant: str = "",
+    history: ChatHistory | str | None = None,
 ) -> ChatMessage:
     """Ask a model; see `RunnerContext.chat`."""
-    conversation = read_messages([messages] if isinstance(messages, str) else messages)
+    kept = ctx.chat_history(history) if isinstance(history, str) else history
+    conversation = [] if kept is None else kept.messages()
+    known = len(conversation)
+    conversation += read_messages([messages] if isinstance(messages, str) else messages)
     turns_most = turns_max(ctx, model, max_turns)
     retries = Retries()
     for _ in range(turns_most):
@@ -52,6 +57,8 @@ async def chat(
         )
         answer = await one_answer(ctx, turn, output, retries)
         if not answer.tool_calls:
+            if kept is not None:
+                kept.append(*conversation[known:], answer)
             return answer
         setup = setup_of(ctx, model)
         outcomes = await outcomes_of(ctx, setup, answer.tool_calls, tools)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from agentflow.actions.budgets import Meter
+from agentflow.actions.call_reports import ModelCallReport
 from agentflow.actions.policies import ChatPolicy
 from agentflow.actions.structured_output import asks_natively, output_instruction
 from agentflow.actions.tool_lists import tools_of
@@ -27,7 +28,7 @@ from agentflow.api.chat_models import (
     OnDelta,
     without_empty,
 )
-from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCategories, LLMExecutionMetadataKeys
+from agentflow.api.executions import ModelCall
 from agentflow.api.prompts import Prompt
 from agentflow.api.resources import ResourceType
 from agentflow.api.runner_context import RunnerContext
@@ -159,7 +160,7 @@ class ModelRequest:
                 continue
             used, is_answered, is_failed, closed_s = 0.0, False, False, None
             try:
-                answer = await self._timed(connection, request, attempt + refusals)
+                answer = await self._timed(connection, request, attempt + refusals, admission.waited_s)
                 usage = answer.usage or Usage()
                 used, is_answered = usage.input_tokens + usage.output_tokens, True
                 return answer
@@ -195,24 +196,35 @@ class ModelRequest:
             what = f"the provider of connection '{setup.connection}' has had too many calls: none is made before it takes them again"
             raise RateLimited(what, connection.provider, setup.model, retry_after_s=closed_s)
 
-    async def _timed(self, connection: BaseChatModelConnection, request: ChatRequest, attempt: int) -> ChatMessage:
-        """Call once, within the timeouts; report it."""
-        ctx, policy = self._ctx, self._policy
-        metadata: dict[str, Any] = {LLMExecutionMetadataKeys.MODEL: request.model, "provider": connection.provider}
-        ctx.report_execution_started(ExecutionEntityTypes.LLM, self._setup.name, metadata)
-        began = time.monotonic()
+    async def _timed(
+        self, connection: BaseChatModelConnection, request: ChatRequest, attempt: int, waited_s: float
+    ) -> ChatMessage:
+        """Call once, within the timeouts; report it, where somebody looks."""
+        policy = self._policy
         pieces = _Pieces(policy, self._turn.stream, attempt) if self._wants_pieces(connection) else None
+        if not self._ctx.is_observed:
+            return await self._told(connection, request, pieces, attempt)
+        known = ModelCall(
+            attempt=attempt, limit_wait_s=waited_s, is_streamed=pieces is not None, prompt=self._prompt_digest
+        )
+        report = ModelCallReport(self._ctx, self._setup.name, connection, request, known)
         try:
-            answer = await self._complete(connection, request, pieces)
+            answer = await self._told(connection, request, pieces, attempt)
         except ModelError as error:
-            category = ExecutionProblemCategories.MODEL_CALL_FAILED
-            ctx.report_execution_failed(ExecutionEntityTypes.LLM, self._setup.name, metadata, error, category)
+            report.fail(error)
             raise
-        metadata.update(_measured(answer, began, None if pieces is None else pieces.first_at, policy))
-        metadata["prompt"] = self._prompt_digest
-        host, port = connection.address
-        metadata.update({"server": host, "port": port} if host else {})
-        ctx.report_execution_succeeded(ExecutionEntityTypes.LLM, self._setup.name, metadata)
+        cost = None if policy.price is None else policy.cost(answer.usage or Usage())
+        report.succeed(answer, None if pieces is None else pieces.first_at, cost)
+        return answer
+
+    async def _told(
+        self, connection: BaseChatModelConnection, request: ChatRequest, pieces: _Pieces | None, attempt: int
+    ) -> ChatMessage:
+        """Call once; a stream is told the answer of a connection that cannot stream at once."""
+        answer = await self._complete(connection, request, pieces)
+        if pieces is None and (stream := self._turn.stream) is not None:
+            stream.begin_attempt(attempt)
+            stream.write(ChatDelta(answer.text))
         return answer
 
     def _wants_pieces(self, connection: BaseChatModelConnection) -> bool:
@@ -352,24 +364,3 @@ async def _prompt_of(setup: BaseChatModelSetup, prompt_args: dict[str, Any]) -> 
         prompt = setup.get_resource(prompt, ResourceType.PROMPT)
     assert isinstance(prompt, Prompt), "a resource of this type"
     return prompt.format_messages(MessageRole.SYSTEM, **prompt_args), prompt.digest
-
-
-def _measured(answer: ChatMessage, began: float, first_at: float | None, policy: ChatPolicy) -> dict[str, Any]:
-    """Return what is reported of a call that was answered."""
-    usage = answer.usage or Usage()
-    found: dict[str, Any] = {
-        "duration_s": time.monotonic() - began,
-        "response_model": answer.extra_args.get("model_name", ""),
-        "response_id": answer.extra_args.get("response_id", ""),
-        "finish_reason": answer.finish_reason,
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "cache_write_tokens": usage.cache_write_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-    }
-    if policy.price is not None:
-        found["cost"] = policy.cost(usage)
-    if first_at is not None:
-        found["first_token_s"] = first_at - began
-    return found

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from agentflow.actions.approvals import Denied, approved
+from agentflow.actions.call_reports import cut
 from agentflow.actions.policies import ToolDefaults, tool_defaults
 from agentflow.actions.tool_lists import find_tool
 from agentflow.api.chat_messages import ToolCall
@@ -127,7 +128,7 @@ class _ToolRequest:
             Exception: What the tool raises, where it has a retry policy.
         """
         ctx, tool = self._ctx, self._tool
-        metadata = {
+        metadata: dict[str, Any] = {
             ToolExecutionMetadataKeys.TOOL_CALL_ID: self._call["id"],
             ToolExecutionMetadataKeys.TOOL_TYPE: str(tool.tool_type()),
         }
@@ -135,22 +136,23 @@ class _ToolRequest:
         ctx.report_execution_started(ExecutionEntityTypes.TOOL, name, metadata)
         began = time.monotonic()
         try:
-            bound = tool.bind(arguments, injected_arguments(ctx, tool))
+            meta = {"agentflow/idempotency-key": ctx.idempotency_key}
+            bound = tool.bind(arguments, injected_arguments(ctx, tool), meta=meta)
             async with asyncio.timeout(self._timeout_s):
                 await tool
                 result = await _called(bound)
             outcome = self._outcome(result)
         except ToolArgumentsInvalid as error:
-            self._report_failure(error, metadata, began)
+            self._report_failure(error, metadata, began, arguments)
             return _misfit(error)
         except Exception as error:
-            self._report_failure(error, metadata, began)
+            self._report_failure(error, metadata, began, arguments)
             if tool.policy.retry is not None:
                 raise
             return self.failed(error)
-        ctx.report_execution_succeeded(
-            ExecutionEntityTypes.TOOL, name, {**metadata, "duration_s": time.monotonic() - began}
-        )
+        metadata = {**metadata, "duration_s": time.monotonic() - began}
+        content = {"arguments": arguments, "result": cut(outcome.text)} if ctx.wants_content else None
+        ctx.report_execution_succeeded(ExecutionEntityTypes.TOOL, name, metadata, content=content)
         return outcome
 
     @property
@@ -173,13 +175,16 @@ class _ToolRequest:
         own = self._tool.policy.timeout
         return (self._defaults.timeout_ms if own is None else duration_ms(own)) / 1000
 
-    def _report_failure(self, error: Exception, metadata: dict[str, Any], began: float) -> None:
+    def _report_failure(
+        self, error: Exception, metadata: dict[str, Any], began: float, arguments: dict[str, Any]
+    ) -> None:
         self._ctx.report_execution_failed(
             ExecutionEntityTypes.TOOL,
             self._tool.metadata.name,
             {**metadata, "duration_s": time.monotonic() - began},
             error,
             ExecutionProblemCategories.TOOL_CALL_FAILED,
+            content={"arguments": arguments} if self._ctx.wants_content else None,
         )
 
     def failed(self, error: Exception) -> ToolOutcome:
@@ -218,6 +223,8 @@ def injected_arguments(ctx: RunnerContext, tool: Tool) -> dict[str, Any]:
 
 def _injected(ctx: RunnerContext, tool: Tool, name: str, source: InjectedArg) -> Any:  # noqa: ANN401 (a user's value)
     key = source.key or name
+    if source.source == ToolParameterSource.IDEMPOTENCY_KEY:
+        return ctx.idempotency_key
     if source.source == ToolParameterSource.CONFIG:
         values = ctx.config.to_dict()
         is_there, value = key in values, values.get(key)

@@ -13,7 +13,7 @@ Models get a conversation that providers take: each call of a tool has its answe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -26,6 +26,9 @@ from agentflow.api.chat_messages import (
     tool_message,
 )
 from agentflow.api.encoding import encode_json, plain_of
+
+if TYPE_CHECKING:
+    from agentflow.api.runner_context import RunnerContext
 
 HISTORIES: Final = "__chat_history__"
 CANCELLED: Final = "cancelled: the call ended without a result"
@@ -113,7 +116,7 @@ class ChatHistory:
         name: Name of the conversation.
     """
 
-    def __init__(self, ctx: Any, name: str = "default") -> None:  # noqa: ANN401 (a RunnerContext)
+    def __init__(self, ctx: RunnerContext, name: str = "default") -> None:
         if not name:
             msg = "a chat history has a name"
             raise ValueError(msg)
@@ -198,7 +201,7 @@ class ChatHistory:
             ChatMessage(MessageRole.SYSTEM, policy.prompt or _SUMMARISE),
             ChatMessage(content=f"<conversation>\n{_transcript(_with_answers(messages))}\n</conversation>"),
         ]
-        answer: ChatMessage = await self._ctx.chat(policy.model, request)
+        answer = await self._ctx.chat(policy.model, request)
         if not answer.text.strip():
             self._ctx.logger.warning("the summary of a chat history is empty; it stays as it is", history=self.name)
             return None

@@ -41,10 +41,16 @@ class ContextServices(Protocol):
     steps: Any
     resources: Any
     report: Callable[..., object] | None
+    wants_reports: Callable[[Any], bool] | None
+    wants_content: Callable[[Any], bool] | None
     metrics: MetricRegistry
 
     def chat(self, ctx: RunnerContext, model: str, messages: Any, **options: Any) -> Awaitable[ChatMessage]:  # noqa: ANN401
         """See `RunnerContext.chat`."""
+        ...
+
+    def stream(self, task: Any, name: str) -> Any:  # noqa: ANN401 (the operator's task; a `Stream` with the engine's side)
+        """See `RunnerContext.stream`."""
         ...
 
     def logger(self, task: Any) -> Any:  # noqa: ANN401 (the operator's task; structlog's logger)

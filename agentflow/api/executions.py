@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+import msgspec
+
 
 class ExecutionEntityTypes:
     """What is executed."""
@@ -37,6 +39,53 @@ class LLMExecutionMetadataKeys:
     """Names of what is said about a call of a model."""
 
     MODEL: Final = "model"
+
+
+class ModelCall(msgspec.Struct, omit_defaults=True):
+    """What the engine reports of a call of a model: the metadata, by these names. What is not known is left out.
+
+    Attributes:
+        model: The model that was asked.
+        provider: Whose it is; ``gen_ai.provider.name`` of OpenTelemetry. The class of a connection that does not say.
+        server: Host of the provider.
+        port: Port there.
+        attempt: Number of the call; above 1 it is made again, after one that failed.
+        limit_wait_s: How long it had waited for limits of rates and concurrency.
+        options: What was asked for beside messages: ``max_tokens``, ``temperature``, ``top_p``, ``top_k``, ``seed``, ``stop_sequences``,
+            ``frequency_penalty``, ``presence_penalty``, ``choice_count``, ``reasoning_level``.
+        output: ``json``: an answer by a schema was asked for.
+        is_streamed: The provider sends the answer in pieces.
+        prompt: Hash of the prompt, or the name of an MCP server's.
+        duration_s: How long the call took.
+        first_token_s: How long it took to the first piece.
+        response_model: The model that answered.
+        response_id: The provider's id of the answer.
+        finish_reason: Why the model ended.
+        input_tokens, output_tokens, cached_tokens, cache_write_tokens, reasoning_tokens: See `Usage`.
+        cost: By the price table; None: the model has no price.
+    """
+
+    model: str = ""
+    provider: str = ""
+    server: str = ""
+    port: int | None = None
+    attempt: int = 1
+    limit_wait_s: float = 0.0
+    options: dict[str, Any] = {}
+    output: str = ""
+    is_streamed: bool = False
+    prompt: str = ""
+    duration_s: float = 0.0
+    first_token_s: float | None = None
+    response_model: str = ""
+    response_id: str = ""
+    finish_reason: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: float | None = None
 
 
 class ToolExecutionMetadataKeys:

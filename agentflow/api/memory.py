@@ -318,9 +318,13 @@ class MemoryObject(msgspec.Struct, eq=False):
         scope = self._scope
         scope.check_open()
         full = self._path(path)
+        value = scope.read(full)
+        if type(value) is not _Mark:
+            scope.writes[full] = _DELETED  # nothing is below a value: not looked for, since that looks at every path
+            return
         for below in scope.paths_below(full + "."):
             scope.writes[below] = _DELETED
-        if scope.read(full) not in (_UNKNOWN, _DELETED):
+        if value is _OBJECT:
             scope.writes[full] = _DELETED
 
     def new_object(self, path: str | MemoryRef, *, overwrite: bool = False) -> MemoryObject:

@@ -15,9 +15,9 @@ from agentflow.api.context_services import ContextServices, TaskView
 from agentflow.api.durations import duration_ms
 from agentflow.api.encoding import check_text
 from agentflow.api.events import Event, EventType
-from agentflow.api.executions import ExecutionStatus
 from agentflow.api.memory import MemoryObject, MemoryScope, MemoryType
 from agentflow.api.metrics import MetricGroup
+from agentflow.api.reporting import Reporting
 from agentflow.errors import ContextClosed, NotConfigured, RecordTooLarge
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agentflow.api.options import Configuration
     from agentflow.api.resources import ResourceType
     from agentflow.api.steps import OnInDoubt
+    from agentflow.api.streams import Stream
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -35,7 +36,7 @@ _SHORT_TERM = MemoryType.SHORT_TERM
 _decode_key = msgspec.msgpack.Decoder().decode
 
 
-class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
+class RunnerContext(Reporting, msgspec.Struct, eq=False, repr_omit_defaults=True):
     """Handed to each action call, one per attempt; closed when the attempt ends.
 
     A Struct because one is made per call, and a Struct is made without running Python.
@@ -50,6 +51,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
     _timers: list[tuple[str, int | None, bool, bytes]] | None = None
     _random: random_module.Random | None = None
     _headers: dict[int, Headers] | None = None
+    _streams: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return f"RunnerContext(task={self._task.id!r}, attempt={self._task.attempt})"
@@ -283,41 +285,14 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             self._timers = []
         self._timers.append(order)
 
-    # -- reports, for who looks at the job: see `agentflow.api.executions`
-    def report_execution_started(
-        self, entity_type: str, entity_name: str, entity_metadata: Mapping[str, Any] | None = None
-    ) -> None:
-        """Report that something begins inside of this action."""
-        if (report := self._services.report) is not None:
-            report(self._task, ExecutionStatus.STARTED, entity_type, entity_name, entity_metadata)
-
-    def report_execution_succeeded(
-        self, entity_type: str, entity_name: str, entity_metadata: Mapping[str, Any] | None = None
-    ) -> None:
-        """Report that it has come to its end."""
-        if (report := self._services.report) is not None:
-            report(self._task, ExecutionStatus.SUCCESS, entity_type, entity_name, entity_metadata)
-
-    def report_execution_failed(
-        self,
-        entity_type: str,
-        entity_name: str,
-        entity_metadata: Mapping[str, Any] | None,
-        error: BaseException,
-        problem_category: str | None = None,
-    ) -> None:
-        """Report that it failed with ``error``; the category is one of `ExecutionProblemCategories`, or one's own."""
-        if (report := self._services.report) is not None:
-            report(
-                self._task, ExecutionStatus.FAILED, entity_type, entity_name, entity_metadata, error, problem_category
-            )
-
     def close(self) -> None:
         """Close the context: every later use raises ContextClosed. Called by the engine."""
         self._is_open = False
         for scope in (self._short_term, self._sensory):
             if scope is not None:
                 scope.is_open = False
+        for stream in (self._streams or {}).values():  # an attempt that has failed takes back what it has said
+            stream.close(is_final=False)
 
     # -- durable steps
     def durable_execute(
@@ -488,6 +463,7 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
         stream: Any = None,  # noqa: ANN401 (what `stream` returns)
         max_turns: int | None = None,
         tenant: str = "",
+        history: ChatHistory | str | None = None,
     ) -> Awaitable[ChatMessage]:
         """Ask a chat model of the agent, for async actions; return its last message. Each call of a model or tool is a durable step.
 
@@ -502,6 +478,8 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             stream: Where tokens go as they come: ``ctx.stream("answer")``.
             max_turns: Most calls of the model; None: as the chat model says.
             tenant: Whose rate limits count.
+            history: The conversation of this key (`chat_history`) that goes before ``messages``, and that they, what tools said and
+                the answer are added to.
 
         Raises:
             ModelError: No call, and no fallback model, has led to an answer.
@@ -519,13 +497,24 @@ class RunnerContext(msgspec.Struct, eq=False, repr_omit_defaults=True):
             stream=stream,
             max_turns=max_turns,
             tenant=tenant,
+            history=history,
         )
 
-    # -- declared with their final signatures; this job does not have them
-    def stream(self, name: str) -> Any:  # noqa: ANN401
-        """Return a stream."""
-        _not_configured("stream", f"stream '{name}' cannot be read: this engine has no streams")
+    def stream(self, name: str = "answer") -> Stream:
+        """Return a stream of the run: what is written to it reaches whoever follows (`Engine.stream`, SSE, a topic) before it is durable.
 
+        It is ``stream=`` of `chat`, and takes texts and values: ``ctx.stream("progress").write("searching")``. What a durable step has
+        written is not written again when it is answered from the journal. Where nobody can follow, it is dropped.
+        """
+        streams = self._streams
+        if streams is None:
+            streams = self._streams = {}
+        if (found := streams.get(name)) is None:
+            check_text(name, "stream: name")
+            found = streams[name] = self._services.stream(self._task, name)
+        return found  # type: ignore[no-any-return]
+
+    # -- declared with its final signature; this job does not have it
     @property
     def long_term_memory(self) -> Any:  # noqa: ANN401
         """External memory."""

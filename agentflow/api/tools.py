@@ -52,6 +52,7 @@ class ToolParameterSource(enum.StrEnum):
     CONFIG = "config"
     SENSORY_MEMORY = "sensory_memory"
     SHORT_TERM_MEMORY = "short_term_memory"
+    IDEMPOTENCY_KEY = "idempotency_key"
 
 
 class InjectedArg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,7 +60,7 @@ class InjectedArg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         source: Where it comes from.
-        key: Key of the configuration, or path in memory.
+        key: Key of the configuration, or path in memory; empty: the argument's name.
     """
 
     source: ToolParameterSource = ToolParameterSource.SENSORY_MEMORY
@@ -69,6 +70,11 @@ class InjectedArg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def from_config(cls, key: str) -> InjectedArg:
         """Take it from ``ctx.config``."""
         return cls(ToolParameterSource.CONFIG, key)
+
+    @classmethod
+    def from_idempotency_key(cls) -> InjectedArg:
+        """Take the key of the call: the same on every attempt, also after a crash; for a service that knows what it has done."""
+        return cls(ToolParameterSource.IDEMPOTENCY_KEY)
 
     @classmethod
     def from_sensory_memory(cls, key: str) -> InjectedArg:
@@ -169,8 +175,19 @@ class Tool(Resource):
         """Call the tool; its result, or an awaitable of it. A plain function is called in a thread."""
         raise NotImplementedError(f"{type(self).__qualname__}.call()")
 
-    def bind(self, arguments: dict[str, Any], injected: dict[str, Any]) -> Callable[[], Any]:
+    def bind(
+        self,
+        arguments: dict[str, Any],
+        injected: dict[str, Any],
+        *,
+        meta: dict[str, Any] | None = None,  # noqa: ARG002 (for subclasses)
+    ) -> Callable[[], Any]:
         """Return the call with what a model says, and what it cannot say.
+
+        Args:
+            arguments: What the model says.
+            injected: What it cannot say.
+            meta: What goes along with the call where its protocol has a place for it (MCP).
 
         Raises:
             ToolArgumentsInvalid: What the model says does not fit.
@@ -205,7 +222,13 @@ class FunctionTool(Tool):
         """Call the function."""
         return self.function(*args, **kwargs)
 
-    def bind(self, arguments: dict[str, Any], injected: dict[str, Any]) -> Callable[[], Any]:
+    def bind(
+        self,
+        arguments: dict[str, Any],
+        injected: dict[str, Any],
+        *,
+        meta: dict[str, Any] | None = None,  # noqa: ARG002 (functions have no place for it)
+    ) -> Callable[[], Any]:
         """Return the call of the function with what a model says, as the parameters' types, and what it cannot say.
 
         Raises:

@@ -10,9 +10,9 @@ import msgspec
 from agentflow.cli.job_file import Composition, JobFile, LogSettings
 from agentflow.cli.keys import FREE, Key, KeyTable, Path, Section
 from agentflow.cli.layers import Layer
-from agentflow.cli.problems import Place, ProblemList
 from agentflow.cli.references import resolved
 from agentflow.cli.values import NO_VALUE, describe_command, free_value, key_value
+from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.runtime.settings import JobSettings
 
 _EXAMPLES = {

@@ -19,8 +19,8 @@ from agentflow.cli.job_file import (
     StdinSource,
     StdoutSink,
 )
-from agentflow.cli.problems import ProblemList
 from agentflow.cli.values import describe_command
+from agentflow.plan.file_problems import ProblemList
 from agentflow.runtime.codecs import RECORD_KEY
 from agentflow.runtime.redaction import redaction_problems
 

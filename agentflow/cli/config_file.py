@@ -7,16 +7,20 @@ from collections.abc import Mapping as Variables
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 
+import msgspec
+
+from agentflow.cli.agent_file import completed, split
 from agentflow.cli.assembly import Assembly
 from agentflow.cli.checks import check_job
 from agentflow.cli.job_file import JobFile
 from agentflow.cli.keys import PROFILES, KeyTable, key_table
 from agentflow.cli.layers import PROFILE_VARIABLE, Flattener, Layer, environment_layer, flag_layer, overlay
-from agentflow.cli.problems import Place, ProblemList
 from agentflow.cli.references import has_reference
 from agentflow.cli.values import key_value
-from agentflow.cli.yaml_source import Mapping, Scalar, Value, read_yaml
+from agentflow.plan.agent_documents import AgentDocument
+from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.problems import nearest
+from agentflow.plan.yaml_source import Mapping, Scalar, Value, read_yaml
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -47,8 +51,9 @@ def load_job_file(
     """
     problems = ProblemList()
     variables = os.environ if variables is None else variables
-    layer = read_layers(path, problems, profile=profile, settings=settings, variables=variables)
+    layer, document = read_layers(path, problems, profile=profile, settings=settings, variables=variables)
     job_file = Assembly(path, layer, key_table(), variables, problems).build()
+    job_file = msgspec.structs.replace(job_file, document=document)
     check_job(job_file, problems)
     problems.raise_all()
     return job_file
@@ -61,8 +66,8 @@ def read_layers(
     profile: str | None,
     settings: Sequence[str],
     variables: Variables[str, str],
-) -> Layer:
-    """Return what is set, as it is written: file, profile, environment and flags laid over each other.
+) -> tuple[Layer, AgentDocument | None]:
+    """Return what is set, as it is written: file, profile, environment and flags laid over each other; and the agents of the file.
 
     Args:
         path: The file.
@@ -79,12 +84,15 @@ def read_layers(
     problems.raise_all()
     root = _root(document, path, problems)
     problems.raise_all()
+    assert root is not None, "no problem, but no file"
     table = key_table()
+    job, agents = split(root, path, problems)
 
     chosen = profile if profile is not None else variables.get(PROFILE_VARIABLE) or None
-    layer = _file_layers(root, path, chosen, table, problems)
+    layer = _file_layers(job, path, chosen, table, problems)
     layer = overlay(layer, environment_layer(variables, layer, table, problems), table)
-    return overlay(layer, flag_layer(settings, table, problems), table)
+    layer = overlay(layer, flag_layer(settings, table, problems), table)
+    return completed(layer, agents, path, problems), agents
 
 
 def _read_text(path: str, problems: ProblemList) -> str | None:
@@ -121,7 +129,7 @@ def _near_file(path: str) -> str | None:
 
 
 def _root(document: Value | None, path: str, problems: ProblemList) -> Mapping | None:
-    hint = "it needs agent, key-by, source and sink: agentflow schema --describe"
+    hint = "it needs agent, key-by, source and sink, or agents: agentflow schema --describe"
     if document is None or (isinstance(document, Scalar) and document.value is None):
         problems.add("the file is empty", Place(path), help=hint)
         return None
@@ -132,9 +140,8 @@ def _root(document: Value | None, path: str, problems: ProblemList) -> Mapping |
     return document
 
 
-def _file_layers(root: Mapping | None, path: str, chosen: str | None, table: KeyTable, problems: ProblemList) -> Layer:
+def _file_layers(root: Mapping, path: str, chosen: str | None, table: KeyTable, problems: ProblemList) -> Layer:
     """Return the file with its chosen profile; the other profiles are checked as far as that needs no reference."""
-    assert root is not None
     flattener = Flattener(table, problems)
     own = [entry for entry in root.entries if entry[0].split(".")[0] != PROFILES]
     layer = flattener.flatten(Mapping(own, root.place))

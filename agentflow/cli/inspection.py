@@ -29,7 +29,7 @@ def validate(chosen: argparse.Namespace) -> int:
 
     Exit status 2 when there is a problem; with ``--json`` the problems are on standard output.
     """
-    from agentflow.cli.problems import JobFileError
+    from agentflow.plan.file_problems import JobFileError
 
     try:
         job_file, plan = _load(chosen)

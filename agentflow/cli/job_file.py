@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from agentflow.cli.problems import Place
+from agentflow.plan.agent_documents import AgentDocument
+from agentflow.plan.file_problems import Place
 from agentflow.runtime.codecs import RECORD_KEY
 from agentflow.runtime.settings import DurationMs, JobSettings, PositiveMs, SizeBytes
 
@@ -284,7 +285,12 @@ class LogSettings(_Section, frozen=True, kw_only=True):
 class Composition(_Section, frozen=True, kw_only=True):
     """The keys beside those of `JobSettings`."""
 
-    agent: Annotated[str, Meta(description="The agent: module:name of an Agent class or instance.")]
+    agent: Annotated[
+        str,
+        Meta(
+            description="The agent: module:name of an Agent class or instance; agents.yaml or agents.yaml#name, or the name of one of this file's agents."
+        ),
+    ]
     source: Annotated[
         FileSource | StdinSource | HttpSource | KafkaSource | PythonSource, Meta(description="Where records come from.")
     ]
@@ -317,6 +323,7 @@ class JobFile(msgspec.Struct, frozen=True):
         composition: Agent, key, source, sinks, log.
         config: Options of the job for its agents, by dotted key.
         places: Dotted key → where its value was set; keys at their default are not in it.
+        document: Agents and resources that the file itself holds; None: none.
     """
 
     path: str
@@ -324,6 +331,7 @@ class JobFile(msgspec.Struct, frozen=True):
     composition: Composition
     config: dict[str, Any]
     places: dict[str, Place]
+    document: AgentDocument | None = None
 
     def place(self, *keys: str) -> Place:
         """Return where the first of ``keys`` that was set was set; the file itself when none was."""

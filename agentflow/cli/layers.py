@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import msgspec
 
 from agentflow.cli.keys import PROFILES, KeyTable, Path, Section, variable_of
-from agentflow.cli.problems import Place, ProblemList
 from agentflow.cli.values import describe_command
-from agentflow.cli.yaml_source import Mapping, Scalar, Value, loose_scalar, read_yaml
+from agentflow.plan.agent_specs import DOCUMENT_KEYS
+from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.problems import nearest
+from agentflow.plan.yaml_source import Mapping, Scalar, Value, loose_scalar, read_yaml
 
 PROFILE_VARIABLE = "AGENTFLOW_PROFILE"
 _FOREIGN = re.compile(
@@ -209,8 +210,8 @@ def unknown_note(table: KeyTable, section: Section, part: str, before: Sequence[
     kinds = [kind for kind in section.children if section.is_choice and (*section.path, kind, part) in table.keys]
     if kinds:
         return f"say of which kind, such as {'.'.join([*before, kinds[0], part])} ({', '.join(kinds)} have it)"
-    candidates = [*section.children, *([PROFILES] if not section.path else [])]
-    near = nearest(part.replace("_", "-"), candidates)
+    candidates = [*section.children, *([PROFILES, *DOCUMENT_KEYS] if not section.path else [])]
+    near = nearest(part.replace("_", "-"), candidates) or nearest(part, candidates)
     if near is not None:
         return f"did you mean '{'.'.join([*before, near])}'?"
     elsewhere = sorted(".".join(path) for path in [*table.keys, *table.sections] if path and path[-1] == part)

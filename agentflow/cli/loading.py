@@ -1,28 +1,32 @@
-"""Finding what a job file names in Python modules: the agent, and the function of `key-by`."""
+"""Finding what a job file names: the agent, in a Python module or a document, and the function of `key-by`."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agentflow.api.codecs import CODECS, JSON, Codec
-from agentflow.cli.problems import Place, ProblemList
+from agentflow.cli.values import AGENT_FILE
+from agentflow.plan.file_problems import Place, ProblemList
+from agentflow.plan.named_objects import (
+    attribute_of,
+    error_text,
+    find_function,
+    import_module,
+    is_reference,
+    user_traceback,
+)
 from agentflow.plan.problems import nearest
 
 if TYPE_CHECKING:
     from agentflow.api.agent import Agent
     from agentflow.cli.job_file import JobFile
-
-_OWN = str(Path(__file__).resolve().parent.parent) + os.sep
-_FRAMES_MAX = 10
+    from agentflow.plan.agent_documents import AgentDocument
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -55,7 +59,7 @@ def load_program(job_file: JobFile) -> Program:
 
     _extend_path(job_file.path)
     problems = ProblemList()
-    agent = _load_agent(job_file.composition.agent, job_file.place("agent"), problems)
+    agent = _load_agent(job_file, problems)
     key_by: str | Callable[[Any], Any] | None = job_file.composition.key_by
     if ":" in job_file.composition.key_by:
         key_by = _load_key_function(job_file.composition.key_by, job_file.place("key-by"), problems)
@@ -74,119 +78,61 @@ def load_program(job_file: JobFile) -> Program:
     return Program(agent, key_by, input_codec, output_codec, connectors, tuple(listeners))
 
 
-def find_named(reference: str, role: str, place: Place, problems: ProblemList) -> Any:  # noqa: ANN401 (anything)
-    """Return what ``module:name`` names; None, and a problem, when there is nothing."""
-    if not _is_reference(reference):
-        problems.add(f"{role} is not module:name", place, note="such as shop.sources:orders")
-        return None
-    module = _import(reference, role, place, problems)
-    if module is None:
-        return None
-    wanted = [found for found, value in vars(module).items() if callable(value) and found[0] != "_"]
-    return _attribute(module, reference, role, wanted, place, problems)
-
-
 def _extend_path(job_file: str) -> None:
     folders = [os.getcwd(), os.path.dirname(os.path.abspath(job_file))]  # noqa: PTH100, PTH109, PTH120 (texts for sys.path)
     known = {os.path.abspath(entry) for entry in sys.path}  # noqa: PTH100
     sys.path[:0] = [folder for folder in dict.fromkeys(folders) if folder not in known]
 
 
-def user_traceback(error: BaseException) -> str:
-    """Return the frames of the user's own code, newest last, and the error; empty frames: the error alone.
+def _load_agent(job_file: JobFile, problems: ProblemList) -> Agent | None:
+    """Return the agent, of Python or of a document, with the resources that documents share."""
+    reference, place, count = job_file.composition.agent, job_file.place("agent"), len(problems.found)
+    named = AGENT_FILE.fullmatch(reference)
+    documents = [] if job_file.document is None else [job_file.document]
+    if named is not None:
+        other = _read_agent_file(named["path"], job_file, place, problems)
+        documents += [] if other is None else [other]
+    if not documents:
+        return _load_python_agent(reference, place, problems) if named is None else None
+    from agentflow.plan.yaml_agents import build_agents
 
-    What is left out: this package, the import machinery, and everything the user's code was called by.
-    """
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((_OWN, "<frozen ")) and os.sep + "importlib" + os.sep not in frame.filename
-    ]
-    lines = [line.rstrip("\n") for line in traceback.format_list(frames[-_FRAMES_MAX:])]
-    lines += [line.rstrip("\n") for line in traceback.format_exception_only(error)]
-    return "\n".join(lines)
-
-
-def _error_text(error: BaseException) -> str:
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _import(reference: str, role: str, place: Place, problems: ProblemList) -> ModuleType | None:
-    name = reference.partition(":")[0]
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if name == missing or name.startswith(f"{missing}."):
-            near = nearest(missing, _modules_beside(missing))
-            problems.add(
-                f"{role}: there is no module '{missing}'",
-                place,
-                note=f"did you mean '{near}'?"
-                if near
-                else "looked in the current directory, beside the job file, and in sys.path",
-                help="name it as module:name, and start agentflow where the module can be imported",
-            )
-        else:
-            problems.add(
-                f"{role}: module '{name}' imports '{missing}', which is not there",
-                place,
-                note="install it, or correct the import",
-                detail=user_traceback(error),
-            )
-    except SyntaxError as error:
-        file = os.path.relpath(error.filename) if error.filename else name
-        problems.add(
-            f"{role}: module '{name}' is not valid Python: {file}:{error.lineno}: {error.msg}",
-            place,
-            detail="\n".join(line.rstrip("\n") for line in traceback.format_exception_only(error)),
-        )
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (the edge to the user's code: anything may come from a module's top)
-        problems.add(
-            f"{role}: module '{name}' cannot be imported: {_error_text(error)}", place, detail=user_traceback(error)
-        )
-    return None
-
-
-def _modules_beside(missing: str) -> list[str]:
-    """Return the names of modules where ``missing`` was looked for, as they would be written."""
-    parent, _, _ = missing.rpartition(".")
-    if parent:
-        folders = list(getattr(sys.modules.get(parent), "__path__", ()))
+    built = build_agents(documents, problems)
+    if len(problems.found) > count:
+        return None
+    if ":" in reference and named is None:
+        agent = _load_python_agent(reference, place, problems)
     else:
-        folders = sys.path[:2]
-    names = set()
-    for folder in folders:
-        try:
-            entries = list(Path(folder).iterdir())
-        except OSError:
-            continue
-        names |= {entry.stem for entry in entries if entry.suffix == ".py" or (entry / "__init__.py").is_file()}
-    return [f"{parent}.{name}" if parent else name for name in sorted(names)]
+        agent = built.agent(reference if named is None else named["name"], place, problems)
+    if agent is not None:
+        own = {(kind, name) for name, kind, _ in agent.resources}
+        for name, kind, instance in built.resources:
+            if (kind, name) not in own:
+                agent.add_resource(name, kind, instance)
+    return agent
 
 
-def _attribute(
-    module: ModuleType, reference: str, role: str, wanted: list[str], place: Place, problems: ProblemList
-) -> Any:  # noqa: ANN401 (anything)
-    """Return what ``reference`` names in its module; None, and a problem, when there is nothing."""
-    name = reference.partition(":")[2]
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            near = nearest(name, wanted) or nearest(part, [other for other in vars(found) if not other.startswith("_")])
-            note = f"did you mean '{near}'?" if near else f"it has: {', '.join(wanted)}" if wanted else ""
-            problems.add(f"{role}: module '{module.__name__}' has no '{name}'", place, note=note)
-            return None
-        found = getattr(found, part)
-    return found
+def _read_agent_file(path: str, job_file: JobFile, place: Place, problems: ProblemList) -> AgentDocument | None:
+    """Return the document of another file, which is looked for as modules are; None where it is the job file itself."""
+    from agentflow.cli.agent_file import job_keys
+    from agentflow.cli.keys import key_table
+    from agentflow.plan.agent_documents import read_document_file
+
+    paths = [Path(path), Path(job_file.path).parent / path]
+    found = next((one for one in paths if one.is_file()), None)
+    if found is None:
+        note = "looked in the current directory, and beside the job file"
+        problems.add(f"agent: there is no file '{path}'", place, note=note)
+        return None
+    if found.samefile(job_file.path):
+        return None
+    return read_document_file(str(found), problems, job_keys(key_table()))
 
 
-def _load_agent(reference: str, place: Place, problems: ProblemList) -> Agent | None:
+def _load_python_agent(reference: str, place: Place, problems: ProblemList) -> Agent | None:
     from agentflow.api.agent import Agent
 
     role = f"agent '{reference}'"
-    module = _import(reference, role, place, problems)
+    module = import_module(reference, role, place, problems)
     if module is None:
         return None
     agents = [
@@ -195,7 +141,7 @@ def _load_agent(reference: str, place: Place, problems: ProblemList) -> Agent | 
         if (isinstance(value, type) and issubclass(value, Agent) and value is not Agent) or isinstance(value, Agent)
     ]
     count = len(problems.found)
-    found = _attribute(module, reference, role, agents, place, problems)
+    found = attribute_of(module, reference, role, agents, place, problems)
     if len(problems.found) > count:
         return None
     if isinstance(found, Agent):
@@ -209,7 +155,7 @@ def _load_agent(reference: str, place: Place, problems: ProblemList) -> Agent | 
         return found()
     except (Exception, SystemExit) as error:  # noqa: BLE001 (the edge to the user's code: a constructor may raise anything)
         problems.add(
-            f"{role}: {found.__name__}() raised {_error_text(error)}",
+            f"{role}: {found.__name__}() raised {error_text(error)}",
             place,
             note="an agent class is made without arguments; name an instance instead",
             detail=user_traceback(error),
@@ -228,14 +174,14 @@ def _load_codec(section: object, key: str, job_file: JobFile, problems: ProblemL
         note = f"did you mean '{near}'?" if near else f"one of {', '.join(CODECS)}, or module:name"
         problems.add(f"{role} is no codec", place, note=note)
         return JSON
-    module = _import(reference, role, place, problems)
-    found = None if module is None else _attribute(module, reference, role, [], place, problems)
+    module = import_module(reference, role, place, problems)
+    found = None if module is None else attribute_of(module, reference, role, [], place, problems)
     if found is None:
         return JSON
     try:
         codec = found() if isinstance(found, type) else found
     except (Exception, SystemExit) as error:  # noqa: BLE001 (the edge to the user's code)
-        problems.add(f"{role} raised {_error_text(error)}", place, detail=user_traceback(error))
+        problems.add(f"{role} raised {error_text(error)}", place, detail=user_traceback(error))
         return JSON
     missing = [name for name in ("decode", "encode") if not callable(getattr(codec, name, None))]
     if missing:
@@ -252,55 +198,25 @@ def _load_codec(section: object, key: str, job_file: JobFile, problems: ProblemL
 
 def _load_key_function(reference: str, place: Place, problems: ProblemList) -> Callable[[Any], Any] | None:
     role = f"key-by '{reference}'"
-    if not _is_reference(reference):
+    if not is_reference(reference):
         problems.add(
             f"{role} is neither a field nor module:function", place, note="such as product_id, or shop.keys:of"
         )
         return None
-    return _load_function(reference, role, "a function of the value is wanted", place, problems)
+    return find_function(reference, role, "a function of the value is wanted", place, problems)
 
 
 def _load_listener(reference: str, place: Place, problems: ProblemList) -> Any:  # noqa: ANN401 (a function, or None and a problem)
     from agentflow.observability.event_log_targets import check_listener
 
     role = f"event-listeners '{reference}'"
-    if not _is_reference(reference):
+    if not is_reference(reference):
         problems.add(f"{role} is not module:function", place, note="such as shop.listeners:audit")
         return None
-    listener = _load_function(reference, role, "a function of a record is wanted", place, problems)
+    listener = find_function(reference, role, "a function of a record is wanted", place, problems)
     if listener is not None:
         try:
             check_listener(listener)
         except TypeError as error:
             problems.add(f"event-listeners: {error}", place)
     return listener
-
-
-def _is_reference(reference: str) -> bool:
-    module_name, colon, name = reference.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")])
-
-
-def _load_function(
-    reference: str, role: str, wanted: str, place: Place, problems: ProblemList
-) -> Callable[[Any], Any] | None:
-    module = _import(reference, role, place, problems)
-    if module is None:
-        return None
-    functions = [
-        found
-        for found, value in vars(module).items()
-        if callable(value) and not isinstance(value, type) and found[0] != "_"
-    ]
-    count = len(problems.found)
-    function = _attribute(module, reference, role, functions, place, problems)
-    if len(problems.found) > count:
-        return None
-    if not callable(function):
-        problems.add(
-            f"{role} is of type {type(function).__name__}, not a function",
-            place,
-            note=wanted,
-        )
-        return None
-    return function  # type: ignore[no-any-return]  # callable, and that is all there is to know

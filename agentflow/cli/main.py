@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
             forms.add_argument("--json", action="store_true", help="print JSON")
             if name == "plan":
                 forms.add_argument("--mermaid", action="store_true", help="print the event graph as Mermaid text")
-    schema = _add_command(commands, "schema", "print the JSON schema of the job file, or describe its keys")
+    schema = _add_command(commands, "schema", "print the JSON schema of job and agent files, or describe keys")
     schema.add_argument(
         "--describe", nargs="?", const="", metavar="SECTION", help="describe a section or key; none: all"
     )

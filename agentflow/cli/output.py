@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from agentflow.errors import AgentflowError, ConfigError, PlanError
 
 if TYPE_CHECKING:
-    from agentflow.cli.problems import Problem
+    from agentflow.plan.file_problems import Problem
 
 EXIT_DONE = 0
 EXIT_JOB_FAILED = 1
@@ -66,7 +66,7 @@ def report_error(error: BaseException, *, is_verbose: bool) -> int:
         if own_part and not is_verbose:
             print("\n".join(f"  {line}" for line in str(own_part).rstrip().splitlines()), file=sys.stderr)
         return EXIT_JOB_FAILED
-    from agentflow.cli.loading import user_traceback
+    from agentflow.plan.named_objects import user_traceback
 
     where = "" if is_verbose else "\n" + "\n".join(f"  {line}" for line in user_traceback(error).splitlines())
     help_line = "\nhelp: this is a bug; report it with the output of the same command with --traceback"

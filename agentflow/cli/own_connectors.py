@@ -9,11 +9,11 @@ from typing import Any
 from agentflow.api.codecs import JSON, MSGPACK, Codec
 from agentflow.api.outputs import is_idempotent
 from agentflow.cli.job_file import JobFile, PythonSink, PythonSource
-from agentflow.cli.loading import find_named
-from agentflow.cli.problems import Place, ProblemList
 from agentflow.connectors.function_sink import FunctionSink, check_sink_function
 from agentflow.connectors.function_source import FunctionSource, check_source_function, takes_position
 from agentflow.errors import AgentflowError, SinkError, SinkForbidden, SourceError
+from agentflow.plan.file_problems import Place, ProblemList
+from agentflow.plan.named_objects import find_named
 from agentflow.runtime.ports import Sink, Source
 
 _SOURCE_METHODS = ("open", "fetch", "close")

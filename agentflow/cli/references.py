@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 
-from agentflow.cli.problems import ProblemList
-from agentflow.cli.yaml_source import Items, Mapping, Scalar, Value, plain_scalar
-from agentflow.plan.problems import nearest
+from agentflow.api.references import REFERENCE
+from agentflow.plan.file_problems import ProblemList
+from agentflow.plan.reference_forms import form_problem
+from agentflow.plan.yaml_source import Items, Mapping, Scalar, Value, plain_scalar
 
-_REFERENCE = re.compile(r"\$(?P<escape>\$)\{|\$\{(?P<kind>[A-Za-z]\w*):(?P<rest>[^}]*)(?P<close>\}?)")
 _KINDS = ("env", "file")
 
 
@@ -39,7 +39,7 @@ def references_in(value: Value) -> list[Reference]:
     if not has_reference(value):
         return []
     references = []
-    for match in _REFERENCE.finditer(value.text):
+    for match in REFERENCE.finditer(value.text):
         if match["escape"] or not match["close"] or match["kind"] not in _KINDS:
             continue
         name, has_default, default = (
@@ -52,7 +52,7 @@ def references_in(value: Value) -> list[Reference]:
 def has_reference(value: Value) -> bool:
     """Whether a value, or one inside it, has a reference (or something that looks like one)."""
     if isinstance(value, Scalar):
-        return isinstance(value.value, str) and _REFERENCE.search(value.text) is not None
+        return isinstance(value.value, str) and REFERENCE.search(value.text) is not None
     inner = value.items if isinstance(value, Items) else [entry for _, _, entry in value.entries]
     return any(has_reference(item) for item in inner)
 
@@ -66,7 +66,7 @@ def resolved(value: Value, variables: Variables[str, str], problems: ProblemList
         return Mapping(entries, value.place)
     if not has_reference(value):
         return value
-    text = _REFERENCE.sub(lambda match: _replacement(match, value, variables, problems), value.text)
+    text = REFERENCE.sub(lambda match: _replacement(match, value, variables, problems), value.text)
     return Scalar(
         plain_scalar(text) if value.is_plain else text, text, value.place, is_loose=True, is_plain=value.is_plain
     )
@@ -75,39 +75,19 @@ def resolved(value: Value, variables: Variables[str, str], problems: ProblemList
 def _replacement(match: re.Match[str], value: Scalar, variables: Variables[str, str], problems: ProblemList) -> str:
     if match["escape"]:
         return "${"
-    kind, rest = match["kind"], match["rest"]
-    if not match["close"]:
-        problems.add(f"the reference '{match[0]}' is not closed", value.place, note="a '}' is missing")
-    elif kind == "env":
-        name, has_default, default = rest.partition(":-")
-        if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            problems.add(
-                f"'{match[0]}' names no variable", value.place, note="write ${env:NAME} or ${env:NAME:-default}"
-            )
-        elif name in variables and (
-            variables[name] or not has_default
-        ):  # as in a shell, an empty one takes the default
-            return variables[name]
-        elif has_default:
-            return default
-        else:
-            problems.add(
-                f"the environment variable {name} is not set",
-                value.place,
-                note=f"set it, or give a default: ${{env:{name}:-…}}",
-            )
-    elif kind == "file":
-        return _file_text(rest, value, problems)
-    else:
-        near = nearest(kind, _KINDS)
-        problems.add(
-            f"'{match[0]}' is no known reference",
-            value.place,
-            note=f"did you mean '{near}'?"
-            if near
-            else "known are ${env:NAME} and ${file:path}; a literal is written $${…}",
-        )
-    return ""
+    wrong = form_problem(match)
+    if wrong is not None:
+        problems.add(wrong[0], value.place, note=wrong[1])
+        return ""
+    if match["kind"] == "file":
+        return _file_text(match["rest"], value, problems)
+    name, has_default, default = match["rest"].partition(":-")
+    if name in variables and (variables[name] or not has_default):  # as in a shell, an empty one takes the default
+        return variables[name]
+    if not has_default:
+        note = f"set it, or give a default: ${{env:{name}:-…}}"
+        problems.add(f"the environment variable {name} is not set", value.place, note=note)
+    return default
 
 
 def _file_text(path: str, value: Scalar, problems: ProblemList) -> str:

@@ -282,7 +282,11 @@ async def _run(
     telemetry = Telemetry(spec.settings, listeners)
     job = Job(
         msgspec.structs.replace(
-            spec, observers=telemetry.observers(0), metrics=telemetry.registry, on_end=telemetry.close
+            spec,
+            observers=telemetry.observers(0),
+            metrics=telemetry.registry,
+            on_end=telemetry.close,
+            stream_outlet=telemetry.stream_outlet,
         ),
         on_event=log.tell,
     )

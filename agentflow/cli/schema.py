@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from agentflow.cli.keys import FREE, PROFILES, Key, KeyTable, Kind, Path, Section, key_table
+from agentflow.plan.agent_specs import document_schema
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{(env|file):"}
 _DURATION = r"^\s*\d+(\.\d+)?\s*(ms|s|m|min|h|d)\s*$"
@@ -15,7 +16,11 @@ _SIZE = r"^\s*\d+(\.\d+)?\s*(B|KiB|MiB|GiB|KB|MB|GB)\s*$"
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a job file (draft 2020-12). Dotted keys are known at the top of the file."""
+    """Return the JSON schema of a job file, which may hold agents, or of agents alone (draft 2020-12).
+
+    Dotted keys are known at the top of the file.
+    """
+    agents = document_schema()
     table = key_table()
     keys = _properties(table, ())
     for path, key in table.keys.items():
@@ -26,10 +31,11 @@ def json_schema() -> dict[str, Any]:
         patterns |= _leaf_patterns(section, section.path)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "agentflow job file",
+        "title": "agentflow job file, agent file",
         "type": "object",
         "properties": {
-            **keys,
+            **{name: {"$ref": f"#/$defs/keys/properties/{name}"} for name in keys},  # a profile has the same
+            **agents["properties"],
             PROFILES: {
                 "description": "Keys to lay over the file, by name of the profile; chosen by --profile NAME.",
                 "type": "object",
@@ -38,7 +44,10 @@ def json_schema() -> dict[str, Any]:
         },
         "patternProperties": {**patterns, rf"^{PROFILES}\.": {}},
         "additionalProperties": False,
-        "required": [name for name in table.sections[()].children if _is_required(table, (name,))],
+        "anyOf": [
+            {"required": [name for name in table.sections[()].children if _is_required(table, (name,))]},
+            *({"required": [name]} for name in agents["properties"]),
+        ],
         "$defs": {
             "reference": _REFERENCE,
             "keys": {
@@ -47,6 +56,7 @@ def json_schema() -> dict[str, Any]:
                 "patternProperties": patterns,
                 "additionalProperties": False,
             },
+            **agents["$defs"],
             **{".".join(section.path): _named_schema(section) for section in table.open_sections},
         },
     }

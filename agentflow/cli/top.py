@@ -129,7 +129,18 @@ def summary(view: JobView) -> list[tuple[str, str]]:
         ("restarts", f"{view.restarts:,}"),
         ("loop lag", seconds(view.loop_lag_s)),
     ]
-    return found if view.lag is None else [*found, ("lag", f"{view.lag:,}")]
+    if view.lag is not None:
+        found.append(("lag", f"{view.lag:,}"))
+    if (models := view.models) is not None:
+        found += [
+            ("model calls", f"{rate(models.calls_per_s)}/s"),
+            ("on their way", f"{models.active:,}"),
+            ("waiting", f"{models.waiting:,}"),
+            ("tokens", f"{rate(models.tokens_per_s)}/s"),
+            *([("cost", f"{models.cost:,.4g}")] if models.cost else []),
+        ]
+    found += [("failed", name) for name in view.resources_failed]
+    return found + [("circuit open", name) for name in view.circuits_open]
 
 
 def rate(per_s: float) -> str:

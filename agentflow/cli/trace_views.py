@@ -78,9 +78,32 @@ def node_parts(node: TraceNode) -> list[Part]:
         parts.append((f"  {_line(node.error)}", "red"))
     if node.next_at and len(node.attempts) < 2:
         parts.append((f"  next at {node.next_at}", ""))
-    if node.attributes not in (None, {}):
+    if words := call_words(node):
+        parts.append((f"  {printable(words)}", "dim"))
+    elif node.attributes not in (None, {}):
         parts.append((f"  {value_words(node.attributes)}", "dim"))
     return parts
+
+
+def call_words(node: TraceNode) -> str:
+    """Return what a call of a model used and cost, or what a tool was called for; empty: it is neither, or says nothing of that."""
+    known = node.attributes
+    if not isinstance(known, dict):
+        return ""
+    if node.kind == ExecutionEntityTypes.TOOL and isinstance(call_id := known.get("toolCallId"), str):
+        return call_id
+    if node.kind != ExecutionEntityTypes.LLM or "provider" not in known:
+        return ""  # the engine names it
+    words = [str(known.get("model", known["provider"]))]
+    given = [known.get(f"{name}_tokens") for name in ("input", "output", "cached", "reasoning")]
+    tokens = [count if isinstance(count, int) else 0 for count in given]  # user code may report anything
+    if any(tokens):
+        words.append(f"{tokens[0]:,} → {tokens[1]:,} tokens")
+        words += [f"{count:,} {name}" for count, name in zip(tokens[2:], ("cached", "reasoning"), strict=True) if count]
+    if isinstance(cost := known.get("cost"), int | float):
+        words.append(f"cost {cost:.4g}")
+    attempt = known.get("attempt", 1)
+    return ", ".join([*words, *([f"call {attempt}"] if attempt != 1 else [])])
 
 
 def attempt_parts(node: TraceNode, attempt: Attempt) -> list[Part]:
@@ -183,7 +206,7 @@ def _mermaid_lines(trace: RunTrace, prefix: str) -> Iterator[str]:
         name = names[id(node)] = f"{prefix}n{len(names)}"
         opening, closing = ("[", "]") if node.kind == "event" else ("([", "])")
         words = [node.name if node.kind == "event" else f"{node.kind} {node.name}", status_word(node.status)]
-        text = " · ".join(word for word in [*words, duration_words(node.duration_ms)] if word)
+        text = " · ".join(word for word in [*words, duration_words(node.duration_ms), call_words(node)] if word)
         yield f'  {name}{opening}"{_mermaid_text(text)}"{closing}'
         yield f"  {above} --> {name}"
         if node.status in _STYLES:

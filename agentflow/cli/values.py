@@ -8,12 +8,16 @@ from typing import Any
 
 from agentflow.api.durations import duration_ms, size_bytes
 from agentflow.cli.keys import Key, Kind, duration_text, size_text
-from agentflow.cli.problems import ProblemList
-from agentflow.cli.yaml_source import Items, Mapping, Scalar, Value, plain_scalar
+from agentflow.plan.file_problems import ProblemList
 from agentflow.plan.problems import nearest
+from agentflow.plan.yaml_source import Items, Mapping, Scalar, Value, plain_scalar
 
 _DURATION_UNITS = "ms, s, m, h, d"
 _SIZE_UNITS = "B, KiB, MiB, GiB"
+AGENT_FILE = re.compile(r"(?P<path>.+\.(yaml|yml|json))(#(?P<name>.+))?", re.IGNORECASE)
+"""How a job names an agent of another file: ``agents.yaml``, ``agents.yaml#support``."""
+AGENT_NAME = re.compile(r"[\w. -]+")
+"""How a job names an agent of its own file."""
 _AGENT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -144,7 +148,7 @@ def _text(key: Key, value: Scalar, problems: ProblemList) -> Any:  # noqa: ANN40
         return _wrong(key, value, problems, f"is {_described(value)}", f'a text is wanted; write "{value.text}"')
     if not text.strip() and not key.is_verbatim:
         return _wrong(key, value, problems, "is an empty text", "a text is wanted")
-    if key.name == "agent" and not _AGENT.fullmatch(text):
+    if key.name == "agent" and not any(form.fullmatch(text) for form in (_AGENT, AGENT_FILE, AGENT_NAME)):
         return _wrong(key, value, problems, f"is not module:name: '{text}'", "such as shop.agents:ReviewAgent")
     if key.pattern and not re.search(key.pattern, text):
         return _wrong(

@@ -165,10 +165,10 @@ async def _run(job: KafkaJob, job_file: JobFile, line: LiveLine | None, process:
     if process is not None:
         bind_log_fields(process=process)
     telemetry = Telemetry(job.settings, job.event_listeners)
-    job.observers, job.metrics = telemetry.observers, telemetry.registry
+    job.observers, job.metrics, job.stream_outlet = telemetry.observers, telemetry.registry, telemetry.stream_outlet
     member = await job.worker(log.tell)
     log.started(job.facts.subtasks)
-    telemetry.watch(member)
+    telemetry.watch(member, job.resources)
     admin = serve(telemetry, lambda: member.not_ready)
     signals = StopSignals(member)
     if process is not None:

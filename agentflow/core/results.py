@@ -57,6 +57,11 @@ def request_id_of(run_id: str) -> str | None:
     return request_id if slash and label == REQUESTS else None
 
 
+def life_of(source: str) -> int:
+    """Return the life of the job in which a request was admitted, by the source label of its record."""
+    return int(source.split("/", 2)[1])
+
+
 def result_name(run_id: str) -> str:
     """Return the name of the row that has the result of a run."""
     request_id = request_id_of(run_id)

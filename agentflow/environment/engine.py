@@ -32,6 +32,7 @@ from agentflow.api.options import Configuration
 from agentflow.core.results import RequestResult, result_name, result_name_of_id
 from agentflow.environment.answers import Answers, NoSource, failure_of
 from agentflow.environment.event_log import EventListener
+from agentflow.environment.following import outputs_of, with_chunks
 from agentflow.environment.openers import signals_opener, state_opener
 from agentflow.environment.request_arguments import Headers, encoded_headers, encoded_value
 from agentflow.environment.savepoints import savepoint_writer
@@ -40,6 +41,7 @@ from agentflow.environment.telemetry import Telemetry
 from agentflow.errors import AgentflowError, ConfigError, EngineClosed, UnknownRun
 from agentflow.plan.compilation import Declared
 from agentflow.plan.plan import AgentPlan
+from agentflow.runtime.chunks import ChunkBuffers
 from agentflow.runtime.codecs import RECORD_KEY, encoded_key
 from agentflow.runtime.inspection import RunView
 from agentflow.runtime.intake import Intake
@@ -47,6 +49,7 @@ from agentflow.runtime.job import Job, SystemClock
 from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.ports import Clock, Sink
 from agentflow.runtime.requests import OpenRequest, RequestTable, closed
+from agentflow.runtime.resources import ResourceHealth
 from agentflow.runtime.settings import JobSettings
 
 if TYPE_CHECKING:
@@ -74,6 +77,7 @@ class EngineStats(msgspec.Struct, frozen=True, rename="kebab"):
         checkpoint_completed_ms: When it was, epoch milliseconds.
         restarts: Restarts of the subtask since the process began.
         restored_runs: Unfinished runs that the last start found.
+        resources: How models, tools and the like are doing that were asked for.
     """
 
     state: str
@@ -90,6 +94,7 @@ class EngineStats(msgspec.Struct, frozen=True, rename="kebab"):
     checkpoint_completed_ms: int | None
     restarts: int
     restored_runs: int
+    resources: tuple[ResourceHealth, ...] = ()
 
 
 class Engine:
@@ -140,7 +145,9 @@ class Engine:
         self._on_event = on_event or (lambda name, fields: None)  # noqa: ARG005
         self._clock = clock or SystemClock()
         self._limits = Limits(self.settings.state.value_max_bytes, self.settings.state.ttl_ms)
-        self._table = RequestTable(self.settings.run.in_flight_max)
+        streams = self.settings.streams
+        buffers = ChunkBuffers(streams.run_buffer_bytes, streams.buffer_bytes)
+        self._table = RequestTable(self.settings.run.in_flight_max, buffers)
         self._intake = Intake(self._table, self._result_of, self.settings, self._clock, waits=on_overload == "wait")
         self._job: Job | None = None
         self._admin: AdminServer | None = None
@@ -183,6 +190,7 @@ class Engine:
             requests=self._table,
             is_chain=False,
             metrics=telemetry.registry,
+            stream_outlet=telemetry.stream_outlet,
             on_end=telemetry.close,
             write_savepoint=savepoint_writer(self.settings),
         )
@@ -223,7 +231,7 @@ class Engine:
                 self._admin.close()
 
     def _not_ready(self) -> str | None:
-        state = self.stats().state
+        state = "starting" if self._job is None else self._job.status.state
         return None if state in ("running", "draining") else f"the engine is {state}"
 
     def _note(self, name: str, fields: dict[str, object]) -> None:
@@ -298,7 +306,7 @@ class Engine:
             if request.error is not None:
                 raise failure_of(request)
             return [None if output is None else _decode(output) for output in request.outputs]
-        return _outputs_of(request)  # type: ignore[arg-type]
+        return outputs_of(request)  # type: ignore[arg-type]
 
     async def stream(
         self,
@@ -309,8 +317,12 @@ class Engine:
         agent: str | None = None,
         headers: Headers | None = None,
         skip: int = 0,
+        tokens: bool = False,
+        after: int = 0,
     ) -> AsyncIterator[Any]:
         """Run an agent on an input and yield its outputs as they are emitted: each when its task, or what is before a wait, is durable.
+
+        With ``tokens`` also what its actions write to `ctx.stream`, as `StreamChunk` between the outputs: at once, and not durable.
 
         Args:
             key: As in `submit`.
@@ -319,6 +331,8 @@ class Engine:
             agent: As in `submit`.
             headers: As in `submit`.
             skip: So many outputs are known to the caller and are left out.
+            tokens: Yield chunks too.
+            after: Offset of the last chunk that the caller has. Where what follows it is not there any more, a `reset` or a `gap` says so.
 
         Raises:
             RunFailed, EngineOverloaded, EngineClosed, RequestMismatch, TypeError: As `submit`.
@@ -326,7 +340,11 @@ class Engine:
         request = self._enter(key, value, request_id, agent, headers)
         if isinstance(request, Coroutine):
             request = await request
-        if type(request) is OpenRequest:
+        if tokens:
+            async with contextlib.aclosing(with_chunks(self._table, request, skip, after)) as found:
+                async for one in found:
+                    yield one
+        elif type(request) is OpenRequest:
             while True:
                 outputs = request.outputs
                 while skip < len(outputs):
@@ -340,7 +358,7 @@ class Engine:
             if request.error is not None:
                 raise failure_of(request)
         else:
-            for output in _outputs_of(request)[skip:]:  # type: ignore[arg-type]
+            for output in outputs_of(request)[skip:]:  # type: ignore[arg-type]
                 yield output
 
     async def send(
@@ -405,7 +423,7 @@ class Engine:
         for place in places:
             kept = self._intake.kept(place, name)
             if kept is not None and run_id in ("", kept.run_id):
-                return _outputs_of(kept)
+                return outputs_of(kept)
         raise UnknownRun(
             "there is no such run, its result is not kept, or not any more",
             where={"run": run_id or None, "request_id": request_id},
@@ -495,6 +513,7 @@ class Engine:
             None if status is None else status.checkpoint_completed_ms,
             0 if status is None else status.restarts,
             0 if status is None else status.restored_runs,
+            () if self._job is None else tuple(self._job.resources.health()),
         )
 
     @property
@@ -558,12 +577,6 @@ def _seconds(timeout: timedelta | str | float) -> float:
         msg = "timeout: nan is no time"
         raise ValueError(msg)
     return seconds
-
-
-def _outputs_of(result: RequestResult) -> list[Any]:
-    if result.failure is not None:
-        raise failure_of(result)
-    return [None if output is None else _decode(output) for output in result.outputs]
 
 
 assert MSGPACK.name == "msgpack", "inputs are encoded for `NoSource`, whose codec it is"

@@ -16,7 +16,7 @@ from agentflow.errors import StateLocked, StateUnavailable
 from agentflow.runtime.codecs import RECORD_KEY
 from agentflow.runtime.job import Job
 from agentflow.runtime.job_spec import AgentStage, JobSpec
-from agentflow.runtime.ports import KeyedState, Sink, Source
+from agentflow.runtime.ports import KeyedState, Sink, Source, StreamOutlet
 from agentflow.runtime.resources import Resources
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.worker import Worker
@@ -61,6 +61,7 @@ class KafkaJob:
         observers: Makes, for a subtask, what looks at its agents.
         event_listeners: Called with each record of the event log.
         metrics: What the agents' own metrics are kept in.
+        stream_outlet: Takes what actions say while they work; None: nobody does.
         resources: What the agents of all subtasks share: models, tools; whoever runs the worker closes them at its end.
         facts: What the brokers say of the topics, when a worker was made.
         partitioner: The one in use, when a worker was made.
@@ -80,6 +81,7 @@ class KafkaJob:
         self.event_listeners: Sequence[EventListener] = ()
         self.observers: Callable[[int], Observers] = lambda subtask: lambda plan, index, incarnation: ()  # noqa: ARG005
         self.metrics = MetricRegistry()
+        self.stream_outlet: StreamOutlet | None = None
         self.resources = Resources()
         from agentflow.connectors.kafka.partitioners import murmur2
         from agentflow.connectors.kafka.topics import TopicFacts
@@ -144,6 +146,7 @@ class _KafkaSubtask:
             open_signals=lambda: None if self._source is None else self._source.signals,
             observers=kafka.observers(number),
             metrics=kafka.metrics,
+            stream_outlet=kafka.stream_outlet,
             resources=kafka.resources,
             subtask=number,
             rekeyed_source=f"{kafka.topics.repartition[0]}/{number}" if kafka.is_rekeyed else None,

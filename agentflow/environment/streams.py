@@ -10,8 +10,9 @@ env.execute()
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from agentflow.api.agent import Agent
@@ -28,6 +29,7 @@ from agentflow.environment.savepoints import savepoint_writer
 from agentflow.environment.telemetry import Telemetry
 from agentflow.errors import PlanError
 from agentflow.plan.plan import AgentPlan
+from agentflow.plan.problems import nearest
 from agentflow.runtime.codecs import KeyBy
 from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import Job, JobStatus
@@ -53,6 +55,7 @@ class AgentsExecutionEnvironment:
         self._stream: RecordStream | None = None
         self._listeners: list[EventListener] = []
         self.resources: list[tuple[str, ResourceType, Any]] = []
+        self._yaml_agents: dict[str, Agent] = {}
 
     @classmethod
     def get_execution_environment(
@@ -67,6 +70,40 @@ class AgentsExecutionEnvironment:
         """Add a resource for all agents of this environment that have none of this name and type. Returns this environment."""
         self.resources.append((name, resource_type, as_resource(name, resource_type, instance)))
         return self
+
+    def load_yaml(self, paths: str | PathLike[str] | Sequence[str | PathLike[str]]) -> AgentsExecutionEnvironment:
+        """Take in YAML documents: their agents by name, for `apply`, and what they share, as `add_resource` does. Returns this environment.
+
+        Keys of a job beside the agents (``source``, ``sink``, …) are passed over.
+
+        Raises:
+            JobFileError: With all problems, each with its line.
+        """
+        from agentflow.environment.yaml_agents import load_agents  # YAML, which jobs in code need not have
+
+        files = [paths] if isinstance(paths, (str, PathLike)) else paths
+        known = {(kind, name) for name, kind, _ in self.resources}
+        loaded = load_agents(*files, resources=self.resources)
+        twice = [f"agent '{name}'" for name in loaded.agents if name in self._yaml_agents]
+        twice += [f"{kind} '{name}'" for name, kind, _ in loaded.resources if (kind, name) in known]
+        if twice:
+            raise PlanError([f"{', '.join(map(str, files))}: there is the {one} already" for one in twice])
+        self._yaml_agents |= loaded.agents
+        self.resources += loaded.resources
+        return self
+
+    def agent(self, name: str) -> Agent:
+        """Return an agent of the documents that were loaded.
+
+        Raises:
+            PlanError: There is none of that name.
+        """
+        if name not in self._yaml_agents:
+            near = nearest(name, self._yaml_agents)
+            known = ", ".join(self._yaml_agents)
+            hint = f"did you mean '{near}'?" if near else f"there are: {known}" if known else "call load_yaml first"
+            raise PlanError([f"no YAML agent is called '{name}': {hint}"])
+        return self._yaml_agents[name]
 
     def from_list(self, values: Iterable[object]) -> RecordStream:
         """Read values from a collection; they are encoded now, so later changes of them change nothing."""
@@ -170,6 +207,7 @@ class AgentsExecutionEnvironment:
                 observers=telemetry.observers(0),
                 metrics=telemetry.registry,
                 on_end=telemetry.close,
+                stream_outlet=telemetry.stream_outlet,
             )
         )
         telemetry.watch(job)
@@ -205,12 +243,14 @@ class RecordStream:
         self._key_by = key
         return self
 
-    def apply(self, agent: Agent) -> RecordStream:
-        """Run an agent over each key. A second agent gets the outputs of the first; without a new `key_by` the same key rule.
+    def apply(self, agent: Agent | str) -> RecordStream:
+        """Run an agent over each key; a text is the name of one that `AgentsExecutionEnvironment.load_yaml` has loaded. A second agent gets the outputs of the first; without a new `key_by` the same key rule.
 
         Raises:
             PlanError: The agent cannot be compiled, or there is no key.
         """
+        if isinstance(agent, str):
+            agent = self._environment.agent(agent)
         if self._key_by is None:
             raise PlanError(
                 [f"agent '{agent.name}' needs a key: call .key_by('field') or .key_by(function) before apply"]

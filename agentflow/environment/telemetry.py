@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,8 +14,9 @@ from agentflow.errors import ConfigError
 from agentflow.observability import names
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.job import Job, JobStatus
-from agentflow.runtime.ports import Observer
+from agentflow.runtime.ports import Observer, StreamOutlet
 from agentflow.runtime.redaction import Redaction
+from agentflow.runtime.resources import Resources
 from agentflow.runtime.settings import JobSettings
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class Telemetry:
 
     Attributes:
         registry: The metrics that actions keep; nobody exports them where there are no metrics.
+        stream_outlet: Takes what actions say while they work; None: no topic is set.
 
     Raises:
         ConfigError: A package that a part needs is not installed, or a setting is wrong.
@@ -58,8 +61,10 @@ class Telemetry:
     def __init__(self, settings: JobSettings, listeners: Sequence[EventListener] = ()) -> None:
         self.registry = MetricRegistry(settings.metrics.cardinality_max)
         self._settings = settings
+        self._resources: Resources | None = None
         self._metrics = _metrics(settings, self.registry)
         self._parts: list[Part] = _parts(settings, listeners, self.observe)
+        self.stream_outlet = _stream_outlet(settings, self.observe)
         if self._metrics is not None:
             self._parts.append(self._metrics)
 
@@ -78,10 +83,18 @@ class Telemetry:
         """The event log; None: there is none."""
         return next((part for part in self._parts if isinstance(part, EventLogPart)), None)
 
-    def watch(self, watched: Job | Worker) -> None:
-        """Let metrics show what a job, or a worker, says of itself."""
+    def watch(self, watched: Job | Worker, resources: Resources | None = None) -> None:
+        """Let metrics and the admin port show what a job, or a worker, says of itself.
+
+        Args:
+            watched: The job, or the worker.
+            resources: What a worker's agents share: models, tools; a job has its own.
+        """
+        self._resources = watched.resources if isinstance(watched, Job) else resources
         if self._metrics is None:
             return
+        if self._resources is not None:
+            self._metrics.watch_resources(self._resources)
         if isinstance(watched, Job):
             self._metrics.watch(_OneJob(watched))
             self._metrics.watch_requests(lambda: watched.requests)
@@ -113,11 +126,19 @@ class Telemetry:
             from agentflow.observability.otel_metrics import PrometheusText
         prometheus, metrics = PrometheusText(resource_of(self._settings.job)), self._metrics
         loop = metrics.start()
-        return AdminServer(admin.host, admin.port, loop.is_alive, not_ready, lambda: prometheus.text(metrics.collect()))
+        return AdminServer(
+            admin.host,
+            admin.port,
+            loop.is_alive,
+            not_ready,
+            lambda: prometheus.text(metrics.collect()),
+            lambda: self._resources,
+        )
 
     async def close(self) -> None:
         """Close the parts, all at once: a collector that does not answer is waited for once."""
-        await asyncio.gather(*(part.close() for part in self._parts))
+        outlets = () if self.stream_outlet is None else (self.stream_outlet,)
+        await asyncio.gather(*(part.close() for part in (*self._parts, *outlets)))
 
 
 class _OneJob:
@@ -152,13 +173,30 @@ def _parts(
         observe(names.LISTENER_FAILURES, log.listener_failures)
     if settings.tracing.enabled:
         with _needing_packages("tracing.enabled"):
+            from agentflow.observability.call_spans import capture_of
             from agentflow.observability.spans import SpanSink
             from agentflow.observability.traces import Tracing
         with _naming_collector():
             sink = SpanSink(settings.job, settings.otlp.endpoint)
         observe(names.SPANS_DROPPED, lambda: [(sink.dropped, {})])
-        parts.append(Tracing(sink, settings.tracing, Redaction(settings.redaction)))
+        capture = capture_of(os.environ.get("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"))
+        parts.append(Tracing(sink, settings.tracing, Redaction(settings.redaction), _convention(), capture))
     return parts
+
+
+def _stream_outlet(settings: JobSettings, observe: Callable[[MetricName, Read], None]) -> StreamOutlet | None:
+    streams = settings.streams
+    if streams.kafka.topic is None:
+        return None
+    from agentflow.connectors.kafka.stream_topic import KafkaStreamTopic
+
+    outlet = KafkaStreamTopic(settings.kafka, settings.topics, streams.kafka.topic, streams.buffer_bytes)
+    observe(names.STREAM_CHUNKS, outlet.counts)
+    return outlet
+
+
+def _convention() -> names.GenAiConvention:
+    return names.gen_ai_convention(os.environ.get("OTEL_SEMCONV_STABILITY_OPT_IN"))
 
 
 def _metrics(settings: JobSettings, registry: MetricRegistry) -> JobMetrics | None:
@@ -169,7 +207,7 @@ def _metrics(settings: JobSettings, registry: MetricRegistry) -> JobMetrics | No
     from agentflow.observability.metrics import JobMetrics
 
     try:
-        made = JobMetrics(settings.job, metrics, registry)
+        made = JobMetrics(settings.job, metrics, registry, _convention())
     except ValueError as error:
         raise ConfigError([f"metrics.histogram-buckets: {error}"]) from error
     if metrics.file is not None:

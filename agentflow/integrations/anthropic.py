@@ -16,6 +16,7 @@ oldest ones of the conversation give way.
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
@@ -35,7 +36,6 @@ from agentflow.api.chat_messages import (
     tool_call,
 )
 from agentflow.api.chat_models import (
-    BaseChatModelConnection,
     BaseChatModelSetup,
     ChatDelta,
     ChatRequest,
@@ -47,6 +47,7 @@ from agentflow.integrations.chat_conversions import (
     add_turn,
     call_id,
     conversation,
+    enforced_schema,
     given_arguments,
     parsed_arguments,
     parts_of,
@@ -54,7 +55,8 @@ from agentflow.integrations.chat_conversions import (
     sent_arguments,
     told_usage,
 )
-from agentflow.integrations.provider_errors import Failures, missing_package
+from agentflow.integrations.provider_errors import Failures
+from agentflow.integrations.sdk_connections import SdkConnection, load
 
 _PATH: Final = "/v1/messages"
 _URL: Final = "https://api.anthropic.com"
@@ -85,9 +87,6 @@ _STATUSES: Final = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-_NOT_ENFORCED: Final = frozenset(
-    {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "maxItems"}
-)
 
 
 class _Block(msgspec.Struct):
@@ -141,7 +140,7 @@ _decode_message: Final = msgspec.json.Decoder(_Message).decode
 _decode_event: Final = msgspec.json.Decoder(_Event).decode
 
 
-class AnthropicConnection(BaseChatModelConnection):
+class AnthropicConnection(SdkConnection):
     """Anthropic's API, or what speaks as it does.
 
     Attributes:
@@ -167,39 +166,33 @@ class AnthropicConnection(BaseChatModelConnection):
         """Return whether the model answers by a schema: all since Claude 4.1."""
         return _WITHOUT_SCHEMAS.search(model) is None
 
-    async def open(self) -> None:
-        """Make the client, with one pool of connections.
+    async def connect(self, stack: contextlib.AsyncExitStack) -> None:
+        """See `SdkConnection`."""
+        await load("anthropic", "anthropic", "aiohttp")
+        import anthropic
+        import httpx2
 
-        Raises:
-            NotConfigured: The SDK is not installed, or there is no key.
-        """
+        limits = httpx2.Limits(max_connections=_CONNECTIONS_MAX, keepalive_expiry=_IDLE_CONNECTION_S)
+        http = anthropic.DefaultAioHttpClient(limits=limits, timeout=self.timeout)
+        stack.push_async_callback(http.aclose)
+        no_key = NotConfigured(f"{self!r} has no key", fix='api_key="${env:ANTHROPIC_API_KEY}"')
         try:
-            import anthropic
-            import httpx2
-
-            limits = httpx2.Limits(max_connections=_CONNECTIONS_MAX, keepalive_expiry=_IDLE_CONNECTION_S)
-            http = anthropic.DefaultAioHttpClient(limits=limits, timeout=self.timeout)
-        except (ModuleNotFoundError, RuntimeError):  # a RuntimeError: the SDK is there, aiohttp is not
-            raise missing_package("anthropic") from None
-        self._client = anthropic.AsyncAnthropic(
-            api_key=self.api_key or None,
-            base_url=self.base_url or None,
-            timeout=self.timeout,
-            max_retries=0,  # the engine's, as are the traces
-            open_telemetry=False,
-            http_client=http,
-        )
-        if not (self._client.api_key or self._client.auth_token or self._client.credentials):
-            await self.close()
-            raise NotConfigured(f"{self!r} has no key", fix='api_key="${env:ANTHROPIC_API_KEY}"')
-
-    async def close(self) -> None:
-        """End its connections."""
-        if "_client" in self.__dict__:
-            await self._client.close()
+            client = anthropic.AsyncAnthropic(
+                api_key=self.api_key or None,
+                base_url=self.base_url or None,
+                timeout=self.timeout,
+                max_retries=0,  # the engine's, as are the traces
+                open_telemetry=False,
+                http_client=http,
+            )
+        except anthropic.AnthropicError:  # a profile that cannot be read
+            raise no_key from None
+        self._client = await stack.enter_async_context(client)
+        if not (client.api_key or client.auth_token or client.credentials):
+            raise no_key
 
     async def complete(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatMessage:
-        """Ask the model once. See `BaseChatModelConnection.complete`."""
+        """Ask the model once. See `agentflow.BaseChatModelConnection.complete`."""
         await self
         import anthropic
         import httpx2
@@ -290,26 +283,6 @@ def request_body(request: ChatRequest, *, is_streamed: bool = False) -> dict[str
         body["stream"] = True
     _keep_last_marks([*blocks, *(block for turn in body["messages"] for block in turn["content"])], kept=len(blocks))
     return body
-
-
-def enforced_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON schema as Anthropic enforces it: objects are closed, and limits of values are only said in words."""
-    found: dict[str, Any] = {}
-    for name, value in schema.items():
-        if name in {"properties", "$defs"}:
-            found[name] = {key: enforced_schema(one) for key, one in value.items()}
-        elif name in {"anyOf", "oneOf", "allOf"}:
-            found["allOf" if name == "allOf" else "anyOf"] = [enforced_schema(one) for one in value]
-        elif name == "items" and isinstance(value, dict):
-            found[name] = enforced_schema(value)
-        elif name not in _NOT_ENFORCED and not (name == "minItems" and value > 1):
-            found[name] = value
-    if unsaid := {name: value for name, value in schema.items() if name not in found and name != "oneOf"}:
-        words = ", ".join(f"{name}: {value}" for name, value in unsaid.items())
-        found["description"] = f"{found.get('description', '')}\n{{{words}}}".lstrip()
-    if schema.get("type") == "object":
-        found.setdefault("additionalProperties", False)
-    return found
 
 
 def _prefill(request: ChatRequest) -> str:

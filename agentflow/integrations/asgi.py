@@ -3,7 +3,7 @@
     app.mount("/agents", engine_app(engine))
 
     POST /submit        {"key", "value", "request_id"?, "agent"?, "timeout"?}   200 {"outputs"}
-    POST /stream        the same                                       server-sent events: output …, then end or error
+    POST /stream        the same, "tokens"?                            server-sent events: output …, then end or error
     POST /send          the same; the timeout is that of its acceptance   202 {"run_id"}, and Location
     GET  /runs          unfinished runs
     GET  /runs/{run_id} ?wait=5s                                       200 done or failed · 202 unfinished · 404
@@ -16,6 +16,10 @@ The header ``Idempotency-Key`` is the request id where the body has none; ``trac
 An error is ``{"error": {"type", "message", "fix"?, "run_id"?, "outputs"?}}``: 400 and 422 are the caller's, 409 another request has that
 id, 503 with ``Retry-After`` a limit or a closing engine, 504 the timeout (the run goes on), 500 a run that failed. A stream that has begun
 ends with the same as its event ``error``.
+
+With ``"tokens": true`` a stream has also what actions write to `ctx.stream`: the events ``token`` …, ``reset`` (what came of that step is
+void), ``gap`` (some are missing) and ``step-end`` (what came of that step is final), each a `StreamChunk`. With a request id, Last-Event-ID
+goes on behind the event of that id.
 
 Whoever mounts it decides who may call it: there is no authentication here.
 """
@@ -37,6 +41,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from agentflow.api.durations import duration_ms
+from agentflow.api.streams import ChunkKind, StreamChunk
 from agentflow.errors import (
     AgentflowError,
     ConfigError,
@@ -77,6 +82,7 @@ _TEXTS: dict[type[Exception], tuple[str, str]] = {  # of errors that do not say 
     OverflowError: ("an integer does not fit into 64 bits", "send it as text"),
     RecursionError: ("the body is nested too deeply", "send it flatter, or as text"),
 }
+_CHUNK_EVENTS = {ChunkKind.RESET: b"reset", ChunkKind.GAP: b"gap", ChunkKind.END: b"step-end"}  # the others: token
 _encode = msgspec.json.Encoder().encode
 
 
@@ -113,6 +119,10 @@ class _Input(msgspec.Struct, forbid_unknown_fields=True):
     request_id: str | None = None
     agent: str | None = None
     timeout: str | float | None = None
+
+
+class _Followed(_Input, forbid_unknown_fields=True):
+    tokens: bool = False
 
 
 class _Signal(msgspec.Struct, forbid_unknown_fields=True):
@@ -194,10 +204,12 @@ class _Endpoints:
         return _json(200, {"outputs": outputs})
 
     async def stream(self, request: Request) -> Response:
-        asked, timeout_s, options = await self._input(request)
+        asked, timeout_s, options = await self._input(request, _Followed)
         until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         seen = request.headers.get("last-event-id")
-        skip = 0 if not seen or options["request_id"] is None else _place(seen) + 1
+        skip, after = (0, 0) if not seen or options["request_id"] is None else _position(seen)
+        if asked.tokens:
+            options |= {"tokens": True, "after": after}
         outputs = self._engine.stream(asked.key, asked.value, skip=skip, **options)
         first = asyncio.ensure_future(anext(outputs, _END))
         await asyncio.sleep(0)  # its first step: what is refused at once is an answer, and no stream
@@ -205,7 +217,9 @@ class _Endpoints:
             first.result()
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(
-            _events(outputs, first, skip, until_s), media_type="text/event-stream", headers=headers
+            _events(outputs, first, skip, after if asked.tokens else None, until_s),
+            media_type="text/event-stream",
+            headers=headers,
         )
 
     async def send(self, request: Request) -> Response:
@@ -261,8 +275,8 @@ class _Endpoints:
         place = request.scope.get("root_path", "") or "/"
         return _json(200, openapi_document(self._title, place, self._engine.plans))
 
-    async def _input(self, request: Request) -> tuple[_Input, float | None, dict[str, Any]]:
-        asked = await self._body(request, _Input)
+    async def _input(self, request: Request, kind: type[_Input] = _Input) -> tuple[Any, float | None, dict[str, Any]]:
+        asked = await self._body(request, kind)
         request_id = asked.request_id or request.headers.get("idempotency-key")
         headers = {name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers}
         options = {"request_id": request_id, "agent": asked.agent, "headers": headers}
@@ -286,9 +300,11 @@ _END = object()
 
 
 async def _events(
-    outputs: AsyncIterator[Any], first: asyncio.Future[Any], place: int, until_s: float | None
+    outputs: AsyncIterator[Any], first: asyncio.Future[Any], place: int, offset: int | None, until_s: float | None
 ) -> AsyncIterator[bytes]:
     """Yield server-sent events: an output each, with its place as id; a comment once in a while keeps the connection.
+
+    Where there are chunks too, ``offset`` is that of the last one, and ids are what `_position` reads.
 
     At ``until_s`` of the loop's clock it ends with an error; outputs that are there by then are yielded before.
     """
@@ -308,8 +324,12 @@ async def _events(
             if output is _END:
                 yield b"event: end\ndata: {}\n\n"
                 return
-            yield b"event: output\nid: %d\ndata: " % place + _encode(output) + b"\n\n"
-            place += 1
+            if type(output) is StreamChunk:
+                offset, event = output.offset, _CHUNK_EVENTS.get(output.kind, b"token")
+            else:
+                place, event = place + 1, b"output"
+            number = b"%d" % (place - 1) if offset is None else b"%d-%d" % (place, offset)
+            yield b"event: %b\nid: %b\ndata: " % (event, number) + _encode(output) + b"\n\n"
             coming = asyncio.ensure_future(anext(outputs, _END))
     finally:
         coming.cancel()
@@ -328,11 +348,13 @@ def _timeout(value: str | float | None) -> float | None:
     return value
 
 
-def _place(last_event_id: str) -> int:
-    if not last_event_id.isdecimal() or len(last_event_id) > _DIGITS_MAX:
-        msg = f"Last-Event-ID is the id of an output of the stream: a number of at most {_DIGITS_MAX} digits"
+def _position(last_event_id: str) -> tuple[int, int]:
+    """Return how many outputs, and which chunks, are known to who has seen an event: ``3``, or ``4-17`` where there are chunks."""
+    place, dash, offset = last_event_id.partition("-")
+    if any(not number.isdecimal() or len(number) > _DIGITS_MAX for number in ([place, offset] if dash else [place])):
+        msg = f"Last-Event-ID is the id of an output of the stream: a number of at most {_DIGITS_MAX} digits, or two (4-17)"
         raise ValueError(msg)
-    return int(last_event_id)
+    return (int(place), int(offset)) if dash else (int(place) + 1, 0)
 
 
 def _path_of(run_id: str) -> str:

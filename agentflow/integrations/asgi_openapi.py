@@ -8,7 +8,10 @@ from typing import Any
 import msgspec
 
 _KEY = {"description": "The key: runs of a key take turns.", "type": ["string", "number", "boolean"]}
-_EVENTS = "Events: output (id: its place), then end or error; at the timeout error, of the type TimeoutError."
+_EVENTS = (
+    "Events: output (id: its place), then end or error; at the timeout error, of the type TimeoutError. With tokens also token, reset, gap "
+    "and step-end between them."
+)
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -63,6 +66,13 @@ def openapi_document(title: str, place: str, plans: Iterable[Any]) -> dict[str, 
                 "description": "Longest wait, seconds or with a unit: for the end of the run, or, of /send, for its acceptance. The run goes on.",
                 "examples": ["5s"],
             },
+        },
+    }
+    schemas["Followed"] = {
+        **schemas["Input"],
+        "properties": {
+            **schemas["Input"]["properties"],
+            "tokens": {"type": "boolean", "description": "Stream also what actions say while they work."},
         },
     }
     return {
@@ -125,7 +135,7 @@ def _paths() -> dict[str, Any]:
         ),
         "/stream": post(
             "Run an agent and stream its outputs",
-            body,
+            {"required": True, "content": _content({"$ref": "#/components/schemas/Followed"})},
             {
                 "200": {"description": _EVENTS, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
                 **refusals,

@@ -13,6 +13,14 @@ from agentflow.api.chat_models import ChatRequest
 
 _NOT_IN_IDS: Final = re.compile(r"[^A-Za-z0-9_-]")
 _ID_MAX: Final = 64
+_ENFORCED: Final = frozenset(
+    {"type", "enum", "const", "required", "description", "title", "additionalProperties", "$ref"}
+)
+_SCHEMAS_BY_NAME: Final = frozenset({"properties", "$defs"})
+_SCHEMA_LISTS: Final = frozenset({"anyOf", "oneOf", "allOf"})
+_FORMATS: Final = frozenset(
+    {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
+)
 
 
 def parsed_arguments(text: str) -> dict[str, Any] | str:
@@ -40,7 +48,7 @@ def sent_arguments(call: ToolCall) -> dict[str, Any]:
 
 def call_id(call: ToolCall) -> str:
     """Return by which id call and result find each other at the provider."""
-    return plain_id(call.get("original_id") or call["id"])
+    return plain_id(call.get("original_id") or call.get("id", ""))
 
 
 def result_id(message: ChatMessage) -> str:
@@ -56,7 +64,7 @@ def plain_id(text: str) -> str:
 def tool_names(messages: Iterable[ChatMessage]) -> dict[str, str]:
     """Return which tool each call of a conversation is for, by the id that its result carries."""
     return {
-        call.get("original_id") or call["id"]: call["function"]["name"]
+        call.get("original_id") or call.get("id", ""): call["function"]["name"]
         for message in messages
         for call in message.tool_calls
     }
@@ -87,3 +95,25 @@ def add_turn(turns: list[dict[str, Any]], role: str, field: str, content: list[A
 def told_usage(model: str, usage: Usage) -> dict[str, Any]:
     """Return what `ChatMessage.extra_args` says of a call, by the names of Flink Agents."""
     return {"model_name": model, "promptTokens": usage.input_tokens, "completionTokens": usage.output_tokens}
+
+
+def enforced_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema as Claude is held to it: objects are closed, and what cannot be enforced is said in words."""
+    found = {name: schema[name] for name in schema if name in _ENFORCED}
+    for name in _SCHEMAS_BY_NAME & schema.keys():
+        found[name] = {key: enforced_schema(one) for key, one in schema[name].items()}
+    for name in _SCHEMA_LISTS & schema.keys():
+        found["anyOf" if name == "oneOf" else name] = [enforced_schema(one) for one in schema[name]]
+    if isinstance(items := schema.get("items"), dict):
+        found["items"] = enforced_schema(items)
+    if schema.get("format") in _FORMATS:
+        found["format"] = schema["format"]
+    if schema.get("minItems") in {0, 1}:
+        found["minItems"] = schema["minItems"]
+    if schema.get("type") == "object":
+        found.setdefault("additionalProperties", False)
+    if words := ", ".join(
+        f"{name}: {value}" for name, value in schema.items() if name not in found and name != "oneOf"
+    ):
+        found["description"] = f"{found.get('description', '')}\n{{{words}}}".lstrip()
+    return found

@@ -30,7 +30,6 @@ from agentflow.api.chat_messages import (
     tool_call,
 )
 from agentflow.api.chat_models import (
-    BaseChatModelConnection,
     BaseChatModelSetup,
     ChatDelta,
     ChatRequest,
@@ -45,12 +44,14 @@ from agentflow.integrations.chat_conversions import (
     told_usage,
     tool_names,
 )
-from agentflow.integrations.provider_errors import Failures, missing_package
+from agentflow.integrations.provider_errors import Failures
+from agentflow.integrations.sdk_connections import SdkConnection, load
 
 _PATH: Final = "/api/chat"
 _TOP_LEVEL: Final = frozenset(
     {"format", "keep_alive", "think", "truncate", "shift", "logprobs", "top_logprobs"}
 )  # what the API has beside its ``options``
+_IN_WORDS: Final = "When you have all that you need, answer with JSON by this schema and nothing else: {}"
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
@@ -81,7 +82,7 @@ class _Piece(msgspec.Struct):
     eval_count: int | None = None
 
 
-class OllamaConnection(BaseChatModelConnection):
+class OllamaConnection(SdkConnection):
     """An Ollama server.
 
     Attributes:
@@ -108,27 +109,18 @@ class OllamaConnection(BaseChatModelConnection):
         """Return whether the server makes the model answer by a schema: it does."""
         return True
 
-    async def open(self) -> None:
-        """Make the client, with one pool of connections.
+    async def connect(self, stack: contextlib.AsyncExitStack) -> None:
+        """See `SdkConnection`."""
+        await load("ollama", "ollama")
+        import httpx
+        import ollama
 
-        Raises:
-            NotConfigured: The SDK is not installed.
-        """
-        try:
-            import httpx
-            import ollama
-        except ModuleNotFoundError:
-            raise missing_package("ollama") from None
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._client = ollama.AsyncClient(self.base_url or None, timeout=self.request_timeout, limits=limits)
-
-    async def close(self) -> None:
-        """End its connections."""
-        if "_client" in self.__dict__:
-            await self._client.close()  # type: ignore[no-untyped-call]
+        client = ollama.AsyncClient(self.base_url or None, timeout=self.request_timeout, limits=limits)
+        self._client = await stack.enter_async_context(client)
 
     async def complete(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatMessage:
-        """Ask the model once. See `BaseChatModelConnection.complete`."""
+        """Ask the model once. See `agentflow.BaseChatModelConnection.complete`."""
         await self
         failures = Failures(self.provider, request, (os.environ.get("OLLAMA_API_KEY"),))
         answer = _Answer(on_delta, extracts=bool(request.options.get("extract_reasoning")))
@@ -226,7 +218,10 @@ def request_body(request: ChatRequest, failures: Failures, *, is_streamed: bool 
         options["num_predict"] = options.pop("max_tokens")
     if options:
         body["options"] = options
-    if request.output_schema is not None:
+    if request.output_schema is not None and request.tools:  # a model that is held to a schema cannot call a tool
+        schema = msgspec.json.encode(request.output_schema).decode()
+        body["messages"].append({"role": "system", "content": _IN_WORDS.format(schema)})
+    elif request.output_schema is not None:
         body["format"] = request.output_schema
     return body
 
@@ -260,7 +255,7 @@ def _message(message: ChatMessage, names: dict[str, str], failures: Failures) ->
 
 def _sent_call(call: ToolCall) -> dict[str, Any]:
     function = {"name": call["function"]["name"], "arguments": sent_arguments(call)}
-    return {"id": call.get("original_id") or call["id"], "function": function}
+    return {"id": call.get("original_id") or call.get("id", ""), "function": function}
 
 
 class _Answer:
@@ -324,33 +319,39 @@ class ThinkTags:
     def __init__(self) -> None:
         self._held = ""
         self._tag: str | None = _OPEN  # what is looked for; None: everything is the answer
-        self._kind = DeltaKind.TEXT
+        self._follows_tag = False  # and the newlines behind it are no part of anything
 
     def split(self, piece: str) -> list[tuple[str, DeltaKind]]:
         """Return what a piece is made of; what may be part of a tag is held back."""
         self._held += piece
         found: list[tuple[str, DeltaKind]] = []
         if self._tag == _OPEN:
-            if _OPEN.startswith(self._held.lstrip()):
+            if _OPEN.startswith(begin := self._held.lstrip()):
                 return []
-            begins = self._held.lstrip().startswith(_OPEN)
-            self._tag, self._kind = (_CLOSE, DeltaKind.REASONING) if begins else (None, DeltaKind.TEXT)
-            self._held = self._held.lstrip().removeprefix(_OPEN).lstrip("\n") if begins else self._held
+            self._follows_tag = begin.startswith(_OPEN)
+            self._tag = _CLOSE if self._follows_tag else None
+            self._held = begin.removeprefix(_OPEN) if self._follows_tag else self._held
         if self._tag == _CLOSE:
             thought, tag, rest = self._held.partition(_CLOSE)
-            held = 0 if tag else _begun(thought)
-            found.append((thought[: len(thought) - held], DeltaKind.REASONING))
-            self._held = rest.lstrip("\n") if tag else thought[len(thought) - held :]
+            size = len(thought) - (0 if tag else _begun(thought))
+            found.append((self._shown(thought[:size]), DeltaKind.REASONING))
+            self._held = rest if tag else thought[size:]
             if tag:
-                self._tag, self._kind = None, DeltaKind.TEXT
+                self._tag, self._follows_tag = None, True
         if self._tag is None:
-            found.append((self._held, DeltaKind.TEXT))
+            found.append((self._shown(self._held), DeltaKind.TEXT))
             self._held = ""
         return [(text, kind) for text, kind in found if text]
 
     def rest(self) -> tuple[str, DeltaKind] | None:
         """Return what was held back to the end."""
-        return (self._held, self._kind) if self._held else None
+        return (self._held, DeltaKind.REASONING if self._tag == _CLOSE else DeltaKind.TEXT) if self._held else None
+
+    def _shown(self, text: str) -> str:
+        if self._follows_tag:
+            text = text.lstrip("\n")
+            self._follows_tag = not text
+        return text
 
 
 def _begun(text: str) -> int:

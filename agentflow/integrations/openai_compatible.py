@@ -14,6 +14,7 @@ from agentflow.errors import NotConfigured
 from agentflow.integrations.openai import OpenAICompletionsSetup
 from agentflow.integrations.openai_completions import CompletionsConnection
 
+_NO_KEY: Final = "EMPTY"
 _VLLM_URL: Final = "http://localhost:8000/v1"
 _DASHSCOPE_URL: Final = "https://dashscope.aliyuncs.com/compatible-mode/v1"
 _DASHSCOPE_KEY: Final = "DASHSCOPE_API_KEY"
@@ -32,7 +33,7 @@ class OpenAICompatibleConnection(CompletionsConnection):
     provider: ClassVar[str] = "openai_compatible"
     returns_reasoning: ClassVar[bool] = True
 
-    api_key: str = "EMPTY"
+    api_key: str = _NO_KEY
     structured_output: bool = False
 
     def client_arguments(self) -> dict[str, Any]:
@@ -43,7 +44,10 @@ class OpenAICompatibleConnection(CompletionsConnection):
         """
         if not self.url:
             raise NotConfigured(f"{self!r} does not know where its server is", fix="give it a base_url")
-        return super().client_arguments()
+        return {
+            **super().client_arguments(),
+            "api_key": self.api_key or _NO_KEY,
+        }  # never that of OpenAI in the environment
 
     def supports_native_structured_output(self, model: str) -> bool:  # noqa: ARG002 (the server decides)
         """Return whether the server takes a JSON schema."""

@@ -126,7 +126,7 @@ class CompletionsConnection(OpenAIProtocolConnection):
         self, stream: AsyncIterator[object], request: ChatRequest, failures: Failures, on_delta: OnDelta
     ) -> ChatMessage:
         """Return the answer in a stream."""
-        answer = _Answer(request, failures, on_delta)
+        answer = Answer(request, failures, on_delta)
         while (chunk := await next_event(stream, Completion, failures)) is not None:
             answer.add(chunk)
         return answer.message()
@@ -217,7 +217,7 @@ def read_completion(completion: Completion, request: ChatRequest, failures: Fail
     Raises:
         ModelError: It is none, or a refusal.
     """
-    answer = _Answer(request, failures, None)
+    answer = Answer(request, failures, None)
     answer.add(completion)
     return answer.message()
 
@@ -231,7 +231,7 @@ class _CallInParts:
         self.arguments: list[str] = []
 
 
-class _Answer:
+class Answer:
     """Collects an answer, which comes whole or in chunks."""
 
     def __init__(self, request: ChatRequest, failures: Failures, on_delta: OnDelta | None) -> None:
@@ -331,7 +331,8 @@ class _Answer:
         if self._calls and finish_reason == "stop":  # some servers do not tell
             finish_reason = "tool_calls"
         told: dict[str, Any] = {"response_id": self._id} if self._id else {}
-        told |= told_usage(self._model or self._request.model, self._usage or Usage())
+        model = self._model or self._request.model
+        told |= {"model_name": model} if self._usage is None else told_usage(model, self._usage)
         if self._logprobs:
             told["logprobs"] = self._logprobs
         thought = "".join(self._reasoning)

@@ -8,7 +8,7 @@ many connections as there are calls: how many there may be is said by limits, no
 from __future__ import annotations
 
 import base64
-import functools
+import contextlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agentflow.api.chat_messages import ChatMessage, FilePart, ImagePart, Part, TextPart
-from agentflow.api.chat_models import BaseChatModelConnection, ChatRequest, OnDelta
+from agentflow.api.chat_models import ChatRequest, OnDelta
 from agentflow.api.durations import duration_ms
 from agentflow.api.tools import ToolMetadata
 from agentflow.errors import (
@@ -29,7 +29,8 @@ from agentflow.errors import (
     NotConfigured,
     RateLimited,
 )
-from agentflow.integrations.provider_errors import Failures, missing_package, retry_after_s
+from agentflow.integrations.provider_errors import Failures, retry_after_s
+from agentflow.integrations.sdk_connections import SdkConnection, load
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -57,7 +58,7 @@ _REASONS: Final = re.compile(r"(?:ft:)?(?:o\d|gpt-(?:[5-9]|\d\d)(?!.*-chat))")
 _WITHOUT_SCHEMAS: Final = re.compile(r"(?:ft:)?(?:gpt-3|gpt-4(?![\do.])|o1-(?:mini|preview)|davinci|babbage)")
 
 
-class OpenAIProtocolConnection(BaseChatModelConnection):
+class OpenAIProtocolConnection(SdkConnection):
     """A way to a server that speaks one of OpenAI's protocols.
 
     There is no ``max_retries`` here: setups have it, since the engine retries, where calls are recorded and limited.
@@ -79,27 +80,22 @@ class OpenAIProtocolConnection(BaseChatModelConnection):
     timeout: float | str = 60.0
     default_headers: dict[str, str] = {}
 
-    @functools.cached_property
-    def client(self) -> AsyncOpenAI:
-        """The SDK's client.
+    async def connect(self, stack: contextlib.AsyncExitStack) -> None:
+        """See `SdkConnection`."""
+        await load("openai", "openai", "aiohttp")
+        import openai
 
-        Raises:
-            NotConfigured: The SDK is not installed, or something is missing that it needs.
-        """
         try:
-            import openai
-        except ImportError:
-            raise missing_package("openai") from None
-        try:
-            return self.new_client()
-        except openai.OpenAIError as error:
-            raise NotConfigured(f"{self!r} lacks something: {error}", fix="give it an api_key") from None
+            client = self.new_client()
+        except (openai.OpenAIError, ValueError) as error:  # the latter of Azure's versions and addresses
+            raise NotConfigured(f"{self!r} lacks something: {error}", fix="give it what is missing") from None
+        self._client = await stack.enter_async_context(client)
 
     def new_client(self) -> AsyncOpenAI:
-        """Make the client."""
+        """Make the SDK's client."""
         from openai import AsyncOpenAI
 
-        return AsyncOpenAI(**self.client_arguments(), base_url=self.api_base_url or self.base_url or None)
+        return AsyncOpenAI(**self.client_arguments(), base_url=self.url or None)
 
     def client_arguments(self) -> dict[str, Any]:
         """Return what all clients are made with."""
@@ -115,15 +111,6 @@ class OpenAIProtocolConnection(BaseChatModelConnection):
             "max_retries": 0,
             "http_client": DefaultAioHttpClient(limits=limits, timeout=timeout_s),
         }
-
-    async def open(self) -> None:
-        """Make the client."""
-        self.client  # noqa: B018 (it is made by the first look at it)
-
-    async def close(self) -> None:
-        """Close the client and its connections."""
-        if (client := self.__dict__.pop("client", None)) is not None:
-            await client.close()
 
     @property
     def url(self) -> str:
@@ -142,18 +129,16 @@ class OpenAIProtocolConnection(BaseChatModelConnection):
 
     def failures(self, request: ChatRequest) -> Failures:
         """Return what makes the errors of a call, without the credentials of this connection."""
-        secrets = [self.api_key, *self.default_headers.values()]
-        if (client := self.__dict__.get("client")) is not None:
-            secrets.append(client.api_key)  # of the environment
+        secrets = [self._client.api_key, *self.default_headers.values()]
         return Failures(self.provider, request, [secret for secret in secrets if len(secret) >= _SECRET_MIN])
 
     async def complete(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatMessage:
         """Ask the model once; see `BaseChatModelConnection.complete`."""
+        await self
         import httpx2
         from aiohttp import ClientError
         from openai import AsyncStream, OpenAIError
 
-        client = (await self).client
         options = dict(request.options)
         headers = options.pop("extra_headers", {})
         if request.idempotency_key:
@@ -163,9 +148,9 @@ class OpenAIProtocolConnection(BaseChatModelConnection):
         body = self.body(request, options, failures, is_streamed=on_delta is not None)
         try:
             if on_delta is None:
-                response = await client.post(self.path, cast_to=httpx2.Response, body=body, options=sent)
+                response = await self._client.post(self.path, cast_to=httpx2.Response, body=body, options=sent)
                 return self.read(response.content, request, failures)
-            stream = await client.post(
+            stream = await self._client.post(
                 self.path, cast_to=object, body=body, options=sent, stream=True, stream_cls=AsyncStream[object]
             )
             async with stream:

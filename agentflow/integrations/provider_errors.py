@@ -78,10 +78,8 @@ class Failures:
 
 def kind_of(status: int, text: str) -> type[ModelError]:
     """Return the class of error for an HTTP status and what the provider says with it."""
-    if status == 429:
-        return RateLimited
-    if status >= 500 or status in _MAY_PASS:
-        return ModelUnavailable
+    if status == 429 or status >= 500 or status in _MAY_PASS:
+        return RateLimited if status == 429 else ModelUnavailable
     if status in {400, 413} and _TOO_LONG.search(text):
         return ContextTooLong
     if status in {400, 403} and _REFUSED.search(text):
@@ -103,8 +101,8 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def missing_package(extra: str) -> NotConfigured:
-    """Return the error of a connection whose SDK is not installed."""
+def missing_package(extra: str, package: str = "its SDK") -> NotConfigured:
+    """Return the error of a connection without a package that comes with an extra of agentflow."""
     return NotConfigured(
-        f"the SDK of this connection is not installed (extra '{extra}')", fix=f"pip install 'agentflow[{extra}]'"
+        f"a connection cannot be opened: {package} is not installed", fix=f"pip install 'agentflow[{extra}]'"
     )

@@ -1,4 +1,4 @@
-"""Health and metrics of a process over HTTP: ``/livez``, ``/readyz``, ``/metrics``.
+"""Health and metrics of a process over HTTP: ``/livez``, ``/readyz``, ``/resources``, ``/metrics``.
 
 The server runs in a thread of its own, because it has to answer when the event loop does not.
 """
@@ -11,8 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import msgspec
 
 from agentflow.errors import ConfigError
+from agentflow.observability.call_metrics import WatchedResources
 from agentflow.observability.exporting import Reachability, reason_of
 
 _TURN_S = 0.1
@@ -58,6 +62,8 @@ class AdminServer:
         is_alive: Whether the process works; else a supervisor should kill it.
         is_ready: Whether it takes part: None, or why not.
         metrics: Returns Prometheus text.
+        resources: Returns what the process's agents have asked for; None: nothing yet. One that failed leaves the process ready: it
+            harms only those who ask for it, and whoever asks next tries again.
 
     Raises:
         ConfigError: The port cannot be had.
@@ -70,6 +76,7 @@ class AdminServer:
         is_alive: Callable[[], bool],
         is_ready: Callable[[], str | None],
         metrics: Callable[[], bytes],
+        resources: Callable[[], WatchedResources | None] = lambda: None,
     ) -> None:
         soundness = Reachability("some answers", f"{host}:{port}")
 
@@ -78,10 +85,13 @@ class AdminServer:
                 return (200, "text/plain", b"ok\n") if is_alive() else (503, "text/plain", b"the event loop stands\n")
             if path == "/readyz":
                 reason = is_ready()
-                return (200, "text/plain", b"ok\n") if reason is None else (503, "text/plain", f"{reason}\n".encode())
+                lines = "\n".join(["ok" if reason is None else reason, *_troubles(resources())])
+                return 200 if reason is None else 503, "text/plain; charset=utf-8", f"{lines}\n".encode()
+            if path == "/resources":
+                return 200, "application/json", msgspec.json.encode(resources_document(resources()))
             if path == "/metrics":
                 return 200, "text/plain; version=0.0.4; charset=utf-8", metrics()
-            return 404, "text/plain", b"/livez, /readyz, /metrics\n"
+            return 404, "text/plain", b"/livez, /readyz, /resources, /metrics\n"
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -121,3 +131,37 @@ class AdminServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def resources_document(resources: WatchedResources | None) -> dict[str, Any]:
+    """Return how resources are doing, and the gates that calls of models pass; from any thread."""
+    if resources is None:
+        return {"resources": [], "gates": []}
+    gates = list(resources.traffic.gates.items())
+    return {
+        "resources": [
+            {"name": one.name, "type": one.type, "state": one.state, **({"error": one.error} if one.error else {})}
+            for one in resources.health()
+        ],
+        "gates": [
+            {
+                "connection": name,
+                "active": gate.active,
+                "waiting": gate.waiting,
+                "circuitOpen": gate.is_open_circuit,
+                "retryAfterSeconds": round(gate.retry_after_s(), 3),
+            }
+            for name, gate in gates
+        ],
+    }
+
+
+def _troubles(resources: WatchedResources | None) -> list[str]:
+    """Return a line for each resource that failed, and for each connection that calls are kept from."""
+    document = resources_document(resources)
+    failed = [one for one in document["resources"] if one["state"] == "failed"]
+    lines = [" ".join(f"{one['type']} '{one['name']}' failed: {one.get('error', '')}".split()) for one in failed]
+    return [
+        *lines,
+        *(f"connection '{one['connection']}': circuit open" for one in document["gates"] if one["circuitOpen"]),
+    ]

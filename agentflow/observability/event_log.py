@@ -45,6 +45,10 @@ class EventLogObserver:
         self.failures = 0
         self._told_next_ms = 0
 
+    def wants_reports(self, task: object) -> bool:  # noqa: ARG002 (the signature)
+        """Whether executions are told."""
+        return self._has_trace
+
     def observe(self, turn: Turn, now_ms: int) -> None:
         """Write the records of a turn."""
         lines = self._lines

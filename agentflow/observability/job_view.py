@@ -59,6 +59,26 @@ class CallView(msgspec.Struct, rename="kebab"):
     total: int
 
 
+class ModelsView(msgspec.Struct, rename="kebab"):
+    """Calls of models.
+
+    Attributes:
+        calls_per_s: Calls that ended, per second.
+        tokens_per_s: Tokens of prompts and answers per second.
+        cost: What they have cost since the processes began, by the price table.
+        active: Calls that are on their way.
+        waiting: Calls that wait for limits of rates.
+        saved: Calls that the journal answered.
+    """
+
+    calls_per_s: float
+    tokens_per_s: float
+    cost: float
+    active: int
+    waiting: int
+    saved: int
+
+
 class JobView(msgspec.Struct, rename="kebab"):
     """A job, as its processes say.
 
@@ -74,9 +94,12 @@ class JobView(msgspec.Struct, rename="kebab"):
         lag: Records of the input topics that are not read yet; null: the source does not say.
         in_flight: Unfinished runs.
         loop_lag_s: The latest event loop.
+        models: What calls of models do; null: there were none.
         subtasks: In the order of their numbers.
         actions: Slowest first, by their 99th percentile.
         steps: Likewise.
+        resources_failed: Names of resources that could not be opened.
+        circuits_open: Connections that calls are kept from, because they have failed.
     """
 
     job: str
@@ -93,6 +116,9 @@ class JobView(msgspec.Struct, rename="kebab"):
     subtasks: list[SubtaskView]
     actions: list[CallView]
     steps: list[CallView]
+    models: ModelsView | None = None
+    resources_failed: list[str] = []
+    circuits_open: list[str] = []
 
 
 Change = tuple[Scrape | None, Scrape]
@@ -119,6 +145,45 @@ def view_of(changes: Mapping[str, Change]) -> JobView:
         subtasks=sorted(subtasks, key=lambda row: (row.subtask, row.process)),
         actions=_calls(changes.values(), "action", names.ACTION_DURATION, names.ACTION_FAILURES, names.ACTION_RETRIES),
         steps=_calls(changes.values(), "step", names.STEP_DURATION, None, names.STEP_RETRIES),
+        models=_models(changes.values()),
+        resources_failed=sorted(
+            {
+                labels["resource"]
+                for one in newest
+                for labels, _ in one.values(names.RESOURCES)
+                if labels["state"] == "failed"
+            }
+        ),
+        circuits_open=sorted(
+            {labels["connection"] for one in newest for labels, value in one.values(names.CIRCUIT_OPEN) if value}
+        ),
+    )
+
+
+def _models(changes: Iterable[Change]) -> ModelsView | None:
+    found = list(changes)
+    newest = [now for _, now in found]
+    if not any(any(one.values(metric)) for one in newest for metric in (names.LLM_CALLS, names.GATE_ACTIVE)):
+        return None
+    return ModelsView(
+        calls_per_s=sum(_rate(change, names.LLM_CALLS) for change in found),
+        tokens_per_s=sum(_token_rate(change) for change in found),
+        cost=sum(one.total(names.LLM_COST) for one in newest),
+        active=_sum(newest, names.GATE_ACTIVE),
+        waiting=_sum(newest, names.GATE_WAITING),
+        saved=_sum(newest, names.LLM_CALLS_SAVED),
+    )
+
+
+def _token_rate(change: Change) -> float:
+    before, now = change
+    return 0.0 if before is None else _grown(_tokens(before), _tokens(now)) / (now.at_s - before.at_s)
+
+
+def _tokens(scrape: Scrape) -> float:
+    """Return tokens; cached ones and those of reasoning are among the others."""
+    return sum(
+        value for labels, value in scrape.values(names.LLM_TOKENS) if labels["token_type"] in ("input", "output")
     )
 
 

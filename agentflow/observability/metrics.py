@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from agentflow.api.metrics import Buckets, Counter, Gauge, Histogram, Meter, MetricRegistry
 from agentflow.observability import names
 from agentflow.observability.admin import LoopWatch
+from agentflow.observability.call_metrics import WatchedResources, call_values, resource_metrics
 from agentflow.observability.exporting import Destination, Pusher, Reachability, reason_of
 from agentflow.observability.logs import log_event
 from agentflow.observability.names import MetricKind, MetricName
@@ -82,9 +83,17 @@ class JobMetrics:
         job: Name of the job.
         settings: Buckets, interval, and how many sets of attributes a metric may have.
         registry: What actions keep.
+        convention: What metrics of calls of models are called.
     """
 
-    def __init__(self, job: str, settings: MetricsSettings, registry: MetricRegistry) -> None:
+    def __init__(
+        self,
+        job: str,
+        settings: MetricsSettings,
+        registry: MetricRegistry,
+        convention: names.GenAiConvention = names.GEN_AI_1_41,
+    ) -> None:
+        self._convention = convention
         self._job = {"job": job}
         self._settings = settings
         self._registry = registry
@@ -158,6 +167,11 @@ class JobMetrics:
         self.observe(names.REQUESTS_OPEN, lambda: read("open_count", {}))
         self.observe(names.REQUESTS_WAITING, lambda: read("blocked_count", {}))
 
+    def watch_resources(self, resources: WatchedResources) -> None:
+        """Add the metrics of the process's resources, and of the gates that calls of models pass."""
+        for name, read in resource_metrics(resources):
+            self.observe(name, read)
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
@@ -223,6 +237,7 @@ class JobMetrics:
                 yield name, attributes, number
         for meter in list(self._agents.values()):
             yield from _agent_values(meter)
+            yield from call_values(meter.agent, meter.calls, self._convention)
         for user_name, series in self._registry.series():
             yield from _user_values(names.USER_PREFIX + user_name, series)
 

@@ -7,6 +7,8 @@ Units are UCUM. Prometheus shows ``agentflow.records.in`` as ``agentflow_records
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
@@ -145,11 +147,50 @@ EVENT_LOG_TRUNCATIONS = MetricName(
 LISTENER_FAILURES = MetricName(
     "agentflow.event_log.listener.failures", _COUNTER, "{call}", "Calls of event listeners that raised."
 )
+STREAM_CHUNKS = MetricName(
+    "agentflow.stream.chunks",
+    _COUNTER,
+    "{chunk}",
+    "Chunks of streams for the topic by outcome: written, dropped (no room in the buffer), failed (refused).",
+)
 SPANS_DROPPED = MetricName(
     "agentflow.spans.dropped",
     _COUNTER,
     "{span}",
     "Spans that found the exporter's queue full (its collector is slow, or away), or that cannot be encoded.",
+)
+
+LLM_CALLS = MetricName("agentflow.llm.calls", _COUNTER, "{call}", "Calls of models that ended, by error.")
+LLM_RETRIES = MetricName(
+    "agentflow.llm.retries",
+    _COUNTER,
+    "{call}",
+    "Those that were made again, after one that failed.",
+    "action.<name>.model.<connection>.retryCount",
+)
+LLM_CALLS_SAVED = MetricName(
+    "agentflow.llm.calls.saved", _COUNTER, "{call}", "Calls that the journal answered instead of the model."
+)
+LLM_TOKENS = MetricName(
+    "agentflow.llm.tokens",
+    _COUNTER,
+    "{token}",
+    "Tokens by `token.type`: input, output; cached (of the input), reasoning (of the output).",
+    "action.<name>.model.<model>.promptTokens, action.<name>.model.<model>.completionTokens",
+)
+LLM_COST = MetricName("agentflow.llm.cost", _COUNTER, "{price}", "What calls cost, by the price table `chat.prices`.")
+LIMITER_WAIT = MetricName(
+    "agentflow.limiter.wait.duration", _HISTOGRAM, "s", "How long calls of models waited for limits of rates."
+)
+TOOL_CALLS = MetricName("agentflow.tool.calls", _COUNTER, "{call}", "Calls of tools that ended, by error.")
+TOOL_DURATION = MetricName("agentflow.tool.duration", _HISTOGRAM, "s", "How long calls of tools took, by error.")
+GATE_ACTIVE = MetricName("agentflow.gate.active", _GAUGE, "{call}", "Calls of a connection that are on their way.")
+GATE_WAITING = MetricName("agentflow.gate.waiting", _GAUGE, "{call}", "Calls that wait for limits of rates.")
+CIRCUIT_OPEN = MetricName(
+    "agentflow.gate.circuit.open", _GAUGE, "1", "1 while calls are kept from a connection that has failed."
+)
+RESOURCES = MetricName(
+    "agentflow.resources", _GAUGE, "1", "1 for each resource that was asked for; its `state` says how it is doing."
 )
 
 METRICS = tuple(one for one in list(globals().values()) if isinstance(one, MetricName))
@@ -159,7 +200,8 @@ USER_PREFIX = "agentflow.user."
 
 # -- spans
 RUN_SPAN, ACTION_SPAN, STEP_SPAN = "run", "action", "step"
-"""Spans are named by these and by what it is: ``run ReviewAgent``, ``action score``, ``step shop.charge``."""
+"""Spans are named by these and by what it is: ``run ReviewAgent``, ``action score``, ``step shop.charge``; calls of models and tools
+as OpenTelemetry says: ``chat gpt-4o``, ``execute_tool find_orders``."""
 AGENT_NAME = "agentflow.agent.name"
 RUN_ID = "agentflow.run.id"
 KEY_HASH = "agentflow.key.hash"
@@ -185,3 +227,114 @@ STEPS_RECORDED = "agentflow.steps.recorded"
 LINK = "agentflow.link"
 """Of a link: what it leads to."""
 PREVIOUS_ATTEMPT, LAST_STEP = "previous attempt", "last step before it began again"
+RESOURCE_NAME = "agentflow.resource.name"
+PROMPT_DIGEST = "agentflow.prompt.digest"
+CALL_ATTEMPT = "agentflow.call.attempt"
+LIMIT_WAIT = "agentflow.limit.wait_s"
+CALL_COST = "agentflow.cost"
+USAGE_CALLS, USAGE_COST = "agentflow.usage.model_calls", "agentflow.usage.cost"
+USAGE_INPUT, USAGE_OUTPUT = "agentflow.usage.input_tokens", "agentflow.usage.output_tokens"
+"""Of an attempt: the sum over its calls of models. Not ``gen_ai.usage.…``: backends would count twice."""
+
+# -- OpenTelemetry's semantic conventions for generative AI
+CHAT, EXECUTE_TOOL, INVOKE_AGENT = "chat", "execute_tool", "invoke_agent"
+GEN_AI_OPERATION, GEN_AI_PROVIDER, GEN_AI_AGENT = "gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.agent.name"
+GEN_AI_REQUEST_MODEL, GEN_AI_RESPONSE_MODEL = "gen_ai.request.model", "gen_ai.response.model"
+GEN_AI_RESPONSE_ID, GEN_AI_FINISH_REASONS = "gen_ai.response.id", "gen_ai.response.finish_reasons"
+GEN_AI_OUTPUT_TYPE, GEN_AI_STREAM = "gen_ai.output.type", "gen_ai.request.stream"
+GEN_AI_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
+GEN_AI_INPUT_TOKENS, GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"
+GEN_AI_CACHE_READ, GEN_AI_REASONING = "gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.reasoning.output_tokens"
+GEN_AI_TOKEN_TYPE = "gen_ai.token.type"  # noqa: S105 (no password)
+GEN_AI_TOOL_NAME, GEN_AI_TOOL_TYPE, GEN_AI_TOOL_ID = "gen_ai.tool.name", "gen_ai.tool.type", "gen_ai.tool.call.id"
+SERVER_ADDRESS, SERVER_PORT = "server.address", "server.port"
+GEN_AI_DETAILS = "gen_ai.client.inference.operation.details"
+"""Event that carries what was said."""
+GEN_AI_CONTENT: Final = {
+    "system_instructions": "gen_ai.system_instructions",
+    "input_messages": "gen_ai.input.messages",
+    "output_messages": "gen_ai.output.messages",
+    "tool_definitions": "gen_ai.tool.definitions",
+    "arguments": "gen_ai.tool.call.arguments",
+    "result": "gen_ai.tool.call.result",
+}
+"""What was said, by its name in a report (`agentflow.actions.call_reports`)."""
+_OPTIONS: Final = {
+    "max_tokens": "gen_ai.request.max_tokens",
+    "temperature": "gen_ai.request.temperature",
+    "top_p": "gen_ai.request.top_p",
+    "top_k": "gen_ai.request.top_k",
+    "seed": "gen_ai.request.seed",
+    "stop_sequences": "gen_ai.request.stop_sequences",
+    "frequency_penalty": "gen_ai.request.frequency_penalty",
+    "presence_penalty": "gen_ai.request.presence_penalty",
+    "choice_count": "gen_ai.request.choice.count",
+}
+GEN_AI_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+GEN_AI_TOKENS = tuple(4**power for power in range(14))
+"""Upper bounds of the buckets of durations and of tokens, as the conventions say."""
+
+
+class GenAiConvention(msgspec.Struct, frozen=True):
+    """What differs between versions of the conventions.
+
+    Attributes:
+        duration: How long calls of models took.
+        first_chunk: How long they took to the first piece of the answer.
+        tokens_per_call: Type of tokens (input, output) → how many a call has used; one metric, or one for each.
+        tokens: Type → how many were used in total; empty: the conventions have no such metric.
+        cache_write: Attribute of tokens that were written to the provider's cache.
+        options: Name of an option in reports → its attribute.
+    """
+
+    duration: MetricName
+    first_chunk: MetricName
+    tokens_per_call: Mapping[str, MetricName]
+    tokens: Mapping[str, MetricName]
+    cache_write: str
+    options: Mapping[str, str]
+
+
+def _seconds_of(name: str, description: str) -> MetricName:
+    return MetricName(name, _HISTOGRAM, "s", description)
+
+
+def _tokens_of(name: str, description: str, kind: MetricKind = _HISTOGRAM) -> MetricName:
+    return MetricName(name, kind, "{token}", description)
+
+
+_TOKEN_USAGE = _tokens_of("gen_ai.client.token.usage", "Number of input and output tokens used.")
+_LATEST = "gen_ai.client.inference."
+GEN_AI_1_41 = GenAiConvention(
+    _seconds_of("gen_ai.client.operation.duration", "GenAI operation duration."),
+    _seconds_of("gen_ai.client.operation.time_to_first_chunk", "Time to receive the first chunk."),
+    {"input": _TOKEN_USAGE, "output": _TOKEN_USAGE},
+    {},
+    "gen_ai.usage.cache_creation.input_tokens",
+    _OPTIONS,
+)
+"""Version 1.41.1, the last one in OpenTelemetry's own repository: what tools read today."""
+GEN_AI_LATEST = GenAiConvention(
+    _seconds_of(f"{_LATEST}duration", "GenAI inference duration."),
+    _seconds_of(f"{_LATEST}time_to_first_chunk", "Time to receive the first chunk."),
+    {
+        "input": _tokens_of(f"{_LATEST}operation.input_tokens", "Input tokens of an operation."),
+        "output": _tokens_of(f"{_LATEST}operation.output_tokens", "Output tokens of an operation."),
+    },
+    {
+        "input": _tokens_of(f"{_LATEST}usage.input_tokens", "Input tokens, cached ones included.", _COUNTER),
+        "output": _tokens_of(f"{_LATEST}usage.output_tokens", "Output tokens, reasoning included.", _COUNTER),
+        "cached": _tokens_of(f"{_LATEST}usage.cache_read.input_tokens", "Tokens read from a cache.", _COUNTER),
+        "cache_write": _tokens_of(f"{_LATEST}usage.cache_write.input_tokens", "Tokens written to a cache.", _COUNTER),
+        "reasoning": _tokens_of(f"{_LATEST}usage.reasoning.output_tokens", "Tokens of reasoning.", _COUNTER),
+    },
+    "gen_ai.usage.cache_write.input_tokens",
+    {**_OPTIONS, "reasoning_level": "gen_ai.request.reasoning.level"},
+)
+"""The repository of the conventions for generative AI, which renames; nothing of it is stable yet."""
+
+
+def gen_ai_convention(opt_in: str | None) -> GenAiConvention:
+    """Return the convention that ``OTEL_SEMCONV_STABILITY_OPT_IN`` asks for: a list of names, with commas."""
+    names = {name.strip() for name in (opt_in or "").split(",")}
+    return GEN_AI_LATEST if "gen_ai_latest_experimental" in names else GEN_AI_1_41

@@ -22,14 +22,13 @@ from agentflow.api.events import EventType
 from agentflow.api.metrics import Buckets
 from agentflow.core.effects import CancelAction, DeadLetter, FailJob, ScheduleRetry, SkipTask
 from agentflow.core.inputs import ActionCompleted
-from agentflow.runtime.observation import JournalSeen, StepSeen, Turn, monotonic_ns
+from agentflow.observability.call_metrics import OTHER, CallMeters
+from agentflow.runtime.observation import ExecutionReported, JournalSeen, StepSeen, Turn, monotonic_ns
 
 STRIDE = 16
 QUICK_NS = 50_000
 RATE_S = 60
 GROUP_BOUNDS = tuple(2**n for n in range(13))
-OTHER = "other"
-"""Stands for what is beyond `metrics.cardinality-max`."""
 Start = Callable[[Any], Any]
 
 
@@ -40,6 +39,8 @@ class PlanView(Protocol):
     def name(self) -> str: ...  # noqa: D102
     @property
     def actions(self) -> Sequence[Any]: ...  # noqa: D102
+    @property
+    def resources(self) -> Sequence[Any]: ...  # noqa: D102
 
 
 class ActionMeter:
@@ -118,6 +119,7 @@ class AgentMeter:
         step_retries: Function → calls that another one follows.
         journal_durations: Of appends, nanoseconds.
         journal_groups: Records per append.
+        calls: Of models and tools.
         overflows: Metrics that have too many series.
 
     Args:
@@ -138,6 +140,7 @@ class AgentMeter:
         self.event_rate = Rate()
         self.action_rates = {name: Rate() for name in self.actions}
         self.overflows: dict[str, None] = {}
+        self.calls = CallMeters(bounds_ns, cardinality_max, self.overflows)
         self._bounds_ns = bounds_ns
         self._cardinality_max = cardinality_max
 
@@ -153,6 +156,7 @@ class AgentMeter:
         function = seen.call.function
         if not seen.calls:
             self.count(self.steps_replayed, function, "agentflow.steps.replayed")
+            self.calls.see_saved(seen)
             return
         error = seen.error.partition(":")[0]
         durations = self.steps.get((function, error))
@@ -187,6 +191,7 @@ class OperatorMetrics:
             ScheduleRetry: self._see_retry,
             SkipTask: self._see_skip,
             CancelAction: self._see_cancellation,
+            ExecutionReported: meter.calls.see_report,
             DeadLetter: self._see_end,
             FailJob: self._see_end,
             JournalSeen: self._see_append,

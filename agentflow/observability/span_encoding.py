@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-INTERNAL, CONSUMER = 1, 5
+INTERNAL, CLIENT, CONSUMER = 1, 3, 5
 UNSET, OK, ERROR = 0, 1, 2
 _HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200
 _times = struct.Struct("<cQcQ").pack  # two fields of 64 bits: tag, value
@@ -49,7 +49,7 @@ class EndedSpan(msgspec.Struct, frozen=True, gc=False):
         began_ns: When it began, epoch nanoseconds.
         ended_ns: When it ended.
         attributes: Texts, numbers, truth values, bytes, and sequences of them.
-        kind: INTERNAL or CONSUMER.
+        kind: INTERNAL, CLIENT or CONSUMER.
         is_remote: Whether its parent is another process's.
         links: To other spans.
         events: What happened in it.

@@ -3,6 +3,7 @@
     run                  from admission to its end; its parent is the caller's span
     └── action           one attempt, however often a crash or a sleep made it begin again; linked to the attempt before it
         └── step         one call of a durable step; a step that the journal answered is none
+            └── chat, execute_tool   one call of a model, or of a tool (`agentflow.observability.call_spans`)
 
 A span is made when what it tells is over, from what the engine knows then, so a run that sleeps for days holds nothing open: its
 children are exported meanwhile, and know its id. Ids are derived (`agentflow.core.trace_context`), so nothing has to be remembered
@@ -24,6 +25,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace as otel
 
 from agentflow.api.events import EventType
+from agentflow.api.resources import ResourceType
 from agentflow.core.effects import CancelAction, DeadLetter, FailJob, ScheduleRetry, SkipTask
 from agentflow.core.inputs import ActionFailed, StepCall
 from agentflow.core.records import ErrorReport, Record
@@ -39,10 +41,11 @@ from agentflow.core.trace_context import (
     step_span_id,
 )
 from agentflow.observability import names
+from agentflow.observability.call_spans import CallsOfAttempt, CallSpans, Capture
 from agentflow.observability.operator_metrics import PlanView, Start
 from agentflow.observability.span_encoding import CONSUMER, ERROR, INTERNAL, UNSET, EndedSpan, SpanEvent, SpanLink
 from agentflow.observability.spans import LiveSpan, SpanSink, exception_attributes
-from agentflow.runtime.observation import StepSeen, Turn, monotonic_ns
+from agentflow.runtime.observation import ExecutionReported, StepSeen, Turn, monotonic_ns
 from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.settings import TracingSettings
 
@@ -66,6 +69,7 @@ class _Attempt(msgspec.Struct, eq=False):
     number: int
     live: LiveSpan
     steps_before: list[Any]
+    calls: CallsOfAttempt
 
 
 class _Failure(msgspec.Struct, eq=False):
@@ -85,18 +89,29 @@ class Tracing:
     Args:
         sink: Takes the spans.
         settings: What is sampled.
-        redaction: What must not be seen in errors, and in what user code adds to spans.
+        redaction: What must not be seen in errors, in what user code adds to spans, and in what was said to models and tools.
+        convention: What attributes of calls of models are called.
+        capture: Where what was said is to be seen.
     """
 
-    def __init__(self, sink: SpanSink, settings: TracingSettings, redaction: Redaction) -> None:
+    def __init__(
+        self,
+        sink: SpanSink,
+        settings: TracingSettings,
+        redaction: Redaction,
+        convention: names.GenAiConvention = names.GEN_AI_1_41,
+        capture: Capture = Capture.NO_CONTENT,
+    ) -> None:
         self._sink = sink
         self._settings = settings
         self._redaction = redaction
+        self._convention = convention
+        self._capture = capture
 
     def observer(self, plan: PlanView, subtask: int, index: int, incarnation: str) -> OperatorTraces:  # noqa: ARG002 (the port)
         """Return what traces an agent in a life of its subtask."""
         ids = TraceIds(incarnation, self._settings.sample_ratio)
-        return OperatorTraces(self._sink, plan.name, ids, self._redaction)
+        return OperatorTraces(self._sink, plan, ids, self._redaction, self._convention, self._capture)
 
     async def close(self) -> None:
         """Export what is left."""
@@ -108,11 +123,24 @@ class OperatorTraces:
 
     needs_answers = False
 
-    def __init__(self, sink: SpanSink, agent: str, ids: TraceIds, redaction: Redaction) -> None:
+    def __init__(
+        self,
+        sink: SpanSink,
+        plan: PlanView,
+        ids: TraceIds,
+        redaction: Redaction,
+        convention: names.GenAiConvention,
+        capture: Capture,
+    ) -> None:
         self._emit = sink.emit
         self._redaction = redaction
-        self._agent = agent
+        self._agent = agent = plan.name
         self._run_name = f"{names.RUN_SPAN} {agent}"
+        self._of_run = {names.AGENT_NAME: agent}
+        if any(one.type == ResourceType.CHAT_MODEL for one in plan.resources):
+            self._of_run |= {names.GEN_AI_OPERATION: names.INVOKE_AGENT, names.GEN_AI_AGENT: agent}
+        self._call_spans = CallSpans(agent, convention, capture, self._shown)
+        self.wants_content = None if capture is Capture.NO_CONTENT else self.wants_reports
         self._ids = ids
         self._open: dict[tuple[Task, int], _Attempt] = {}
         self._calls: dict[tuple[Task, str, int], tuple[_Attempt, LiveSpan]] = {}
@@ -121,6 +149,10 @@ class OperatorTraces:
         self._sweep_ms = 0
 
     # -- while user code runs
+    def wants_reports(self, task: Task) -> bool:
+        """Whether the task's attempt is traced."""
+        return (task, task.attempt) in self._open
+
     def context_of(self, task: Task) -> contextvars.Context | None:
         """Return the context of an attempt whose run is sampled."""
         trace = self._ids.run(task.run.record)
@@ -160,7 +192,7 @@ class OperatorTraces:
         span_id = attempt_span_id(trace.span_id, path, number)
         live = LiveSpan(trace.trace_id, span_id, _state(trace, task.run.record))
         before = [] if recorded is None else [step for step in recorded.steps.values() if step.attempt == number]
-        self._open[task, number] = _Attempt(trace, path, span_id, number, live, before)
+        self._open[task, number] = _Attempt(trace, path, span_id, number, live, before, CallsOfAttempt())
         context = contextvars.copy_context()
         context.run(otel_context.attach, otel.set_span_in_context(live))
         return context
@@ -184,6 +216,9 @@ class OperatorTraces:
             return
         since_epoch_ns = time.time_ns() - monotonic_ns()
         now_ns = monotonic_ns() + since_epoch_ns
+        for note in turn.notes:
+            if type(note) is ExecutionReported:
+                self._see_report(note, since_epoch_ns)
         for seen in turn.steps:
             if seen.calls:
                 self._end_step(seen, since_epoch_ns)
@@ -206,6 +241,24 @@ class OperatorTraces:
         if now_ms >= self._sweep_ms:
             self._sweep_ms = now_ms + _SWEEP_MS
             self._sweep()
+
+    def _see_report(self, note: ExecutionReported, since_epoch_ns: int) -> None:
+        opened = self._open.get((note.task, note.attempt))
+        span = None if opened is None else self._call_spans.see(note, opened.calls, opened.span_id, since_epoch_ns)
+        if opened is None or span is None:
+            return
+        times = span.began_ns + since_epoch_ns, span.ended_ns + since_epoch_ns
+        self._end(
+            span.name,
+            opened.trace,
+            span.span_id,
+            span.parent_id,
+            *times,
+            span.attributes,
+            events=span.events,
+            error=span.error,
+            kind=span.kind,
+        )
 
     def _end_step(self, seen: StepSeen, since_epoch_ns: int) -> None:
         task, call = seen.task, seen.call
@@ -243,6 +296,7 @@ class OperatorTraces:
                 last = step_span_id(opened.span_id, called[-1].call.path, 1)
                 links.append(SpanLink(trace.trace_id, last, {names.LINK: names.LAST_STEP}))
         attributes = {names.ACTION_NAME: action, names.TASK_PATH: path, names.ATTEMPT: opened.number}
+        attributes |= opened.calls.attributes()
         if outcome:
             attributes[names.ACTION_OUTCOME] = outcome
         self._end(
@@ -394,7 +448,7 @@ class OperatorTraces:
 
     def _reject(self, record: Record, error: ErrorReport, now_ns: int) -> None:
         """Export a record that never became a run, as one that failed at once."""
-        attributes = {names.AGENT_NAME: self._agent, names.RUN_ID: record.run_id, names.RUN_OUTCOME: names.REJECTED}
+        attributes = {**self._of_run, names.RUN_ID: record.run_id, names.RUN_OUTCOME: names.REJECTED}
         self._end_span_of_run(self._ids.run(record), now_ns, now_ns, attributes, error)
 
     # -- runs
@@ -407,10 +461,7 @@ class OperatorTraces:
                 self._ending[run] = trace, outcome
 
     def _end_run(self, run: Run, trace: RunTrace, now_ns: int, outcome: str, error: ErrorReport | None) -> None:
-        attributes = {
-            names.AGENT_NAME: self._agent,
-            names.RUN_ID: run.id,
-        }
+        attributes = {**self._of_run, names.RUN_ID: run.id}
         if not self._redaction.hides_key:
             attributes[names.KEY_HASH] = hashlib.blake2b(run.key, digest_size=8).hexdigest()
         if outcome:

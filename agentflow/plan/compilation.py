@@ -23,6 +23,7 @@ from agentflow.plan.functions import check_function, kind_of
 from agentflow.plan.payloads import input_type_problem, json_problem, reference
 from agentflow.plan.planned_resources import PlannedResource, plan_resources
 from agentflow.plan.problems import ProblemList, nearest
+from agentflow.plan.resource_links import check_links
 from agentflow.plan.triggers import Triggers
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")  # a name is part of task paths: no '/', no ':', no space
@@ -83,10 +84,10 @@ def compile_agent(
         problems.add(
             "it has no actions", expected="at least one", fix="decorate a function with @action, or call add_action"
         )
-    _check_names([action for action, _, _ in declared], problems)
+    check_names([action for action, _, _ in declared], problems)
     actions, conditions = [], {}
     for index, (action_name, declaration, function) in enumerate(declared):
-        action, compiled = _compile_action(action_name, index, declaration, function, problems)
+        action, compiled = compile_action(action_name, index, declaration, function, problems)
         if action is not None:
             actions.append(action)
             conditions[action.name] = compiled
@@ -105,7 +106,9 @@ def _resources(agent: Agent, shared: Sequence[Declared], problems: ProblemList) 
         return ()
     own += [needed for _, _, made in own if isinstance(made, Tool) for needed in made.resources]
     names = {(kind, name) for name, kind, _ in own}
-    return plan_resources([one for one in shared if (one[1], one[0]) not in names] + own, problems)
+    planned = plan_resources([one for one in shared if (one[1], one[0]) not in names] + own, problems)
+    check_links(planned, problems)
+    return planned
 
 
 def _built_in(names: set[str]) -> list[tuple[str, ActionDeclaration, Callable[..., Any]]]:
@@ -124,7 +127,8 @@ def _configuration(config: Configuration | Mapping[str, Any] | None, problems: P
     return configuration
 
 
-def _check_names(names: list[Any], problems: ProblemList) -> None:
+def check_names(names: list[Any], problems: ProblemList) -> None:
+    """Report names that no action can have, and those that two have."""
     seen: set[str] = set()
     for name in names:
         if not isinstance(name, str) or _NAME.fullmatch(name) is None:
@@ -144,9 +148,10 @@ def _check_names(names: list[Any], problems: ProblemList) -> None:
             seen.add(name)
 
 
-def _compile_action(
+def compile_action(
     name: str, index: int, declaration: ActionDeclaration, function: Callable[..., Any], problems: ProblemList
 ) -> tuple[Action | None, tuple[Condition, ...]]:
+    """Check one declaration; return the action with its conditions, or None and problems."""
     place = f"action {name!r}"
     found_before = len(problems.texts)
     triggers = Triggers()

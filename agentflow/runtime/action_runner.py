@@ -321,6 +321,9 @@ def _completed(task: ActionTask, ctx: RunnerContext) -> ActionCompleted:
         ctx._headers,  # noqa: SLF001
     )
     ctx._is_open = False  # noqa: SLF001
+    if ctx._streams is not None:  # noqa: SLF001
+        for stream in ctx._streams.values():  # noqa: SLF001
+            stream.close(is_final=True)
     return answer
 
 

@@ -58,6 +58,7 @@ from agentflow.runtime.signals import SignalReader, encode_control, encode_signa
 from agentflow.runtime.stage import Stage
 from agentflow.runtime.step_runner import StepRunner, current_step
 from agentflow.runtime.stored_job import StoredJob, read_stored_job
+from agentflow.runtime.streams import Streams
 from agentflow.runtime.subtask import Subtask
 
 
@@ -484,6 +485,8 @@ class Job:
         epochs = EpochWriter(checkpoints, state, settings, incarnation, self._counters)
         subtask = Subtask(source, sinks, epochs, self._clock, settings, stored.positions, self._counters)
         subtask.checkpoint_schedule.first_interval_share = spec.first_interval_share
+        has_readers = spec.requests is not None or spec.stream_outlet is not None
+        streams = Streams(self._requests, spec.stream_outlet) if has_readers else None
         for index, stage in enumerate(spec.stages):
             codec = source.codec if index == 0 else MSGPACK
             is_last = index == len(spec.stages) - 1 or not spec.is_chain
@@ -501,7 +504,7 @@ class Job:
             operator.restore(stored.rows[index], now_ms, stored.journal[index], self._counters.checkpoint)
             output_codec = spec.output_codec if is_last else MSGPACK
             services = OperatorServices(operator, settings, incarnation, state, output_encoder(output_codec))
-            services.metrics, services.subtask = self._metrics, spec.subtask
+            services.metrics, services.subtask, services.streams = self._metrics, spec.subtask, streams
             services.shown_key = Redaction(settings.redaction).key
             if settings.tracing.enabled:
                 services.trace_id = TraceIds(incarnation, settings.tracing.sample_ratio).sampled_trace_id
@@ -524,7 +527,9 @@ class Job:
             observers = spec.observers(stage.plan, index, incarnation)
             observation = Observation(observers, runner.start, codec, output_codec) if observers else None
             if observation is not None:
-                services.report, observation.step_path = observation.report, current_step
+                services.report, services.wants_reports = observation.report, observation.wants_reports
+                services.wants_content = observation.wants_content
+                observation.current_step, observation.scrub = current_step, self.resources.secrets.scrub
                 if services.steps is not None:
                     services.steps.seen, services.steps.enter_step = observation.see_step, observation.enter_step
                     services.steps.began = observation.begin_step if observation.wants_progress else None

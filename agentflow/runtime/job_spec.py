@@ -10,7 +10,7 @@ from agentflow.api.codecs import JSON, Codec
 from agentflow.api.metrics import MetricRegistry
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import KeyBy
-from agentflow.runtime.ports import KeyedState, Observer, Signals, Sink, Source
+from agentflow.runtime.ports import KeyedState, Observer, Signals, Sink, Source, StreamOutlet
 from agentflow.runtime.requests import RequestTable
 from agentflow.runtime.resources import Resources
 from agentflow.runtime.savepoints import WriteSavepoint
@@ -46,6 +46,7 @@ class JobSpec(msgspec.Struct, frozen=True):
         subtask: Number of the subtask.
         on_end: Called when the job has ended, for good.
         resources: Resources of the worker process, which outlive the job; None: it has its own, and closes them at its end.
+        stream_outlet: Takes what actions say while they work (`ctx.stream`); None: only callers of requests may read it.
         write_savepoint: Writes savepoints; None: the job's state cannot be handed out.
     """
 
@@ -67,3 +68,4 @@ class JobSpec(msgspec.Struct, frozen=True):
     on_end: Callable[[], Awaitable[None]] | None = None
     write_savepoint: WriteSavepoint | None = None
     resources: Resources | None = None
+    stream_outlet: StreamOutlet | None = None

@@ -99,6 +99,8 @@ class ExecutionReported(msgspec.Struct):
         step: Path of the step inside of which it is; empty: of none.
         error: What it raised, as ``Type: text``.
         category: Why it failed; empty: nobody said.
+        step_call: Number of the call of that step.
+        content: What was said, where an observer wants that; for nobody else.
     """
 
     task: ActionTask
@@ -111,6 +113,8 @@ class ExecutionReported(msgspec.Struct):
     step: str = ""
     error: str = ""
     category: str = ""
+    step_call: int = 0
+    content: Mapping[str, Any] = {}
 
 
 class JournalSeen(msgspec.Struct):
@@ -180,6 +184,8 @@ class Observation:
       would cost a call for each attempt: beside ``start`` it may do nothing that can raise. The same goes for ``choosing``;
     - ``context_of``: returns the context that an attempt runs in, None: that of the turn. For whoever traces what user code calls;
     - ``choosing``, which stands for `start_in_context`, and takes a call less;
+    - ``wants_reports``: called with a task, returns whether it wants what user code reports in it (always where it says nothing);
+    - ``wants_content``: called with a task, returns whether it wants to see what models and tools are told and say in it;
     - ``enter_step``: called with task, step and number of the call before the function of a step is called, in the context that it
       is called in; returns what is called behind it, None: nothing.
 
@@ -189,9 +195,12 @@ class Observation:
         start: Starts an attempt, as the action runner does.
         context_of: That of the first observer which has one.
         enter_step: The same.
+        wants_content: The same.
+        wants_reports: Whether any observer wants the reports of a task; None: always.
         needs_answers: Whether an observer needs every record and answer.
         wants_progress: Whether an observer wants to be told soon of steps that begin and of reports.
-        step_path: Returns the path of the step that user code is called by; empty: by none.
+        current_step: Returns the path of the step that user code is called by, and the number of the call; empty: by none.
+        scrub: Returns a text without the secrets of resources.
         wake: Lets a turn come soon; called on the loop.
 
     Args:
@@ -217,7 +226,12 @@ class Observation:
         self.enter_step = None if enter_step is None else self._guarded_step(self._guarded(enter_step))
         self.needs_answers = any(getattr(observer, "needs_answers", True) for observer in observers)
         self.wants_progress = any(getattr(observer, "wants_progress", False) for observer in observers)
-        self.step_path: Callable[[], str] = str
+        self.wants_reports = self._reports_wanted()
+        self.wants_content: Callable[[ActionTask], bool] | None
+        wants_content = self._first("wants_content")
+        self.wants_content = None if wants_content is None else self._guarded(wants_content)
+        self.current_step: Callable[[], tuple[str, int]] = lambda: ("", 0)
+        self.scrub: Callable[[str], str] = str
         self.wake: Callable[[], object] = bool
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -236,6 +250,11 @@ class Observation:
 
     def _first(self, name: str) -> Any:  # noqa: ANN401 (whatever an observer has)
         return next((found for one in self._observers if (found := getattr(one, name, None)) is not None), None)
+
+    def _reports_wanted(self) -> Callable[[ActionTask], bool] | None:
+        asked = [getattr(observer, "wants_reports", None) for observer in self._observers]
+        wanted = [self._guarded(one) for one in asked if one is not None]
+        return None if len(wanted) < len(asked) else lambda task: any(wants(task) for wants in wanted)
 
     def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return what calls a function of an observer, and returns None where that raises."""
@@ -327,17 +346,23 @@ class Observation:
         metadata: Mapping[str, Any] | None = None,
         error: BaseException | None = None,
         category: str | None = None,
+        *,
+        content: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take a report of user code; from any thread. It raises nothing, whatever it is given."""
+        """Take a report of user code, if somebody wants it; from any thread. It raises nothing, whatever it is given."""
+        if self.wants_reports is not None and not self.wants_reports(task):
+            return
         encoded = b""
         if metadata:
             try:
                 encoded = encode_msgpack(dict(metadata))
             except (TypeError, ValueError, OverflowError, RecursionError):
                 encoded = encode_msgpack({str(name): repr(value) for name, value in metadata.items()})
-        text = "" if error is None else f"{type(error).__name__}: {text_of(error)}".removesuffix(": ")
-        named, at_ns, step = (str(entity_type), str(entity_name)), monotonic_ns(), self.step_path()
-        self._note(ExecutionReported(task, task.attempt, status, *named, encoded, at_ns, step, text, category or ""))
+        text = "" if error is None else f"{type(error).__name__}: {self.scrub(text_of(error))}".removesuffix(": ")
+        named, at_ns, (step, call) = (str(entity_type), str(entity_name)), monotonic_ns(), self.current_step()
+        said = {} if content is None else _scrubbed(content, self.scrub)
+        found = (status, *named, encoded, at_ns, step, text, category or "", call, said)
+        self._note(ExecutionReported(task, task.attempt, *found))
 
     def see_step(self, step: StepSeen) -> None:
         """Take a call of a step that has ended; from any thread."""
@@ -372,6 +397,17 @@ class Observation:
         turn.admitted = turn.emitted = 0
         for collected in (turn.records, turn.started, turn.answers, turn.left, turn.steps, turn.notes):
             collected.clear()
+
+
+def _scrubbed(value: Any, scrub: Callable[[str], str]) -> Any:  # noqa: ANN401 (plain values)
+    """Return plain values whose texts are without secrets."""
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, Mapping):
+        return {name: _scrubbed(inner, scrub) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_scrubbed(inner, scrub) for inner in value]
+    return value
 
 
 def _nothing(*_: object) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from agentflow.api.codecs import Codec
+    from agentflow.api.streams import StreamChunk
     from agentflow.core.delta import DeltaSlices, StoredRow, Table
     from agentflow.core.effects import DeadLetter, EmitRecord
     from agentflow.core.records import Headers, Record
@@ -75,6 +76,18 @@ class RecordTarget(Protocol):
 
     def close(self) -> None:
         """Release everything. It does not raise."""
+        ...
+
+
+class StreamOutlet(Protocol):
+    """Where chunks of streams (`ctx.stream`) go beside those who wait for their runs. On the loop of the job."""
+
+    def write(self, key: bytes, chunk: StreamChunk) -> None:
+        """Take a chunk of a run of ``key`` (its canonical encoding). It neither waits nor raises: what there is no room for is dropped."""
+        ...
+
+    async def close(self) -> None:
+        """Write what is left, for a moment, and release everything. It does not raise."""
         ...
 
 

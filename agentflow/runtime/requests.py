@@ -19,8 +19,9 @@ import msgspec
 
 from agentflow.core.effects import AcknowledgeRequest, AnswerRequest
 from agentflow.core.records import ErrorReport, Headers, Record
-from agentflow.core.results import decode_result, fingerprint, request_id_of, request_source, result_name
+from agentflow.core.results import decode_result, fingerprint, life_of, request_id_of, request_source, result_name
 from agentflow.errors import EngineClosed, EngineOverloaded, RequestError, RequestLost, RequestMismatch, RunFailed
+from agentflow.runtime.chunks import ChunkBuffers, ChunkLog
 
 _RequestId = tuple[int, str]  # (place of the agent, request id)
 
@@ -45,6 +46,7 @@ class OpenRequest(
         error: Why it ended early; None: it did not.
         is_refused: There was no run.
         lost: Why there will be no answer; None: there will.
+        chunks: What its actions have said so far (`ctx.stream`); None: nothing, and nobody has asked.
     """
 
     agent: int
@@ -61,6 +63,7 @@ class OpenRequest(
     error: ErrorReport | None = None
     is_refused: bool = False
     lost: Exception | None = None
+    chunks: ChunkLog | None = None
     _end: asyncio.Future[None] | None = None  # of the first caller; nearly always there is one
     _others: list[asyncio.Future[None]] | None = None
     _watchers: list[asyncio.Future[None]] | None = None
@@ -144,11 +147,17 @@ def _release(futures: Iterable[asyncio.Future[None]]) -> None:
             future.set_result(None)
 
 
+def _release_chunks(request: OpenRequest) -> None:
+    if request.chunks is not None:
+        request.chunks.release()
+
+
 class RequestTable:
     """The requests of one job. All of it happens on the loop.
 
     Args:
         queue_max: Requests that may wait for their admission.
+        buffers: Limits of the chunks that are kept for callers; None: callers do not read streams.
 
     Attributes:
         answered: Requests whose run came to its end.
@@ -156,10 +165,11 @@ class RequestTable:
         attached: Whether there is a subtask: what it has restored, and which results are kept, is known then.
     """
 
-    def __init__(self, queue_max: int) -> None:
+    def __init__(self, queue_max: int, buffers: ChunkBuffers | None = None) -> None:
         self.answered = self.failed = 0
         self.attached = asyncio.Event()
         self._queue_max = queue_max
+        self._buffers = buffers
         self._queue: deque[OpenRequest] = deque()
         self._by_number: dict[int, OpenRequest] = {}  # those of this life
         self._restored: dict[str, OpenRequest] = {}  # those of former ones, by run id
@@ -284,7 +294,8 @@ class RequestTable:
         request = self._by_number.get(int(number)) if number.isdecimal() else None
         return request if request is not None and request.run_id == run_id else self._restored.get(run_id)
 
-    def _of(self, record: Record) -> OpenRequest | None:
+    def of(self, record: Record) -> OpenRequest | None:
+        """Return the request of a record; None: it is not open."""
         request = self._by_number.get(record.offset)
         if request is not None and request.record.source == record.source:
             return request
@@ -293,6 +304,13 @@ class RequestTable:
     def find_id(self, agent: int, request_id: str) -> OpenRequest | None:
         """Return the request with an id; None: it is not open."""
         return self._by_id.get((agent, request_id))
+
+    def chunks_of(self, request: OpenRequest) -> ChunkLog | None:
+        """Return the chunks of a request's run; None: callers do not read streams."""
+        if request.chunks is None and self._buffers is not None:
+            lives = self._life - life_of(request.record.source)
+            request.chunks = ChunkLog(lives, self._buffers, is_fresh=lives == 0)
+        return request.chunks
 
     # -- the subtask
     def attach(
@@ -372,6 +390,7 @@ class RequestTable:
         request.record = msgspec.structs.replace(request.record, source=source, offset=int(offset))
         request.outputs, request.error = result.outputs, result.failure
         request.is_over = request.is_durable = True
+        _release_chunks(request)
         if request.request_id is not None:
             self._by_id.pop((request.agent, request.request_id), None)
         request.wake()
@@ -429,20 +448,21 @@ class RequestTable:
 
     def acknowledge(self, effect: AcknowledgeRequest) -> None:
         """Tell that an input is durable."""
-        request = self._of(effect.record)
+        request = self.of(effect.record)
         if request is not None:
             request.is_durable = True
             request.wake()
 
     def answer(self, effect: AnswerRequest) -> None:
         """Take outputs, and the end; what a restart tells again is known."""
-        request = self._of(effect.record)
+        request = self.of(effect.record)
         if request is None or request.is_over:
             return
         known = request.outputs
         request.outputs = [*known, *effect.outputs[len(known) - effect.first :]] if known else effect.outputs
         if effect.is_final:
             request.is_over = request.is_durable = True
+            _release_chunks(request)
             request.error, request.is_refused = effect.error, effect.is_refused
             if request.key or not self._told_again:
                 self.answered += effect.error is None
@@ -507,6 +527,7 @@ class RequestTable:
 
     def _lose(self, request: OpenRequest, error: Exception) -> None:
         request.lost = error
+        _release_chunks(request)
         if request.request_id is not None:
             self._by_id.pop((request.agent, request.request_id), None)
         request.wake()

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -47,15 +48,26 @@ def class_of(name: str, kind: ResourceType, place: str) -> type[Resource]:
     return _checked(found, name, place)
 
 
-def build(name: str, kind: ResourceType, descriptor: ResourceDescriptor, secrets: Secrets) -> Resource:
+def build(
+    name: str, kind: ResourceType, descriptor: ResourceDescriptor, secrets: Secrets, config: Mapping[str, Any]
+) -> Resource:
     """Return a resource of a descriptor, with its references resolved; it is not open.
+
+    Args:
+        name: Its name.
+        kind: Its kind.
+        descriptor: Its class and arguments.
+        secrets: Resolves references.
+        config: The job's options for its agents: ``<ClassName>.<argument>`` is the default of an argument.
 
     Raises:
         ConfigError: The class cannot be found, does not take the arguments, or a reference leads nowhere.
     """
     place = f"resource '{name}' ({kind})"
     found = class_of(descriptor.clazz, kind, place)
-    arguments = secrets.resolve(descriptor.arguments, place=place)
+    prefix = f"{found.__name__}."
+    defaults = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+    arguments = secrets.resolve({**defaults, **descriptor.arguments}, place=place)
     fields = {field.name: field for field in dataclasses.fields(found) if field.init}  # type: ignore[arg-type]
     if found.__init__.__code__.co_filename != "<string>":
         return _made(found, arguments, place)  # a constructor of its own

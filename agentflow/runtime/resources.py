@@ -93,7 +93,7 @@ class Resources:
         if entry is None:
             made = planned.instance
             if isinstance(made, ResourceDescriptor):
-                made = build(planned.name, planned.type, made, self.secrets)
+                made = build(planned.name, planned.type, made, self.secrets, context.config)
             entry = self._by_resource.get(id(made)) or _Entry(made)  # an instance may have several names
             self._entries[planned.key] = entry
             self._keys[id(planned.instance)] = planned.instance
@@ -120,9 +120,9 @@ class Resources:
         return resource
 
     def health(self) -> list[ResourceHealth]:
-        """Return how the resources are doing that were asked for."""
+        """Return how the resources are doing that were asked for; from any thread."""
         found = []
-        for (name, kind, _), entry in self._entries.items():
+        for (name, kind, _), entry in list(self._entries.items()):
             error = ""
             opening = entry.opening
             if opening is not None and opening.done() and not opening.cancelled() and (failure := opening.exception()):
@@ -148,6 +148,8 @@ class AgentResources:
     """The resources that one agent sees; see `agentflow.api.resources.ResourceContext`.
 
     Attributes:
+        config: The job's options for its agents.
+        listens: Types of events that actions of the agent name.
         traffic: Rates and failures of calls of models, for the whole process.
     """
 
@@ -155,6 +157,7 @@ class AgentResources:
         self._resources = resources
         self._agent = plan.name
         self._planned = {(planned.type, planned.name): planned for planned in plan.resources}
+        self.config = plan.config.to_dict()
         self.listens = frozenset(plan.actions_by_event)
         self.traffic = resources.traffic
 

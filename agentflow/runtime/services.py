@@ -21,6 +21,7 @@ from agentflow.runtime.ports import KeyedState
 from agentflow.runtime.resources import AgentResources, Resources
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.step_runner import StepRunner
+from agentflow.runtime.streams import NOWHERE, LiveStream, Nowhere, Streams
 
 _decode_key = msgspec.msgpack.Decoder().decode
 
@@ -62,8 +63,11 @@ class OperatorServices:
         self._get, self._scan = state.get, state.scan
         self._operator = operator.index
         self.steps: StepRunner | None = None
+        self.streams: Streams | None = None
         self.resources: AgentResources = Resources().of(plan)
         self.report: Callable[..., object] | None = None
+        self.wants_reports: Callable[[ActionTask], bool] | None = None
+        self.wants_content: Callable[[ActionTask], bool] | None = None
         self.metrics = MetricRegistry()
         self._grow = operator.keys.grow
 
@@ -92,6 +96,10 @@ class OperatorServices:
         from agentflow.actions.chat_loop import chat  # agents without models do not pay for it
 
         return chat(ctx, model, messages, **options)
+
+    def stream(self, task: ActionTask, name: str) -> LiveStream | Nowhere:
+        """See `RunnerContext.stream`."""
+        return NOWHERE if self.streams is None else self.streams.open(task, name)
 
     def logger(self, task: ActionTask) -> LazyLogger:
         """Return the logger of an attempt."""

@@ -478,6 +478,29 @@ class EventLogSettings(_Section, frozen=True):
         return any(level not in (None, "off") for level in (self.level, *(one.level for one in self.type.values())))
 
 
+class StreamKafkaSettings(_Section, frozen=True):
+    """`streams.kafka.*`: a topic at the brokers of the section kafka."""
+
+    topic: Annotated[
+        str | None, Meta(description="Topic that chunks go to, at most once, keyed as the job is; null: none.")
+    ] = None
+
+
+class StreamSettings(_Section, frozen=True):
+    """`streams.*`: what actions say while they work (`ctx.stream`); it is never waited for, and not durable."""
+
+    run_buffer_bytes: Annotated[
+        PositiveBytes, Meta(description="Chunks of a run that an engine keeps for its callers; the oldest are dropped.")
+    ] = 2**20
+    buffer_bytes: Annotated[
+        PositiveBytes,
+        Meta(
+            description="Chunks of all runs that are kept, and those that the topic has not taken; above it the oldest are dropped."
+        ),
+    ] = 64 * 2**20
+    kafka: StreamKafkaSettings = StreamKafkaSettings()
+
+
 class RedactionSettings(_Section, frozen=True):
     """`redaction.*`: what telemetry and previews leave out of values, before they are written anywhere."""
 
@@ -539,6 +562,7 @@ class JobSettings(_Section, frozen=True):
     object_store: ObjectStoreSettings = ObjectStoreSettings()
     admin: AdminSettings = AdminSettings()
     event_log: EventLogSettings = EventLogSettings()
+    streams: StreamSettings = StreamSettings()
     redaction: RedactionSettings = RedactionSettings()
     otlp: OtlpSettings = OtlpSettings()
     metrics: MetricsSettings = MetricsSettings()

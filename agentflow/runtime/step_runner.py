@@ -47,15 +47,15 @@ _STOPPING_PARK_S = 0.05
 _PARKED_AT_ONCE = 64  # some 5 ms of the loop
 StepInput = StepRequested | WaitRequested | StepEnded | ParkRequested
 
-_current: contextvars.ContextVar[tuple[TaskSteps, StepCall] | None] = contextvars.ContextVar(
+_current: contextvars.ContextVar[tuple[TaskSteps, StepCall, int] | None] = contextvars.ContextVar(
     "agentflow_step", default=None
 )
-"""The step whose function is being called."""
+"""The step whose function is being called, and the number of the call."""
 
 
-def current_step() -> str:
-    """Return the path of the step whose function is being called here; empty: of none."""
-    return "" if (step := _current.get()) is None else step[1].path
+def current_step() -> tuple[str, int]:
+    """Return the path of the step whose function is being called here, and the number of the call; empty: of none."""
+    return ("", 0) if (step := _current.get()) is None else (step[1].path, step[2])
 
 
 class StepRunner:
@@ -202,9 +202,14 @@ class StepRunner:
                 ended = settled or await self._run(steps, call, work, answer.calls)
                 if self.seen is not None:
                     self.seen(seen(ended, began_ns, answer.calls + 1))
+                if ended.kind != RESULT:
+                    _settle_streams(steps, call, is_final=False)
                 answer = self._decide(ended) or await self._wait_answer(steps, call, ended)
+                if type(answer) is ResolveStep and answer.kind == RESULT:
+                    _settle_streams(steps, call, is_final=True)
         except asyncio.CancelledError:
             if not steps.is_interrupted:  # by user code
+                _settle_streams(steps, call, is_final=False)
                 self._apply(StepEnded(steps.task, call, CANCELLED, b""))
             raise
         if type(answer) is ResolveStep and answer.kind == CANCELLED:
@@ -268,7 +273,7 @@ class StepRunner:
         """Call the function of a step, once, unless a result is kept for it."""
         if work.cache_ms is not None and (kept := cached_result(steps.ctx, call)) is not None:
             return StepEnded(steps.task, call, RESULT, kept)
-        token = _current.set((steps, call))
+        token = _current.set((steps, call, calls + 1))
         leave = None if self.enter_step is None else self.enter_step(steps.task, call, calls + 1)
         steps.calls += 1
         limit = None
@@ -475,7 +480,11 @@ class StepRunner:
             ended = settled or self._run_in_thread(steps, call, work, answer.calls)
             if self.seen is not None:
                 self.seen(seen(ended, began_ns, answer.calls + 1))
+            if ended.kind != RESULT:
+                _settle_streams(steps, call, is_final=False)
             answer = self._ask_from_thread(steps, call, ended)
+            if type(answer) is ResolveStep and answer.kind == RESULT:
+                _settle_streams(steps, call, is_final=True)
         return answered(steps, call, work, self._recorded(task, answer))
 
     def _settle_doubt_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepEnded | None:
@@ -487,7 +496,7 @@ class StepRunner:
     def _run_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork, calls: int) -> StepEnded:
         if work.cache_ms is not None and (kept := cached_result(steps.ctx, call)) is not None:
             return StepEnded(steps.task, call, RESULT, kept)
-        token = _current.set((steps, call))
+        token = _current.set((steps, call, calls + 1))
         leave = None if self.enter_step is None else self.enter_step(steps.task, call, calls + 1)
         try:
             result = work.function(*work.args, **work.kwargs)
@@ -515,7 +524,7 @@ class StepRunner:
                 where={"task": ctx.task_id},
                 fix="read it in the function that durable_execute calls",
             )
-        return self._key_of(step_id(*step))
+        return self._key_of(step_id(*step[:2]))
 
     def _key_of(self, step: str) -> str:
         return hashlib.blake2b(f"{self._incarnation}/{step}".encode(), digest_size=16).hexdigest()
@@ -525,6 +534,13 @@ _DIVERGENCE_FIX = "an action calls the same steps with the same arguments every 
 _PYTHONS_ERRORS = tuple(
     kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
+
+
+def _settle_streams(steps: TaskSteps, call: StepCall, *, is_final: bool) -> None:
+    """Confirm what a call has said on streams, whose result is durable, or take it back."""
+    if (streams := steps.ctx._streams) is not None:  # noqa: SLF001 (the context's engine side)
+        for stream in list(streams.values()):
+            stream.settle(call.path, is_final=is_final)
 
 
 async def _end(branches: Sequence[asyncio.Future[Any]]) -> None:

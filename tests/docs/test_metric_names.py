@@ -33,7 +33,9 @@ def test_every_attribute_of_a_span_is_documented():
     }
     documented = set(
         re.findall(
-            r"^\| `((?:agentflow|error)\.[\w.]+)` \| (?:run|action|step|event|link|all)", PAGE.read_text(), re.MULTILINE
+            r"^\| `((?:agentflow|error)\.[\w.]+)` \| (?:run|action|step|chat|event|link|all)",
+            PAGE.read_text(),
+            re.MULTILINE,
         )
     )
     assert documented == attributes
@@ -49,3 +51,28 @@ def test_metrics_of_workers_keep_their_names():
         total = "_total" if metric.kind is names.MetricKind.COUNTER else ""
         known.add(metric.name.removeprefix("agentflow").replace(".", "_") + suffix + total)
     assert all(any(name.endswith(one) for name in known) for one in shown)
+
+
+def test_every_metric_of_the_conventions_for_generative_ai_is_documented_as_it_is():
+    lines = PAGE.read_text().splitlines()
+    for convention in (names.GEN_AI_1_41, names.GEN_AI_LATEST):
+        of_tokens = (*convention.tokens_per_call.values(), *convention.tokens.values())
+        for metric in (convention.duration, convention.first_chunk, *of_tokens):
+            assert f"| `{metric.name}` | {metric.kind.value} | {metric.unit} | {metric.description} |" in lines
+
+
+def test_every_attribute_of_the_conventions_for_generative_ai_is_documented():
+    page = PAGE.read_text()
+    values = {value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)}
+    assert [
+        one for one in (*values, *names.GEN_AI_CONTENT.values()) if one.startswith("gen_ai.") and not is_in(one, page)
+    ] == []
+
+
+def is_in(attribute: str, page: str) -> bool:
+    """Whether a page has an attribute: in full, or as the end of those that it follows."""
+    parts = attribute.split(".")
+    return any(
+        f"`{prefix}{'.'.join(parts[at:])}" in page
+        for at, prefix in [(0, ""), *((n, ".") for n in range(1, len(parts)))]
+    )

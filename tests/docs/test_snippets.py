@@ -44,9 +44,11 @@ def snippets(language: str) -> list[tuple[str, str]]:
     return found
 
 
-def run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], directory: Path, given: str | None = None) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=directory, env=env, input=given, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.parametrize(("place", "text"), snippets("python"), ids=[place for place, _ in snippets("python")])
@@ -69,8 +71,12 @@ def job_files(source: str) -> list[tuple[str, str]]:
 KAFKA_JOB_FILES, HTTP_JOB_FILES = job_files("kafka"), job_files("http")
 S3_JOB_FILES = [(place, text) for place, text in snippets("yaml") if "s3://" in text]
 FOLLOWED = [(place, text) for place, text in snippets("yaml") if "follow: true" in text]
-SPECIAL = [*KAFKA_JOB_FILES, *HTTP_JOB_FILES, *S3_JOB_FILES, *FOLLOWED]
+YAML_AGENTS = [(place, text) for place, text in snippets("yaml") if place.startswith("yaml-agents.md")]
+SPECIAL = [*KAFKA_JOB_FILES, *HTTP_JOB_FILES, *S3_JOB_FILES, *FOLLOWED, *YAML_AGENTS]
 JOB_FILES = [one for one in snippets("yaml") if one not in SPECIAL]
+
+
+PARCEL = "Your parcel left on Monday."
 
 
 def test_snippet_that_names_a_file_is_that_file() -> None:
@@ -90,6 +96,22 @@ def test_job_file_runs_to_the_end_of_its_input(place: str, text: str, tmp_path: 
     done = run([sys.executable, "-m", "agentflow", "run", "job.yaml"], tmp_path)
     assert done.returncode == 0, f"{place}\n{done.stderr}"
     assert list((tmp_path / "out").glob("part-*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("support.yaml", PARCEL), ("desk.yaml", "Hello, c-1"), ("job.yaml", PARCEL)]
+)
+def test_yaml_agent_answers(name: str, expected: str, tmp_path: Path) -> None:
+    for _, text in [*YAML_AGENTS, *(one for one in snippets("python") if one[0].startswith("yaml-agents.md"))]:
+        first = text.partition("\n")[0]
+        if first.startswith("# "):
+            (tmp_path / first.removeprefix("# ")).write_text(text)
+    record = json.dumps({"key": "c-1", "text": "Where is my parcel?"}) + "\n"
+    (tmp_path / "in.jsonl").write_text(record)
+    done = run([sys.executable, "-m", "agentflow", "run", name], tmp_path, record)
+    assert done.returncode == 0, done.stderr
+    written = done.stdout or next((tmp_path / "out").glob("part-*")).read_text()
+    assert json.loads(written) == expected
 
 
 @pytest.mark.parametrize(("place", "text"), HTTP_JOB_FILES, ids=[place for place, _ in HTTP_JOB_FILES])

@@ -1,64 +1,62 @@
-"""Conversations in an engine: a summary is paid once, also when the run goes on in another process."""
+"""Conversations in an engine: what models are told over many runs, and a summary that is paid once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentflow import Agent, Engine, Event, EventType, OutputEvent, RunFailed, RunnerContext
-from agentflow.api.chat_history import ChatHistory, Summarise
+from agentflow import Agent, Engine, Event, EventType, OutputEvent, ResourceType, RunFailed, RunnerContext
+from agentflow.api.chat_history import KeepLast, Summarise
 from agentflow.api.chat_messages import ChatMessage, MessageRole
+from agentflow.testing.scripted_models import ScriptedChatModel
 from tests.engines import ONCE, agent_of, until
 
-POLICY = Summarise("small", above=10, keep_last=1)
+
+def with_model(agent: Agent, *replies: Any) -> tuple[Agent, ScriptedChatModel]:
+    model = ScriptedChatModel(replies)
+    return agent.add_resource("model", ResourceType.CHAT_MODEL, model), model
 
 
-class Summarising:
-    """A context whose model counts its calls; each is a durable step."""
+async def test_a_model_is_told_what_was_said_in_earlier_runs_of_the_key() -> None:
+    async def act(event: Any, ctx: RunnerContext) -> None:
+        history = ctx.chat_history()
+        history.append(event.input)
+        answer = await ctx.chat("model", history.messages())
+        history.append(answer)
+        await history.compact(KeepLast(2))
+        ctx.send_event(OutputEvent(answer.text))
 
-    calls = 0
-
-    def __init__(self, ctx: RunnerContext) -> None:
-        self.short_term_memory, self._ctx = ctx.short_term_memory, ctx
-
-    async def chat(self, model: str, messages: Sequence[ChatMessage]) -> ChatMessage:
-        answer = await self._ctx.durable_execute_async(self._answer, model, messages[-1].text, name="chat")
-        return ChatMessage(MessageRole.ASSISTANT, answer)
-
-    @classmethod
-    def _answer(cls, model: str, text: str) -> str:
-        cls.calls += 1
-        return f"call {cls.calls} of {model}"
+    agent, model = with_model(agent_of(act), "a1", "a2", "b1", "a3")
+    async with Engine(agent, in_memory=True) as engine:
+        for key, text in (("a", "u1"), ("a", "u2"), ("b", "u1"), ("a", "u3")):
+            await engine.submit(key, text)
+    asked = [[message.text for message in request.messages] for request in model.requests]
+    assert asked == [["u1"], ["u1", "a1", "u2"], ["u1"], ["u2", "a2", "u3"]]
 
 
 async def test_a_summary_is_paid_once_and_the_same_after_a_restart(tmp_path: Path) -> None:
-    Summarising.calls = 0
     waits = []
 
     async def act(event: Event, ctx: RunnerContext) -> None:
-        history = ChatHistory(Summarising(ctx))
+        history = ctx.chat_history()
         history.append("a first question that is rather long", ChatMessage(MessageRole.ASSISTANT, "yes"), "and this?")
-        gone = await history.compact(POLICY)
-        waits.append(gone)
+        waits.append(await history.compact(Summarise("model", above=10, keep_last=1)))
         await ctx.wait_for("go")
         history.append(ChatMessage(MessageRole.ASSISTANT, "that"))
-        ctx.send_event(OutputEvent([gone, *(message.text for message in history.messages())]))
+        ctx.send_event(OutputEvent([message.text for message in history.messages()]))
 
-    def make() -> Engine:
-        return Engine(agent_of(act), state_dir=str(tmp_path))
-
-    async with make() as engine:
+    agent, model = with_model(agent_of(act), "the gist")
+    async with Engine(agent, state_dir=str(tmp_path)) as engine:
         await engine.send("k", 1, request_id="r")
         await until(lambda: bool(waits))
-    async with make() as engine:
+    async with Engine(with_model(agent_of(act))[0], state_dir=str(tmp_path)) as engine:
         answer = asyncio.ensure_future(engine.submit("k", 1, request_id="r"))
         await engine.signal("k", "go", None)
-        assert await answer == [[1, "Summary of the conversation so far:\ncall 1 of small", "and this?", "that"]]
-    assert (Summarising.calls, waits) == (1, [1, 1])
+        assert await answer == [["Summary of the conversation so far:\nthe gist", "and this?", "that"]]
+    assert (len(model.requests), waits) == (1, [1, 1])
 
 
 async def test_parallel_actions_that_append_to_one_history_are_in_conflict() -> None:

@@ -50,16 +50,20 @@ API_ONLY = ("integrations", "actions")
 VENDORS = {
     "aiohttp": (
         r"agentflow\.connectors\.http_source\b",
-        r"agentflow\.integrations\.openai_connection\b",  # its errors: OpenAI's SDK lets some of them through
+        r"agentflow\.integrations\.(google_genai|aiobotocore_bedrock)\b",  # its errors come through these SDKs as they are
+        r"agentflow\.integrations\.(openai_connection|litellm)\b",  # and through OpenAI's; LiteLLM takes a session of it
         r"agentflow\.testing\.model_server\b",
     ),
     "aiokafka": (r"agentflow\.connectors\.kafka\b", r"agentflow\.state\.kafka_"),
+    "anyio": (r"agentflow\.integrations\.mcp_\w+\b",),  # what the MCP SDK is written with
+    "botocore": (r"agentflow\.integrations\.aiobotocore_bedrock\b",),  # the errors of aiobotocore
     "cel": (r"agentflow\.plan\b",),
     "docstring_parser": (r"agentflow\.api\.tool_schemas\b",),
     "jsonschema": (r"agentflow\.api\.output_schemas\b",),
+    "google": (r"agentflow\.integrations\.google_genai\b",),
     "openai": (r"agentflow\.integrations\.\w*openai\w*\b",),
     "httpx": (r"agentflow\.integrations\.ollama\b",),  # what its SDK speaks HTTP with
-    "httpx2": (r"agentflow\.integrations\.\w*(openai|anthropic)\w*\b",),  # what their SDKs do
+    "httpx2": (r"agentflow\.integrations\.\w*(openai|anthropic|mcp)\w*\b",),  # what their SDKs do
     "msgspec": (r"agentflow\b",),
     "opentelemetry": (r"agentflow\.observability\b",),
     "prometheus_client": (r"agentflow\.observability\b",),  # what OpenTelemetry's exporter for it writes to

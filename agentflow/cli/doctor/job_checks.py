@@ -28,11 +28,11 @@ def read_subject(
         variables: Environment; None: that of the process.
     """
     from agentflow.cli.config_file import load_job_file, read_layers
-    from agentflow.cli.problems import ProblemList
+    from agentflow.plan.file_problems import ProblemList
 
     subject = Subject(path, dict(os.environ if variables is None else variables))
     try:
-        subject.layer = read_layers(
+        subject.layer, _ = read_layers(
             path, ProblemList(), profile=profile, settings=settings, variables=subject.variables
         )
         subject.job_file = load_job_file(path, profile=profile, settings=settings, variables=subject.variables)
@@ -71,13 +71,28 @@ def agent(subject: Subject) -> Sequence[Finding]:
 
 
 def resources(subject: Subject) -> Sequence[Finding]:
-    """Look at the models, tools and servers that the agent declares."""
+    """Build the models, tools and servers that the agent declares, as a job does at their first use; none is opened."""
+    from agentflow.actions.policies import chat_policy
+    from agentflow.api.chat_models import BaseChatModelSetup
+    from agentflow.runtime.resources import Resources
+
     assert subject.plan is not None, "needs the agent"
     declared = subject.plan.resources
     if not declared:
         return [skipped("the agent declares none")]
+    found: list[Finding] = []
+    built = Resources().of(subject.plan)
+    for one in declared:
+        try:
+            made = built.get_resource(one.name, one.type)
+            if isinstance(made, BaseChatModelSetup):
+                chat_policy(made, subject.plan.config)
+        except ConfigError as failure:
+            found += [
+                error(problem, "a resource that can be built", _validate(subject)) for problem in failure.problems
+            ]
     names = ", ".join(f"{resource.name} ({resource.type.value})" for resource in declared)
-    return [note(f"{names}: this version of agentflow keeps them in the plan, and opens none")]
+    return found or [ok(f"{names}: all of them can be built")]
 
 
 def secrets(subject: Subject) -> Sequence[Finding]:
@@ -137,7 +152,7 @@ def _literals(layer: Layer) -> Iterator[Finding]:
     """Secrets that stand in the file itself, or in a flag, which every process of the machine can see."""
     from agentflow.cli.keys import key_table
     from agentflow.cli.references import has_reference, references_in
-    from agentflow.cli.yaml_source import Scalar
+    from agentflow.plan.yaml_source import Scalar
 
     keys = key_table().keys
     for path, entry in layer.items():

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
-from agentflow.connectors.kafka.connection import client_options, unreachable
 from agentflow.connectors.kafka.partitioners import murmur2
 from agentflow.connectors.kafka.plain_producer import PlainProducer
-from agentflow.connectors.kafka.topics import known_topics
+from agentflow.connectors.kafka.topics import ensure_topic
 from agentflow.runtime.settings import KafkaSettings, TopicSettings
 
 _BATCH_BYTES = 512 * 2**10
@@ -75,25 +71,11 @@ class KafkaEventLog:
             raise
 
     async def _start(self) -> PlainProducer:
-        await self._prepare_topic()
+        await ensure_topic(self._settings, self._creation, self._topic)
         producer = self._producer = PlainProducer(self._settings, _BATCH_BYTES)
         await producer.start()
         self._partitions = await producer.partitions(self._topic)
         return producer
-
-    async def _prepare_topic(self) -> None:
-        admin = AIOKafkaAdminClient(**client_options(self._settings))
-        try:
-            await admin.start()
-            if self._creation.create and self._topic not in await known_topics(admin, [self._topic]):
-                brokers = len((await admin.describe_cluster())["brokers"])
-                replicas = self._creation.replication_factor or min(3, brokers)
-                with contextlib.suppress(TopicAlreadyExistsError):
-                    await admin.create_topics([NewTopic(self._topic, self._creation.partitions or 1, replicas)])
-        except KafkaError as error:
-            raise unreachable(self._settings, error) from error
-        finally:
-            await admin.close()
 
     async def _stop(self) -> None:
         producer, self._producer = self._producer, None

@@ -155,6 +155,21 @@ async def prepare_topics(
     return report.facts
 
 
+async def ensure_topic(settings: KafkaSettings, creation: TopicSettings, topic: str) -> None:
+    """Create a topic that is no part of the job's work, if it is missing and may be created.
+
+    Raises:
+        ConfigError: ``kafka.security`` contradicts itself.
+        SourceError: No broker answers.
+    """
+    async with _started_admin(settings) as admin:
+        if creation.create and topic not in await known_topics(admin, [topic]):
+            brokers = len((await admin.describe_cluster())["brokers"])
+            replicas = creation.replication_factor or min(REPLICAS, brokers)
+            with contextlib.suppress(TopicAlreadyExistsError):
+                await admin.create_topics([NewTopic(topic, creation.partitions or 1, replicas)])
+
+
 async def inspect_topics(
     settings: KafkaSettings, creation: TopicSettings, topics: JobTopics, checkpoint_interval_ms: int
 ) -> TopicReport:

@@ -116,12 +116,11 @@ class ChatModelFaults(ChatModelWorld):
     async def test_server_that_is_not_there_is_unavailability(self, new_connection: NewConnection) -> None:
         async with served(new_connection, None) as (server, connection):
             await server.close()
-            with pytest.raises(ModelUnavailable) as raised:
+            with pytest.raises(ModelUnavailable):
                 await connection.complete(self.request())
-        assert raised.value.status is None
 
     @both_ways
-    @pytest.mark.parametrize("fault", [Hung(), Stalled(reply=_LONG)], ids=["hung", "stalled"])
+    @pytest.mark.parametrize("fault", [Hung(), Stalled(after_chunks=4, reply=_LONG)], ids=["hung", "stalled"])
     async def test_call_that_hangs_can_be_cancelled_and_leaves_no_request_open(
         self, new_connection: NewConnection, fault: Fault, *, is_streamed: bool
     ) -> None:
@@ -146,7 +145,9 @@ class ChatModelFaults(ChatModelWorld):
         if is_stalled and not connection.can_stream:
             pytest.skip("the adapter does not stream")
         call = asyncio.create_task(connection.complete(self.request(), on_delta if is_stalled else None))
-        await (begun if is_stalled else arrivals.all).wait()
+        sign = asyncio.create_task((begun if is_stalled else arrivals.all).wait())
+        await asyncio.wait([call, sign], return_when=asyncio.FIRST_COMPLETED)
+        assert not call.done(), call
         return call
 
     @both_ways

@@ -169,6 +169,9 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
+_URL_SAFE = str.maketrans("-_", "+/")  # Google reads both alphabets, and its SDK writes this one
+
+
 def _part(part: Mapping[str, Any]) -> Part:
     if "text" in part:
         return Part("text", part["text"])
@@ -178,6 +181,5 @@ def _part(part: Mapping[str, Any]) -> Part:
     held = _camel(held)
     media_type = held.get("mimeType", "")
     kind = media_type.partition("/")[0]
-    return Part(
-        kind if kind in {"image", "audio"} else "file", "", media_type, held.get("data", ""), held.get("fileUri", "")
-    )
+    data = held.get("data", "").translate(_URL_SAFE)
+    return Part(kind if kind in {"image", "audio"} else "file", "", media_type, data, held.get("fileUri", ""))

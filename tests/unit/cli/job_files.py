@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentflow.cli.config_file import load_job_file
-from agentflow.cli.problems import JobFileError
+from agentflow.plan.file_problems import JobFileError
 
 GOOD = """\
 job: reviews

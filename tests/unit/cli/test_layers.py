@@ -9,7 +9,7 @@ import pytest
 from agentflow.cli.config_file import load_job_file
 from agentflow.cli.job_file import JsonlSink, JsonlSource, StdinSource, StdoutSink
 from agentflow.cli.keys import key_table
-from agentflow.cli.problems import JobFileError
+from agentflow.plan.file_problems import JobFileError
 
 GOOD = """\
 job: reviews

@@ -11,7 +11,7 @@ import pytest
 from agentflow.api.agent import Agent
 from agentflow.cli.config_file import load_job_file
 from agentflow.cli.loading import load_program
-from agentflow.cli.problems import JobFileError
+from agentflow.plan.file_problems import JobFileError
 
 JOB = """\
 agent: {agent}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentflow.cli.config_file import load_job_file
-from agentflow.cli.problems import JobFileError
+from agentflow.plan.file_problems import JobFileError
 from tests.unit.cli.job_files import GOOD, problems, told
 
 
@@ -117,14 +117,14 @@ CASES = {
         "",
         """
         job.yaml: the file is empty
-        help: it needs agent, key-by, source and sink: agentflow schema --describe
+        help: it needs agent, key-by, source and sink, or agents: agentflow schema --describe
         """,
     ),
     "only a comment": (
         "# nothing yet\n",
         """
         job.yaml: the file is empty
-        help: it needs agent, key-by, source and sink: agentflow schema --describe
+        help: it needs agent, key-by, source and sink, or agents: agentflow schema --describe
         """,
     ),
     "list of keys": (
@@ -133,7 +133,7 @@ CASES = {
         job.yaml:1: a job file is a mapping of keys, not a list
           1 | - job: x
               ^^^^^^^^
-        help: it needs agent, key-by, source and sink: agentflow schema --describe
+        help: it needs agent, key-by, source and sink, or agents: agentflow schema --describe
         """,
     ),
     "one word": (
@@ -142,7 +142,7 @@ CASES = {
         job.yaml:1: a job file is a mapping of keys, not a text
           1 | reviews
               ^^^^^^^
-        help: it needs agent, key-by, source and sink: agentflow schema --describe
+        help: it needs agent, key-by, source and sink, or agents: agentflow schema --describe
         """,
     ),
 }

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentflow.cli.top import summary
 from agentflow.observability import names
 from agentflow.observability.job_view import quantile, view_of
 from agentflow.observability.otel_metrics import PrometheusText
@@ -83,3 +84,34 @@ def test_quantile_lies_in_the_bucket_of_the_value(values: list[float], share: fl
 def test_quantile_of_nothing_is_none() -> None:
     assert quantile(0.5, {}) is None
     assert quantile(0.5, {1.0: 0.0, math.inf: 0.0}) is None
+
+
+def test_calls_of_models_and_what_has_failed_are_shown_where_there_is_something() -> None:
+    assert view_of({"http://a": (None, scrape(1, r=records(1)))}).models is None
+
+    def calls(count: int) -> str:
+        labels = 'agent="A",action="act",resource="big",model="m"'
+        tokens = "\n".join(
+            f'agentflow_llm_tokens_total{{{labels},token_type="{kind}"}} {count * each}'
+            for kind, each in (("input", 10), ("output", 5), ("cached", 8), ("reasoning", 3))
+        )
+        return f"agentflow_llm_calls_total{{{labels}}} {count}\n{tokens}\nagentflow_llm_cost_total{{{labels}}} {count / 100}"
+
+    state = (
+        'agentflow_resources{resource="store",type="vector_store",state="failed"} 1\n'
+        'agentflow_resources{resource="openai",type="chat_model_connection",state="open"} 1\n'
+        'agentflow_gate_waiting{connection="openai"} 3\n'
+        'agentflow_gate_circuit_open{connection="openai"} 1\n'
+        'agentflow_gate_circuit_open{connection="ollama"} 0'
+    )
+    view = view_of({"http://a": (scrape(0, c=calls(10)), scrape(2, c=calls(30), s=state))})
+    assert view.models is not None
+    assert (view.models.calls_per_s, view.models.tokens_per_s, view.models.cost) == (10.0, 150.0, 0.3)
+    assert (view.models.waiting, view.resources_failed, view.circuits_open) == (3, ["store"], ["openai"])
+    line = dict(summary(view))
+    assert (line["model calls"], line["cost"], line["failed"], line["circuit open"]) == (
+        "10/s",
+        "0.3",
+        "store",
+        "openai",
+    )

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from agentflow.cli.trace_html import html_page
-from agentflow.cli.trace_views import duration_words, mermaid, text_tree
+from agentflow.cli.trace_views import call_words, duration_words, mermaid, node_parts, text_tree
 from agentflow.observability.event_log_search import runs_of
-from agentflow.observability.run_trace import run_trace
+from agentflow.observability.run_trace import TraceNode, run_trace
 
 RUN = "orders/0/7"
 
@@ -223,3 +223,15 @@ def test_runs_of_a_key_are_in_the_order_in_which_they_began():
         ]
     )
     assert [(run.run, run.records, run.problems) for run in runs] == [("a", 1, 0), ("b", 2, 1)]
+
+
+def test_calls_of_models_show_their_tokens_and_cost_and_tools_which_call_they_answer() -> None:
+    model = {"model": "gpt-x", "provider": "openai", "input_tokens": 1200, "output_tokens": 80, "cached_tokens": 1000}
+    node = TraceNode("llm", "big", "x", "success", attributes={**model, "cost": 0.00042, "attempt": 2})
+    assert call_words(node) == "gpt-x, 1,200 → 80 tokens, 1,000 cached, cost 0.00042, call 2"
+    assert "".join(text for text, _ in node_parts(node)) == f"llm big  ok  {call_words(node)}"
+    assert call_words(TraceNode("llm", "big", "x", "failed", attributes={"model": "m", "provider": "p"})) == "m"
+    assert call_words(TraceNode("llm", "big", "x", attributes={"provider": "p", "input_tokens": "many"})) == "p"
+    assert call_words(TraceNode("tool", "look", "x", attributes={"toolCallId": "call_1", "duration_s": 1})) == "call_1"
+    assert call_words(TraceNode("llm", "big", "x", attributes={"model": "of user code"})) == ""
+    assert call_words(TraceNode("event", "next", "x", attributes={"model": "m", "provider": "p"})) == ""

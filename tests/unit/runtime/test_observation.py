@@ -16,7 +16,7 @@ from agentflow.plan.plan import AgentPlan
 from agentflow.runtime import observation
 from agentflow.runtime.job import Job
 from agentflow.runtime.job_spec import AgentStage, JobSpec
-from agentflow.runtime.observation import JournalSeen, StepSeen, Turn
+from agentflow.runtime.observation import ExecutionReported, JournalSeen, StepSeen, Turn
 from agentflow.runtime.settings import JobSettings
 from agentflow.state.memory import MemoryKeyedState
 
@@ -333,3 +333,43 @@ def test_observers_behind_one_that_raises_are_told_and_failures_are_counted(
 
     assert asyncio.run(turns()) == (25, list(range(1, 26)))
     assert [record.agentflow["failures"] for record in caplog.records] == [1, 11, 21]  # type: ignore[attr-defined]
+
+
+class Listens(Notes):
+    """An observer that wants reports of some tasks, and what was said."""
+
+    def __init__(self, *, wants: bool) -> None:
+        super().__init__()
+        self._wants = wants
+
+    def wants_reports(self, task: Any) -> bool:
+        return self._wants and task.run.record.offset == 0
+
+    def wants_content(self, task: Any) -> bool:
+        return self.wants_reports(task)
+
+
+def test_reports_are_made_where_an_observer_wants_them_and_carry_what_was_said_without_secrets() -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        async def ask() -> None:
+            content = {"said": ["the key is s3cr3t-key", {"at": 1}]} if ctx.wants_content else None
+            ctx.report_execution_succeeded("llm", "big", {"model": "m"}, content=content)
+
+        ctx.resources._resources.secrets._remember("s3cr3t-key")
+        seen.append((ctx.is_observed, ctx.wants_content))
+        await ctx.durable_execute_async(ask, name="ask")
+        ctx.report_execution_failed("tool", "look", None, ValueError("no s3cr3t-key"))
+
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act)
+    seen: list[tuple[bool, bool]] = []
+    notes = Listens(wants=False)
+    observed(agent, [{"k": "a"}], notes)
+    assert (seen, [note for note in notes.notes if type(note) is ExecutionReported]) == ([(False, False)], [])
+
+    seen, notes = [], Listens(wants=True)
+    observed(agent, [{"k": "a"}, {"k": "b"}], notes)
+    assert seen == [(True, True), (False, False)], "it wants those of the first record"
+    said, failed = (note for note in notes.notes if type(note) is ExecutionReported)
+    assert (said.step, said.step_call, said.content) == (".0", 1, {"said": ["the key is ***", {"at": 1}]})
+    assert b"said" not in said.metadata
+    assert (failed.step, failed.step_call, failed.error) == ("", 0, "ValueError: no ***")

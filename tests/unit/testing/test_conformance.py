@@ -65,7 +65,7 @@ class ResumesAtTheLastRecord(GoodSource):
 
 
 class GivesTheSameRecordTwice(GoodSource):
-    records = [Record("good", number, number + 1, b"%d" % number) for number in range(5)]  # noqa: RUF012 (shared on purpose)
+    records = [Record("good", number, number + 1, b"%d" % number) for number in range(5)]
 
     def take(self, records_max: int) -> list[Record]:
         return [self.records[one.offset] for one in super().take(records_max)]

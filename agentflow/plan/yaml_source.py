@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from agentflow.cli.problems import Place, ProblemList
+from agentflow.plan.file_problems import Place, ProblemList
 
 NODES_MAX = 100_000  # with what aliases repeat: a file of a few lines can expand to any size
 DEPTH_MAX = 64

@@ -1,0 +1,179 @@
+"""MCP without a server: what content becomes, what is secret, what cannot be."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import sys
+
+import pytest
+from mcp import types
+
+from agentflow.api.chat_messages import ChatMessage, FilePart, ImagePart, TextPart
+from agentflow.api.resources import ResourceDescriptor, ResourceType
+from agentflow.errors import NotConfigured, ToolServerUnavailable
+from agentflow.integrations.mcp import (
+    ApiKeyAuth,
+    BasicAuth,
+    BearerTokenAuth,
+    MCPServer,
+    OAuthClientCredentials,
+)
+from agentflow.integrations.mcp_auth import Secrets
+from agentflow.integrations.mcp_content import argument_text, prompt_message, result_text
+
+TEXT = types.TextContent(text="hello")
+IMAGE = types.ImageContent(data=base64.b64encode(b"1234").decode(), mime_type="image/png")
+AUDIO = types.AudioContent(data=base64.b64encode(b"12345").decode(), mime_type="audio/wav")
+LINK = types.ResourceLink(uri="shop://list", name="list", mime_type="text/csv")
+NOTE = types.EmbeddedResource(resource=types.TextResourceContents(uri="shop://note", text="a note"))
+BLOB = types.EmbeddedResource(
+    resource=types.BlobResourceContents(uri="shop://b", blob=base64.b64encode(b"b").decode(), mime_type="image/gif")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "structured", "text"),
+    [
+        ([], None, ""),
+        ([TEXT], None, "hello"),
+        ([TEXT, TEXT], None, "hello\nhello"),
+        ([TEXT, IMAGE, AUDIO], None, "hello\n[image, image/png, 4 bytes]\n[audio, audio/wav, 5 bytes]"),
+        ([LINK, NOTE, BLOB], None, "[resource list: shop://list]\na note\n[resource shop://b, image/gif]"),
+        ([TEXT], {"a": [1, None]}, '{"a":[1,null]}'),
+        ([TEXT, IMAGE], {"a": 1}, '{"a":1}\n[image, image/png, 4 bytes]'),
+        ([TEXT], {}, "{}"),
+    ],
+)
+def test_a_result_becomes_text(content, structured, text):
+    assert result_text(types.CallToolResult(content=content, structured_content=structured)) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TEXT, ChatMessage("user", "hello")),
+        (IMAGE, ChatMessage("user", parts=[ImagePart("image/png", b"1234")])),
+        (AUDIO, ChatMessage("user", parts=[FilePart("audio/wav", b"12345")])),
+        (LINK, ChatMessage("user", parts=[FilePart("text/csv", url="shop://list", name="list")])),
+        (NOTE, ChatMessage("user", parts=[TextPart("a note")])),
+        (BLOB, ChatMessage("user", parts=[ImagePart("image/gif", b"b")])),
+    ],
+)
+def test_content_of_a_prompt_becomes_a_part(content, message):
+    assert prompt_message(types.PromptMessage(role="user", content=content)) == message
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [("a", "a"), (3, "3"), (True, "true"), (None, "null"), ([1, "b"], '[1,"b"]')]
+)
+def test_an_argument_of_a_prompt_becomes_text(value, text):
+    assert argument_text(value) == text
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        BearerTokenAuth(token="s3cret"),
+        BasicAuth(username="ann", password="s3cret"),
+        ApiKeyAuth(key="s3cret"),
+        OAuthClientCredentials(token_url="http://auth/token", client_id="shop", client_secret="s3cret"),
+    ],
+)
+def test_credentials_are_shown_nowhere(auth):
+    server = MCPServer(endpoint="http://shop/mcp", auth=auth)
+    assert "s3cret" not in repr(auth) + str(auth) + repr(server) + server.model_dump_json()
+    assert Secrets(auth).mask(f"a s3cret, {auth.headers}").count("s3cret") == 0
+
+
+def test_values_are_secret_whose_names_sound_like_it():
+    secrets = Secrets(
+        None, {"Authorization": "Bearer abc", "X-Tenant": "acme"}, {"GITHUB_TOKEN": "def", "REGION": "north"}
+    )
+    assert secrets.mask("abc def acme north, Bearer abc") == "*** *** acme north, ***"
+
+
+def test_tokens_that_were_renewed_are_secret_for_a_while():
+    secrets = Secrets(None)
+    for number in range(100):
+        secrets.add_token(f"token-{number}.")
+    assert secrets.mask("token-98. token-99.") == "*** ***"
+    assert secrets.mask("token-1.") == "token-1."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({}, "one of two ways"),
+        ({"endpoint": "http://shop/mcp", "command": "shop"}, "one of two ways"),
+        ({"endpoint": "shop/mcp"}, "no URL"),
+        ({"endpoint": "ftp://shop/mcp"}, "no URL"),
+        ({"command": "shop", "auth": {"type": "bearer", "token": "t"}}, "by env"),
+        ({"command": "shop", "headers": {"a": "b"}}, "by env"),
+    ],
+)
+def test_a_server_that_cannot_be_reached_is_refused_when_it_is_built(arguments, why):
+    with pytest.raises(NotConfigured, match=why):
+        MCPServer(**arguments)
+
+
+@pytest.mark.parametrize(
+    "auth", [{"type": "magic"}, {"type": "bearer"}, {"token": "s3cret"}, {"type": "basic", "password": 1}]
+)
+async def test_credentials_that_are_none_are_refused_when_it_is_opened(auth):
+    with pytest.raises(NotConfigured, match="auth of the MCP server 'shop'") as refused:
+        await MCPServer(endpoint="http://shop/mcp", auth=auth)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_duration_without_a_unit_is_seconds():
+    server = MCPServer(endpoint="http://shop/mcp", timeout="1.5m", call_timeout=2)
+    assert (server._timeout_s, server._call_timeout_s) == (90.0, 2.0)
+    with pytest.raises(ValueError, match="not a duration"):
+        MCPServer(endpoint="http://shop/mcp", timeout="soon")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "label"),
+    [
+        ({"endpoint": "https://ann:s3cret@shop:8000/mcp?key=s3cret"}, "shop:8000"),
+        ({"command": "shop-server"}, "shop-server"),
+    ],
+)
+def test_a_server_is_named_without_secrets(arguments, label):
+    assert MCPServer(**arguments).label == label
+
+
+def test_a_descriptor_is_json_and_builds_a_server():
+    descriptor = ResourceDescriptor(
+        MCPServer, endpoint="http://shop/mcp", auth={"type": "bearer", "token": "${env:TOKEN}"}
+    )
+    assert descriptor.clazz == "agentflow.integrations.mcp.MCPServer"
+    assert MCPServer(**descriptor.arguments).resource_type() is ResourceType.MCP_SERVER
+
+
+async def test_a_server_that_nobody_asked_is_closed_without_a_session():
+    await MCPServer(endpoint="http://shop/mcp").close()
+
+
+def test_an_unavailable_server_is_recorded_as_what_it_is():
+    error = ToolServerUnavailable("shop", "no answer in 5 s")
+    assert type(error)(*error.args).why == "no answer in 5 s"
+
+
+def test_the_sdk_is_imported_by_the_first_use_only():
+    code = """
+import asyncio, sys
+from agentflow.integrations.mcp import MCPServer
+from agentflow.errors import NotConfigured
+assert not {"mcp", "httpx2", "anyio", "pydantic"} & set(sys.modules)
+sys.modules["mcp"] = None  # as if it were not installed
+server = MCPServer(endpoint="http://shop/mcp")
+try:
+    asyncio.run(server.open())
+except NotConfigured as error:
+    assert "pip install 'agentflow[mcp]'" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
