@@ -246,7 +246,8 @@ class ModelRequest:
                     pieces.begin(timeout)
                 await self._setup
                 await connection
-                return await connection.complete(request, None if pieces is None else pieces.take)
+                answer = await connection.complete(request, None if pieces is None else pieces.take)
+                return self._without_secrets(answer)
         except ModelError as error:  # what the provider says may show what it was called with
             kept = (
                 error.provider or connection.provider,
@@ -264,7 +265,7 @@ class ModelRequest:
             raise ModelUnavailable(what, connection.provider, request.model) from None
 
     def _finished(self, answer: ChatMessage, idempotency_key: str) -> ChatMessage:
-        """Return the answer as it is recorded: its cost, ids of its tool calls, no secrets.
+        """Return the answer as it is recorded: its cost, ids of its tool calls.
 
         Raises:
             ContentRefused: The provider has filtered it, and nothing is left.
@@ -288,9 +289,11 @@ class ModelRequest:
             }
             for place, call in enumerate(answer.tool_calls)
         ]
-        plain = msgspec.to_builtins(
-            msgspec.structs.replace(answer, extra_args=extra, tool_calls=calls), builtin_types=(bytes,)
-        )
+        return msgspec.structs.replace(answer, extra_args=extra, tool_calls=calls)
+
+    def _without_secrets(self, answer: ChatMessage) -> ChatMessage:
+        """Return an answer as it may be recorded, reported and read: what a connection was made with is not in it."""
+        plain = msgspec.to_builtins(answer, builtin_types=(bytes,))
         return msgspec.convert(_scrubbed(plain, self._ctx.resources.scrub), ChatMessage)
 
 

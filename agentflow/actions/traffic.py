@@ -114,12 +114,13 @@ class Scope:
 class Admission:
     """A call that was let through; ended exactly once by `Gate.leave`."""
 
-    __slots__ = ("is_probe", "lane", "reserved")
+    __slots__ = ("is_probe", "lane", "reserved", "waited_s")
 
     def __init__(self, lane: Lane, reserved: list[tuple[Window, list[float]]], *, is_probe: bool) -> None:
         self.lane = lane
         self.reserved = reserved
         self.is_probe = is_probe
+        self.waited_s = 0.0
 
 
 class Lane:
@@ -236,18 +237,22 @@ class Gate:
         waiter: asyncio.Future[Admission | None] = self._loop.create_future()
         lane.push(key, (waiter, tokens, can_go_elsewhere))
         self._busy.setdefault(lane.name, lane)
+        began = self._loop.time()
         self.waiting += 1
         self._open_lanes()
         try:
-            return await waiter
+            admission = await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
                 lane.give_up(key, waiter)
                 self.waiting -= 1
                 self._open_lanes()  # it may have held a place
-            elif (admission := waiter.result()) is not None:  # it was let through a moment ago
-                self.leave(admission, tokens=0.0)
+            elif (passed := waiter.result()) is not None:  # it was let through a moment ago
+                self.leave(passed, tokens=0.0)
             raise
+        if admission is not None:
+            admission.waited_s = self._loop.time() - began
+        return admission
 
     def leave(
         self,

@@ -60,9 +60,11 @@ async def test_secret_of_a_connection_is_in_no_file_log_trace_or_plan(
     tmp_path: Path,
     reference: str,
     strategy: str | None,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_AND_EVENT")
     caplog.set_level(logging.DEBUG)
     heard: list[Any] = []
     said: list[Any] = []
@@ -106,6 +108,7 @@ async def test_secret_of_a_connection_is_in_no_file_log_trace_or_plan(
         "telemetry": b"".join(seen.bodies),
     }
     files = written(tmp_path)
+    assert any(b"let me show" in body for body in seen.bodies)  # what is said is captured
     assert any("/logs/" in path for path in files)
     assert any("/state/" in path for path in files)
     shown |= files
