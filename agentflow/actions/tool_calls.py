@@ -147,9 +147,12 @@ class _ToolRequest:
             return _misfit(error)
         except Exception as error:
             self._report_failure(error, metadata, began, arguments)
-            if tool.policy.retry is not None:
+            if tool.policy.retry is None:
+                return self.failed(error)
+            if ctx.resources.scrub(what := text_of(error)) == what:
                 raise
-            return self.failed(error)
+            kind, shown = f"{type(error).__module__}.{type(error).__qualname__}", ctx.resources.scrub(what)
+            raise StepFailed(f"{kind}: {shown}", original=kind, original_text=shown, traceback="") from None
         metadata = {**metadata, "duration_s": time.monotonic() - began}
         content = {"arguments": arguments, "result": cut(outcome.text)} if ctx.wants_content else None
         ctx.report_execution_succeeded(ExecutionEntityTypes.TOOL, name, metadata, content=content)

@@ -183,7 +183,7 @@ def test_killed_tool_loops_go_on_and_repeat_nothing_that_is_recorded(tmp_path: P
     told = (
         f"{KILLS} kills: {again[0]} of {calls} calls of the model and {again[1]} of {len(counted)} of tools made again"
     )
-    print(told)  # noqa: T201 (the figures)
+    print(told)
 
 
 @pytest.mark.chaos
@@ -203,4 +203,4 @@ def test_budget_of_calls_never_sees_one_call_more_over_kills(tmp_path: Path) -> 
         assert answered <= CALLS
         assert answered + output["counts"]["_budget_exhausted_event"] == QUESTIONS
     lost = FAN_OUTS * CALLS - sum(output["counts"].get("_chat_response_event", 0) for output in outputs)
-    print(f"{kills} kills: {lost} of {FAN_OUTS * CALLS} calls were in doubt, and count")  # noqa: T201 (as above)
+    print(f"{kills} kills: {lost} of {FAN_OUTS * CALLS} calls were in doubt, and count")

@@ -65,6 +65,6 @@ async def test_model_that_refuses_half_of_its_calls_takes_nothing_from_the_other
     assert len(took) == KEYS // 2
     in_turn = [place / when for place, when in enumerate(sorted(took), 1)]  # keys answered per second, at each answer
     rates = f"{alone:.0f} calls/s alone, {beside:.0f} beside the other: {beside / alone:.2f}"
-    print(f"\n{rates}; fairness {fairness(in_turn):.3f}")  # noqa: T201 (the figures)
+    print(f"\n{rates}; fairness {fairness(in_turn):.3f}")
     assert fairness(in_turn) > 0.8
     assert beside / alone > 0.6  # 0.9 and more where nobody else uses the processor

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentflow import Engine, RunFailed
+from agentflow import Engine, Retry, RunFailed
 from agentflow.api.resources import ResourceType
 from agentflow.api.tools import Tool
 from agentflow.plan.plan import AgentPlan
@@ -34,6 +34,10 @@ async def leak() -> dict[str, str]:
     return {"key": SECRET}
 
 
+async def retried() -> str:
+    raise LookupError(f"no entry for {SECRET}")
+
+
 async def fail() -> str:
     raise LookupError(f"no entry for {SECRET}")
 
@@ -45,7 +49,7 @@ def decide(request: Any) -> Reply | Fault:
             return Unauthorized()
         case "fail":
             return HttpError(500, message=f"cannot use {SECRET}")
-    calls = [ToolCall("leak", {}), ToolCall("fail", {}), ToolCall("fail", {"wrong": SECRET})]
+    calls = [ToolCall("leak", {}), ToolCall("fail", {}), ToolCall("retried", {}), ToolCall("fail", {"wrong": SECRET})]
     return Reply(f"let me show {SECRET}", tool_calls=calls) if turn == 0 else Reply(f"it is {SECRET}", reasoning=SECRET)
 
 
@@ -75,9 +79,11 @@ async def test_secret_of_a_connection_is_in_no_file_log_trace_or_plan(
         agent.add_resource(
             "m",
             ResourceType.CHAT_MODEL,
-            setup(tools=["leak", "fail"], max_retries=1, error_handling_strategy=strategy),
+            setup(tools=["leak", "fail", "retried"], max_retries=1, error_handling_strategy=strategy),
         )
         agent.add_resource("leak", ResourceType.TOOL, leak)
+        retry = Retry(attempts=2, initial="1ms")
+        agent.add_resource("retried", ResourceType.TOOL, Tool.from_callable(retried, retry=retry))
         agent.add_resource("fail", ResourceType.TOOL, Tool.from_callable(fail))
         with collector() as seen:
             config = {
