@@ -32,7 +32,15 @@ from agentflow.api.executions import ModelCall
 from agentflow.api.prompts import Prompt
 from agentflow.api.resources import ResourceType
 from agentflow.api.runner_context import RunnerContext
-from agentflow.errors import AgentflowError, CircuitOpen, ContentRefused, ModelError, ModelUnavailable, RateLimited
+from agentflow.errors import (
+    AgentflowError,
+    CircuitOpen,
+    ContentRefused,
+    ModelError,
+    ModelUnavailable,
+    RateLimited,
+    ToolServerUnavailable,
+)
 
 if TYPE_CHECKING:
     from agentflow.actions.model_calls import ChatTurn
@@ -112,6 +120,8 @@ class ModelRequest:
             request = await self._request(idempotency_key)
             await self._meter.reserve(self._estimate(request))
             return self._finished(await self._within_limits(connection, request, attempt), idempotency_key)
+        except ToolServerUnavailable as error:  # it was not called: it would not know its tools
+            raise ModelUnavailable(error.what, connection.provider, setup.model, None, None, idempotency_key) from None
         except ModelError as error:
             model = error.model or setup.model
             kept = (error.provider, model, error.status, error.retry_after_s, idempotency_key)

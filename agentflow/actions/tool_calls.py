@@ -20,16 +20,17 @@ import msgspec
 
 from agentflow.actions.approvals import Denied, approved
 from agentflow.actions.call_reports import cut
-from agentflow.actions.policies import ToolDefaults, tool_defaults
-from agentflow.actions.tool_lists import find_tool
+from agentflow.actions.policies import tool_defaults
+from agentflow.actions.tool_lists import declared_tool, find_tool
 from agentflow.api.chat_messages import ToolCall
 from agentflow.api.chat_models import BaseChatModelSetup
 from agentflow.api.durations import duration_ms
 from agentflow.api.encoding import text_of
 from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCategories, ToolExecutionMetadataKeys
+from agentflow.api.resources import ResourceType
 from agentflow.api.runner_context import RunnerContext
-from agentflow.api.steps import Done, OnInDoubt, Reconcile, StepIntent, reconcile
-from agentflow.api.tools import FunctionTool, InjectedArg, Tool, ToolParameterSource
+from agentflow.api.steps import Done, OnInDoubt, Reconcile, StepIntent, Verdict, reconcile
+from agentflow.api.tools import FunctionTool, InjectedArg, Tool, ToolParameterSource, ToolType
 from agentflow.errors import (
     AgentflowError,
     BudgetExhausted,
@@ -72,19 +73,19 @@ async def outcomes_of(
 
 async def _outcome(ctx: RunnerContext, setup: BaseChatModelSetup, call: ToolCall, tools: Sequence[Any]) -> ToolOutcome:
     name, arguments = call["function"]["name"], call["function"]["arguments"]
-    tool = await find_tool(ctx, setup, tools, name)
-    if tool is None:
-        return ToolOutcome(f"Tool `{name}` does not exist.", f"tool '{name}' is none of chat model '{setup.name}'")
+    tool = declared_tool(ctx, setup, tools, name)
+    if tool is None and not ctx.resources.names(ResourceType.MCP_SERVER):
+        return _missing(name, setup)
     if not isinstance(arguments, Mapping):
         what = f"The arguments for tool `{name}` are no JSON object: {arguments}"
         return ToolOutcome(what, what)
-    request = _ToolRequest(ctx, tool, call, tool_defaults(ctx.config))
+    request = _ToolRequest(ctx, setup, tools, tool, call)
     if (run := getattr(tool, "run_in", None)) is not None:  # an agent: its own steps are durable, it is none itself
         try:
             return ToolOutcome(await run(ctx, dict(arguments)))
         except (ModelError, OutputInvalid, BudgetExhausted) as error:
             return request.failed(error)
-    if tool.policy.requires_approval:
+    if tool is not None and tool.policy.requires_approval:
         try:
             tool.bind(dict(arguments), {})  # nobody is asked about a call that cannot be made
             arguments = await approved(ctx, tool, call)
@@ -99,7 +100,7 @@ async def _outcome(ctx: RunnerContext, setup: BaseChatModelSetup, call: ToolCall
             dict(arguments),
             name=f"tool:{name}",
             on_in_doubt=request.on_in_doubt,
-            retry=tool.policy.retry,
+            retry=None if tool is None else tool.policy.retry,
         )
     except InDoubt as error:
         return ToolOutcome(f"Nobody knows whether tool `{name}` was called: the process ended meanwhile.", error.what)
@@ -113,13 +114,33 @@ async def _outcome(ctx: RunnerContext, setup: BaseChatModelSetup, call: ToolCall
 
 
 class _ToolRequest:
-    """Calls one tool, inside of a durable step."""
+    """Calls one tool, inside of a durable step.
 
-    def __init__(self, ctx: RunnerContext, tool: Tool, call: ToolCall, defaults: ToolDefaults) -> None:
+    What MCP servers offer is looked up in there: a replay asks no server.
+
+    Args:
+        ctx: Context of the task.
+        setup: The chat model that wants it.
+        tools: More tools that it may call.
+        declared: The tool; None: it may be that of an MCP server.
+        call: The call.
+    """
+
+    def __init__(
+        self,
+        ctx: RunnerContext,
+        setup: BaseChatModelSetup,
+        tools: Sequence[Any],
+        declared: Tool | None,
+        call: ToolCall,
+    ) -> None:
         self._ctx = ctx
-        self._tool = tool
+        self._setup = setup
+        self._tools = tools
+        self._tool = declared
         self._call = call
-        self._defaults = defaults
+        self._name = call["function"]["name"]
+        self._defaults = tool_defaults(ctx.config)
 
     async def call(self, call_id: str, arguments: dict[str, Any]) -> ToolOutcome:  # noqa: ARG002 (it is in the digest)
         """Call the tool; its error is an outcome, unless it is to be called again.
@@ -127,18 +148,21 @@ class _ToolRequest:
         Raises:
             Exception: What the tool raises, where it has a retry policy.
         """
-        ctx, tool = self._ctx, self._tool
+        ctx, name, tool = self._ctx, self._name, self._tool
+        kind = ToolType.MCP if tool is None else tool.tool_type()
         metadata: dict[str, Any] = {
             ToolExecutionMetadataKeys.TOOL_CALL_ID: self._call["id"],
-            ToolExecutionMetadataKeys.TOOL_TYPE: str(tool.tool_type()),
+            ToolExecutionMetadataKeys.TOOL_TYPE: str(kind),
         }
-        name = tool.metadata.name
         ctx.report_execution_started(ExecutionEntityTypes.TOOL, name, metadata)
         began = time.monotonic()
         try:
             meta = {"agentflow/idempotency-key": ctx.idempotency_key}
-            bound = tool.bind(arguments, injected_arguments(ctx, tool), meta=meta)
             async with asyncio.timeout(self._timeout_s):
+                tool = tool or await find_tool(ctx, self._setup, self._tools, name)
+                if tool is None:
+                    return _missing(name, self._setup)
+                bound = tool.bind(arguments, injected_arguments(ctx, tool), meta=meta)
                 await tool
                 result = await _called(bound)
             outcome = self._outcome(result)
@@ -147,12 +171,11 @@ class _ToolRequest:
             return _misfit(error)
         except Exception as error:
             self._report_failure(error, metadata, began, arguments)
-            if tool.policy.retry is None:
+            if tool is None or tool.policy.retry is None:
                 return self.failed(error)
-            if ctx.resources.scrub(what := text_of(error)) == what:
+            if ctx.resources.scrub(text_of(error)) == text_of(error):
                 raise
-            kind, shown = f"{type(error).__module__}.{type(error).__qualname__}", ctx.resources.scrub(what)
-            raise StepFailed(f"{kind}: {shown}", original=kind, original_text=shown, traceback="") from None
+            raise self._scrubbed(error) from None
         metadata = {**metadata, "duration_s": time.monotonic() - began}
         content = {"arguments": arguments, "result": cut(outcome.text)} if ctx.wants_content else None
         ctx.report_execution_succeeded(ExecutionEntityTypes.TOOL, name, metadata, content=content)
@@ -160,30 +183,47 @@ class _ToolRequest:
 
     @property
     def on_in_doubt(self) -> OnInDoubt:
-        """What to do about a call in doubt: the tool's reconciler is asked about the tool's arguments, and says its result."""
+        """What to do about a call in doubt: the tool's reconciler is asked about the tool's arguments, and says its result.
+
+        Of a tool of an MCP server, the server says whether it can be called again.
+        """
+        if self._tool is None:
+            return reconcile(self._is_repeatable)
         policy = self._tool.policy.on_in_doubt
         if not isinstance(policy, Reconcile):
             return policy
-        ask, name = policy.function, self._tool.metadata.name
+        ask = policy.function
 
         async def verdict(intent: StepIntent) -> Any:  # noqa: ANN401 (a verdict)
-            asked = msgspec.structs.replace(intent, function=name, args=(), kwargs=intent.args[1])
+            asked = msgspec.structs.replace(intent, function=self._name, args=(), kwargs=intent.args[1])
             said = await _called(functools.partial(ask, asked))
             return Done(self._outcome(said.result)) if isinstance(said, Done) else said
 
         return reconcile(verdict)
 
+    async def _is_repeatable(self, intent: StepIntent) -> Verdict:  # noqa: ARG002 (the signature of a reconciler)
+        try:
+            tool = await find_tool(self._ctx, self._setup, self._tools, self._name)
+        except AgentflowError:  # the call itself will say so
+            return Verdict.NOT_DONE
+        return Verdict.NOT_DONE if tool is None or tool.policy.idempotent else Verdict.CANNOT_TELL
+
     @property
     def _timeout_s(self) -> float:
-        own = self._tool.policy.timeout
+        own = None if self._tool is None else self._tool.policy.timeout
         return (self._defaults.timeout_ms if own is None else duration_ms(own)) / 1000
+
+    def _scrubbed(self, error: Exception) -> StepFailed:
+        """Return an error as it may be recorded that shows a secret."""
+        kind, what = f"{type(error).__module__}.{type(error).__qualname__}", self._ctx.resources.scrub(text_of(error))
+        return StepFailed(f"{kind}: {what}", original=kind, original_text=what, traceback="")
 
     def _report_failure(
         self, error: Exception, metadata: dict[str, Any], began: float, arguments: dict[str, Any]
     ) -> None:
         self._ctx.report_execution_failed(
             ExecutionEntityTypes.TOOL,
-            self._tool.metadata.name,
+            self._name,
             {**metadata, "duration_s": time.monotonic() - began},
             error,
             ExecutionProblemCategories.TOOL_CALL_FAILED,
@@ -192,22 +232,26 @@ class _ToolRequest:
 
     def failed(self, error: Exception) -> ToolOutcome:
         """Return what an error is for the model, by policy, and in full."""
-        name = self._tool.metadata.name
         what = error.original_text if isinstance(error, StepFailed) else text_of(error)
         if isinstance(error, TimeoutError) and not what:
             what = f"it took longer than {self._timeout_s:g} s"
         kind = error.original.rpartition(".")[2] if isinstance(error, StepFailed) else type(error).__name__
         full = self._ctx.resources.scrub(f"{kind}: {what}")
-        told = f"Tool `{name}` execute failed."
+        told = f"Tool `{self._name}` execute failed."
         return ToolOutcome(told if self._defaults.error_text == "generic" else f"{told} {full}", full)
 
     def _outcome(self, result: object) -> ToolOutcome:
         text = result if isinstance(result, str) else msgspec.json.encode(result, enc_hook=_encoded).decode()
         text = self._ctx.resources.scrub(text)
-        most = self._tool.policy.result_max or self._defaults.result_max
+        own = None if self._tool is None else self._tool.policy.result_max
+        most = own or self._defaults.result_max
         if len(text) > most:
             text = f"{text[:most]}\n[the result has {len(text):,} characters; this is the beginning]"
         return ToolOutcome(text)
+
+
+def _missing(name: str, setup: BaseChatModelSetup) -> ToolOutcome:
+    return ToolOutcome(f"Tool `{name}` does not exist.", f"tool '{name}' is none of chat model '{setup.name}'")
 
 
 def _misfit(error: ToolArgumentsInvalid) -> ToolOutcome:

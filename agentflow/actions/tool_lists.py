@@ -37,6 +37,20 @@ async def tools_of(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence
     return list(found.values())
 
 
+def declared_tool(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[Any], name: str) -> Tool | None:
+    """Return the tool of the agent that a model wants to call; None: it may not, or it is none of the agent's own."""
+    for wanted in (*setup.tools, *more):
+        if isinstance(wanted, str):
+            is_declared = wanted == name and wanted in ctx.resources.names(ResourceType.TOOL)
+            tool = ctx.resources.get_resource(wanted, ResourceType.TOOL) if is_declared else None
+        else:
+            tool = wanted if isinstance(wanted, Tool) else Tool.of(wanted)
+        if tool is not None and tool.metadata.name == name:
+            found: Tool = tool
+            return found
+    return None
+
+
 async def find_tool(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[Any], name: str) -> Tool | None:
     """Return the tool that a model wants to call; None: it may not, or there is none."""
     return next((tool for tool in await tools_of(ctx, setup, more) if tool.metadata.name == name), None)

@@ -20,7 +20,7 @@ from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.durations import duration_ms
 from agentflow.api.resources import Resource, ResourceType
 from agentflow.api.tools import Tool, ToolMetadata, ToolPolicy, ToolType
-from agentflow.errors import MissingPromptVariable, NotConfigured, ToolFailed
+from agentflow.errors import MissingPromptVariable, NotConfigured, ToolFailed, ToolServerUnavailable
 from agentflow.integrations.mcp_auth import (
     ApiKeyAuth,
     Auth,
@@ -101,6 +101,7 @@ class MCPServer(Resource):
         self._read_timeout_s = _seconds(self.sse_read_timeout)
         self._call_timeout_s = _seconds(self.call_timeout)
         self._listed: dict[str, list[Any]] = {}  # what was discovered; emptied when it may have changed
+        self._last: dict[str, list[Any]] = {}  # what was discovered last, for while the server does not answer
         self._listings: dict[str, asyncio.Task[list[Any]]] = {}  # what is being discovered
         self._running: set[asyncio.Task[list[Any]]] = set()  # these, and those that a change has overtaken
         self._missing: list[str] = []  # tools that were asked for and are not there, as last said
@@ -125,8 +126,10 @@ class MCPServer(Resource):
     async def list_tools(self) -> list[Tool]:
         """Return the tools of the server, without those that ``tools`` leaves out. They are asked for again when they have changed.
 
+        While the server does not answer, they are what it said last.
+
         Raises:
-            ToolServerUnavailable: The server does not answer.
+            ToolServerUnavailable: The server does not answer, and never has.
             NotConfigured: It refuses the credentials, or cannot be started.
         """
         tools: list[MCPTool] = await self._discover("tools", self._read_tools)
@@ -312,7 +315,12 @@ class MCPServer(Resource):
             listing = self._listings[what] = asyncio.create_task(self._read_all(read))
             self._running.add(listing)
             listing.add_done_callback(functools.partial(self._keep, what))
-        return await asyncio.shield(listing)
+        try:
+            return await asyncio.shield(listing)
+        except ToolServerUnavailable:
+            if what not in self._last:
+                raise
+            return self._last[what]  # its calls fail, and nothing else
 
     def _keep(self, what: str, listing: asyncio.Task[list[Any]]) -> None:
         self._running.discard(listing)
@@ -320,7 +328,7 @@ class MCPServer(Resource):
         if self._listings.get(what) is listing:
             del self._listings[what]
             if is_right:
-                self._listed[what] = listing.result()
+                self._listed[what] = self._last[what] = listing.result()
 
     async def _read_all(self, read: ReadPage) -> list[Any]:
         listed: list[Any] = []

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from agentflow.errors import ConfigError
-from agentflow.observability.call_metrics import WatchedResources
+from agentflow.observability.call_metrics import WatchedResources, gate_figures
 from agentflow.observability.exporting import Reachability, reason_of
 
 _TURN_S = 0.1
@@ -137,7 +137,6 @@ def resources_document(resources: WatchedResources | None) -> dict[str, Any]:
     """Return how resources are doing, and the gates that calls of models pass; from any thread."""
     if resources is None:
         return {"resources": [], "gates": []}
-    gates = list(resources.traffic.gates.items())
     return {
         "resources": [
             {"name": one.name, "type": one.type, "state": one.state, **({"error": one.error} if one.error else {})}
@@ -149,9 +148,9 @@ def resources_document(resources: WatchedResources | None) -> dict[str, Any]:
                 "active": gate.active,
                 "waiting": gate.waiting,
                 "circuitOpen": gate.is_open_circuit,
-                "retryAfterSeconds": round(gate.retry_after_s(), 3),
+                "retryAfterSeconds": round(gate.retry_after_s, 3),
             }
-            for name, gate in gates
+            for name, gate in gate_figures(resources).items()
         ],
     }
 

@@ -257,12 +257,40 @@ class WatchedResources(Protocol):
 
     @property
     def traffic(self) -> Any:  # noqa: ANN401 (a `Traffic`)
-        """Its gates, by connection."""
+        """Its gates, by connection: the resource itself."""
         ...
 
     def health(self) -> Iterable[Any]:
         """How each resource is doing."""
         ...
+
+
+class GateFigures(msgspec.Struct):
+    """The gates of all connections of one name: two agents may each have one.
+
+    Attributes:
+        active: Calls that are on their way.
+        waiting: Calls that wait.
+        is_open_circuit: Whether calls are kept from one of them.
+        retry_after_s: How long that lasts still.
+    """
+
+    active: int = 0
+    waiting: int = 0
+    is_open_circuit: bool = False
+    retry_after_s: float = 0.0
+
+
+def gate_figures(resources: WatchedResources) -> dict[str, GateFigures]:
+    """Return what the gates do, by the name of the connection, or its class where it has none; from any thread."""
+    found: dict[str, GateFigures] = {}
+    for connection, gate in list(resources.traffic.gates.items()):
+        figures = found.setdefault(connection.name or type(connection).__name__, GateFigures())
+        figures.active += gate.active
+        figures.waiting += gate.waiting
+        figures.is_open_circuit |= gate.is_open_circuit
+        figures.retry_after_s = max(figures.retry_after_s, gate.retry_after_s())
+    return found
 
 
 def resource_metrics(
@@ -271,7 +299,7 @@ def resource_metrics(
     """Yield the metrics of resources and gates, each with what reads it when an exporter asks."""
 
     def gates(field: str) -> list[tuple[float, _Labels]]:
-        return [(getattr(gate, field), {"connection": name}) for name, gate in list(resources.traffic.gates.items())]
+        return [(getattr(gate, field), {"connection": name}) for name, gate in gate_figures(resources).items()]
 
     def states() -> list[tuple[float, _Labels]]:
         # Two agents may each have a resource of one name.

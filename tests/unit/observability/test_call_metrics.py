@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from agentflow.actions.traffic import Traffic
+from agentflow.api.chat_models import BaseChatModelConnection
 from agentflow.api.encoding import encode_msgpack
 from agentflow.api.executions import ModelCall
 from agentflow.core.inputs import StepCall
@@ -137,7 +138,10 @@ async def test_gates_and_resources_are_read_when_somebody_asks():
     asked = Asked()
     read = dict(resource_metrics(asked))
     assert read[names.GATE_ACTIVE]() == []
-    gate = asked.traffic.gate("openai", 1, 60)
+    connection, namesake, nameless = (BaseChatModelConnection() for _ in range(3))
+    connection.__dict__["name"] = namesake.__dict__["name"] = "openai"
+    gate = asked.traffic.gate(connection, 1, 60)
+    asked.traffic.gate(namesake, 1, 60)
     admission = await gate.enter("m", "", "k", (), 0)
     assert read[names.GATE_ACTIVE]() == [(1, {"connection": "openai"})]
     gate.leave(admission, tokens=0, is_failed=True)
@@ -148,6 +152,8 @@ async def test_gates_and_resources_are_read_when_somebody_asks():
     await asyncio.sleep(0)
     assert read[names.GATE_WAITING]() == [(1, {"connection": "openai"})]
     waiting.cancel()
+    asked.traffic.gate(nameless, 1, 60)
+    assert [labels["connection"] for _, labels in read[names.GATE_ACTIVE]()] == ["openai", "BaseChatModelConnection"]
     asked.traffic.close()
     assert read[names.RESOURCES]() == [
         (1, {"resource": "a", "type": "tool", "state": "built"}),
