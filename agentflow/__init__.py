@@ -64,6 +64,7 @@ from agentflow.errors import (
     RequestMismatch,
     RunFailed,
     UnknownRun,
+    UnknownWait,
 )
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ __all__ = [
     "ToolType",
     "TracingSettings",
     "UnknownRun",
+    "UnknownWait",
     "Usage",
     "Verdict",
     "action",

@@ -58,6 +58,7 @@ The tree (a class carries its recovery as data: what the engine does when it mee
     │   ├── EngineOverloaded   a limit is reached, and the caller does not want to wait
     │   ├── EngineClosed       the engine has ended, or drains
     │   ├── RequestMismatch    its id is that of another request
+    │   ├── UnknownWait        nobody waits for that answer, or not any more
     │   ├── RequestLost        the subtask restarted between the end of the run and its answer
     │   └── UnknownRun         there is no such run, or its result is not kept any more
     ├── MetricsUnreachable     no process of agentflow answers where its metrics were looked for
@@ -493,6 +494,10 @@ class RequestLost(RequestError):
 
 class UnknownRun(RequestError):
     """There is no such run, its answer is not kept, or not any more."""
+
+
+class UnknownWait(RequestError):
+    """There is no such wait for a person's answer, or it has ended."""
 
 
 class MetricsUnreachable(AgentflowError):

@@ -223,10 +223,18 @@ class World:
         return self.apply(ParkRequested(self.tasks[task]))
 
     def signal(
-        self, key: str, name: str, offset: int, value: object = True, *, correlation: str = "", run: str = ""
+        self,
+        key: str,
+        name: str,
+        offset: int,
+        value: object = True,
+        *,
+        correlation: str = "",
+        run: str = "",
+        step: str = "",
     ) -> list[str]:
         record = Record("signals", offset, offset + 1, b"{}")
-        signal = Signal(name, msgspec.msgpack.encode(value), correlation, run)
+        signal = Signal(name, msgspec.msgpack.encode(value), correlation, run, step)
         return self.apply(SignalReceived(record, msgspec.msgpack.encode(key), signal))
 
     def until(self, now_ms: int) -> list[str]:

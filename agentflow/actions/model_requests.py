@@ -164,7 +164,10 @@ class ModelRequest:
         while True:
             if self._has_fallback:
                 self._check_open(gate, connection)
-            admission = await gate.enter(setup.model, turn.tenant, str(ctx.key), policy.limits, tokens)
+            place = (setup.model, turn.tenant, str(ctx.key), policy.limits, tokens)
+            admission = await gate.enter(*place, can_go_elsewhere=self._has_fallback)
+            if admission is None:
+                continue
             used, is_answered, is_failed, closed_s = 0.0, False, False, None
             try:
                 answer = await self._timed(connection, request, attempt + refusals, admission.waited_s)
@@ -253,7 +256,8 @@ class ModelRequest:
                     pieces.begin(timeout)
                 await self._setup
                 await connection
-                return await connection.complete(request, None if pieces is None else pieces.take)
+                answer = await connection.complete(request, None if pieces is None else pieces.take)
+                return self._without_secrets(answer)
         except ModelError as error:  # what the provider says may show what it was called with
             kept = (
                 error.provider or connection.provider,
@@ -271,7 +275,7 @@ class ModelRequest:
             raise ModelUnavailable(what, connection.provider, request.model) from None
 
     def _finished(self, answer: ChatMessage, idempotency_key: str) -> ChatMessage:
-        """Return the answer as it is recorded: its cost, ids of its tool calls, no secrets.
+        """Return the answer as it is recorded: its cost, ids of its tool calls.
 
         Raises:
             ContentRefused: The provider has filtered it, and nothing is left.
@@ -295,9 +299,11 @@ class ModelRequest:
             }
             for place, call in enumerate(answer.tool_calls)
         ]
-        plain = msgspec.to_builtins(
-            msgspec.structs.replace(answer, extra_args=extra, tool_calls=calls), builtin_types=(bytes,)
-        )
+        return msgspec.structs.replace(answer, extra_args=extra, tool_calls=calls)
+
+    def _without_secrets(self, answer: ChatMessage) -> ChatMessage:
+        """Return an answer as it may be recorded, reported and read: what a connection was made with is not in it."""
+        plain = msgspec.to_builtins(answer, builtin_types=(bytes,))
         return msgspec.convert(_scrubbed(plain, self._ctx.resources.scrub), ChatMessage)
 
 

@@ -171,9 +171,11 @@ class _ToolRequest:
             return _misfit(error)
         except Exception as error:
             self._report_failure(error, metadata, began, arguments)
-            if tool is not None and tool.policy.retry is not None:
+            if tool is None or tool.policy.retry is None:
+                return self.failed(error)
+            if ctx.resources.scrub(text_of(error)) == text_of(error):
                 raise
-            return self.failed(error)
+            raise self._scrubbed(error) from None
         metadata = {**metadata, "duration_s": time.monotonic() - began}
         content = {"arguments": arguments, "result": cut(outcome.text)} if ctx.wants_content else None
         ctx.report_execution_succeeded(ExecutionEntityTypes.TOOL, name, metadata, content=content)
@@ -210,6 +212,11 @@ class _ToolRequest:
     def _timeout_s(self) -> float:
         own = None if self._tool is None else self._tool.policy.timeout
         return (self._defaults.timeout_ms if own is None else duration_ms(own)) / 1000
+
+    def _scrubbed(self, error: Exception) -> StepFailed:
+        """Return an error as it may be recorded that shows a secret."""
+        kind, what = f"{type(error).__module__}.{type(error).__qualname__}", self._ctx.resources.scrub(text_of(error))
+        return StepFailed(f"{kind}: {what}", original=kind, original_text=what, traceback="")
 
     def _report_failure(
         self, error: Exception, metadata: dict[str, Any], began: float, arguments: dict[str, Any]

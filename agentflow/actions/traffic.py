@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from agentflow.api.budgets import RateLimit
@@ -23,6 +23,9 @@ from agentflow.api.resources import Resource
 
 _WINDOW_S: Final = 60.0
 _LANES_MAX: Final = 4096  # above it, lanes that limit nothing are forgotten
+
+_Call = tuple["asyncio.Future[Admission | None]", float, bool]
+"""A call that waits: who, how many tokens, and whether it can go elsewhere."""
 
 _LaneName = tuple[str, str, tuple[RateLimit, ...]]
 """Model, tenant, and limits: setups of one model may have limits of their own."""
@@ -130,13 +133,13 @@ class Lane:
         self.scopes = scopes
         self.active = 0
         self.closed_until = 0.0
-        self.waiting: OrderedDict[str, deque[tuple[asyncio.Future[Admission], float]]] = OrderedDict()
+        self.waiting: OrderedDict[str, deque[_Call]] = OrderedDict()
 
-    def push(self, key: str, waiter: asyncio.Future[Admission], tokens: float) -> None:
+    def push(self, key: str, call: _Call) -> None:
         """Put a call behind the others of its key."""
-        self.waiting.setdefault(key, deque()).append((waiter, tokens))
+        self.waiting.setdefault(key, deque()).append(call)
 
-    def give_up(self, key: str, waiter: asyncio.Future[Admission]) -> None:
+    def give_up(self, key: str, waiter: asyncio.Future[Admission | None]) -> None:
         """Take a call away that does not want to wait any more."""
         rest = deque(call for call in self.waiting.get(key, ()) if call[0] is not waiter)
         if rest:
@@ -148,7 +151,7 @@ class Lane:
         """Whether nobody waits, no call is on its way, and it is not closed."""
         return not (self.waiting or self.active or self.closed_until > now)
 
-    def head(self) -> tuple[asyncio.Future[Admission], float] | None:
+    def head(self) -> _Call | None:
         """Return the call whose turn it is; those that were given up are dropped. None: nobody waits."""
         while self.waiting:
             key, calls = next(iter(self.waiting.items()))
@@ -208,13 +211,31 @@ class Gate:
         lane = self._lanes.get((model, tenant, tuple(limits)))
         return 0.0 if lane is None else max(0.0, lane.closed_until - self._loop.time())
 
-    async def enter(self, model: str, tenant: str, key: str, limits: Sequence[RateLimit], tokens: float) -> Admission:
-        """Return when the call may be made; whoever gets it has to `leave`."""
+    async def enter(
+        self,
+        model: str,
+        tenant: str,
+        key: str,
+        limits: Sequence[RateLimit],
+        tokens: float,
+        *,
+        can_go_elsewhere: bool = False,
+    ) -> Admission | None:
+        """Return when the call may be made; whoever gets it has to `leave`.
+
+        Args:
+            model: Name of the model.
+            tenant: Whose limits count.
+            key: Keys take turns.
+            limits: Of the model.
+            tokens: What the call is taken to use.
+            can_go_elsewhere: Return None when the circuit opens, or the provider closes the lane, meanwhile.
+        """
         lane = self._lane(model, tenant, limits)
         if not self.waiting and self._wait_s(lane, tokens) == 0.0:
             return self._admit(lane, tokens)
-        waiter: asyncio.Future[Admission] = self._loop.create_future()
-        lane.push(key, waiter, tokens)
+        waiter: asyncio.Future[Admission | None] = self._loop.create_future()
+        lane.push(key, (waiter, tokens, can_go_elsewhere))
         self._busy.setdefault(lane.name, lane)
         began = self._loop.time()
         self.waiting += 1
@@ -226,10 +247,11 @@ class Gate:
                 lane.give_up(key, waiter)
                 self.waiting -= 1
                 self._open_lanes()  # it may have held a place
-            else:  # it was let through a moment ago
-                self.leave(waiter.result(), tokens=0.0)
+            elif (passed := waiter.result()) is not None:  # it was let through a moment ago
+                self.leave(passed, tokens=0.0)
             raise
-        admission.waited_s = self._loop.time() - began
+        if admission is not None:
+            admission.waited_s = self._loop.time() - began
         return admission
 
     def leave(
@@ -257,8 +279,9 @@ class Gate:
             scope.active -= 1
         for window, entry in admission.reserved:
             window.settle(entry, tokens)
-        if closed_s is not None:
+        if closed_s:
             admission.lane.closed_until = max(admission.lane.closed_until, now + closed_s)
+            self._turn_away([admission.lane])
         if admission.is_probe:
             self._is_probing = False
         if is_answered:
@@ -267,12 +290,22 @@ class Gate:
             self._failures += 1
             if self.is_open_circuit:
                 self._open_until = now + self._open_s
+                self._turn_away(self._busy.values())
         self._open_lanes()
 
     def close(self) -> None:
         """Forget the timer."""
         if self._timer is not None:
             self._timer.cancel()
+
+    def _turn_away(self, lanes: Iterable[Lane]) -> None:
+        """Let those go who can ask another model, instead of waiting for this provider."""
+        for lane in lanes:
+            for calls in lane.waiting.values():
+                for waiter, _, can_go_elsewhere in calls:
+                    if can_go_elsewhere and not waiter.done():
+                        waiter.set_result(None)
+                        self.waiting -= 1
 
     def _lane(self, model: str, tenant: str, limits: Sequence[RateLimit]) -> Lane:
         name = (model, tenant, tuple(limits))

@@ -394,6 +394,7 @@ class RunnerContext(Reporting, msgspec.Struct, eq=False, repr_omit_defaults=True
         timeout: timedelta | str | None = None,
         default: Any = None,  # noqa: ANN401 (a user's value)
         correlation: str = "",
+        about: Any = None,  # noqa: ANN401 (a user's value)
     ) -> Awaitable[Any]:
         """Wait for a signal to this key, durably; return its value.
 
@@ -405,6 +406,8 @@ class RunnerContext(Reporting, msgspec.Struct, eq=False, repr_omit_defaults=True
             timeout: Longest wait, recorded as a deadline; None: no end. (`asyncio.timeout` around it is no state.)
             default: What is returned when the time is up.
             correlation: Tells apart waits for one name: only a signal with the same one ends this one.
+            about: What people are shown of it by ``agentflow inbox`` and `Engine.inbox`: whatever JSON can carry. It is recorded with the
+                wait, and may differ in a replay.
         """
         if not name:
             msg = "wait_for takes the name of a signal"
@@ -413,7 +416,7 @@ class RunnerContext(Reporting, msgspec.Struct, eq=False, repr_omit_defaults=True
         check_text(correlation, "wait_for: correlation")
         timeout_ms = None if timeout is None else duration_ms(timeout)
         runner = self._step_runner("wait_for")
-        return runner.wait_for(self, name, correlation, timeout_ms, default)  # type: ignore[no-any-return]
+        return runner.wait_for(self, name, correlation, timeout_ms, default, about)  # type: ignore[no-any-return]
 
     def patch(self, change: str) -> bool:
         """Say whether this run goes the new way of a change of its code, so that old and new runs live side by side.

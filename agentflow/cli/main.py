@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from agentflow.cli.argument_types import duration, from_one
 from agentflow.cli.check_parsers import add_check_commands
+from agentflow.cli.inbox_parsers import add_inbox_commands, with_inbox_verb
 from agentflow.cli.output import EXIT_WRONG_USE, print_error, report_error
 from agentflow.cli.state_parsers import add_savepoint_commands, add_state_commands
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         parser = _parser()
-        chosen = parser.parse_args(arguments)
+        chosen = parser.parse_args(with_inbox_verb(arguments))
         if chosen.command is None:
             parser.print_help(sys.stderr)
             return EXIT_WRONG_USE
@@ -80,7 +81,10 @@ _COMMANDS = {
     "runs cancel": "run_commands:control_run",
     "runs retry": "run_commands:control_run",
     "journal show": "run_commands:show_run",
-    "inbox": "run_commands:inbox",
+    "inbox list": "inbox_commands:list_waits",
+    "inbox show": "inbox_commands:show_wait",
+    "inbox approve": "inbox_commands:answer",
+    "inbox deny": "inbox_commands:answer",
     "signal": "run_commands:send_signal",
     "savepoint create": "savepoint_commands:create",
     "savepoint list": "savepoint_commands:list_all",
@@ -252,17 +256,21 @@ def _add_run_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     journal = _add_command(commands, "journal", "look at the records of durable steps")
     verbs = journal.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser, required=True)
     records = _add_command(verbs, "show", "show the records of an unfinished run")
-    waiting = _add_command(commands, "inbox", "list who waits for which signal, and since when")
+    add_inbox_commands(commands, _add_command, _add_job_file)
     sending = _add_command(commands, "signal", "send a signal to runs that wait for it, or will")
     _add_job_file(checking)
-    for command in (listing, show, records, waiting, sending, cancelling, retrying):
+    for command in (listing, show, records, sending, cancelling, retrying):
         _add_job_file(command, text="the job file, or a state directory")
-    for command in (listing, show, checking, records, waiting, sending, cancelling, retrying):
+    for command in (listing, show, checking, records, sending, cancelling, retrying):
         command.add_argument("--json", action="store_true", help="print JSON")
     for command in (show, records):
         command.add_argument("run", metavar="RUN", help="the run, as 'runs list' names it")
     for command in (sending, cancelling, retrying):
-        command.add_argument("key", metavar="KEY", help="the key; a number is one, a text may have JSON's quotes")
+        command.add_argument(
+            "key",
+            metavar="KEY",
+            help='the key: a number, a text (in JSON\'s quotes, if it looks like one), {"$bytes": "<base64>"}',
+        )
         command.add_argument("--agent", default="", metavar="NAME", help="for this agent of a chain")
     cancelling.add_argument("--reason", default="", metavar="TEXT", help="why; the CancelEvent has it")
     sending.add_argument("name", metavar="NAME", help="the name that ctx.wait_for waits for")

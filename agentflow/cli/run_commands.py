@@ -1,4 +1,4 @@
-"""Commands that look at the runs of a job and talk to them: `runs list|show|check|cancel|retry`, `journal show`, `inbox`, `signal`.
+"""Commands that look at the runs of a job and talk to them: `runs list|show|check|cancel|retry`, `journal show`, `signal`.
 
 They work beside a running job and on a stopped one. What a job's state holds is seen as of its last checkpoint, with the journal of
 an embedded job up to this moment.
@@ -20,10 +20,11 @@ from agentflow.errors import ConfigError
 if TYPE_CHECKING:
     from agentflow.cli.job_file import JobFile
     from agentflow.runtime.inspection import RunView, StepView
+    from agentflow.runtime.redaction import Redaction
     from agentflow.runtime.replay_check import DivergingRun
 
 
-def _job(chosen: argparse.Namespace) -> JobFile | Path:
+def job_of(chosen: argparse.Namespace) -> JobFile | Path:
     """Return the job file that the command line names, or the state directory, which an embedded engine has alone."""
     path = Path(chosen.config)
     if not path.is_dir():
@@ -35,14 +36,15 @@ def _job(chosen: argparse.Namespace) -> JobFile | Path:
     return path
 
 
-def _runs(job: JobFile | Path) -> list[RunView]:
+def runs_of(job: JobFile | Path, redaction: Redaction | None = None) -> list[RunView]:
+    """Return the unfinished runs of a job; ``redaction``: what must not be seen, None: what the job's rules say."""
     from agentflow.core.delta import Table
     from agentflow.runtime.inspection import unfinished_runs
     from agentflow.runtime.redaction import Redaction
     from agentflow.state.rocksdb_rows import StateView
 
     views: list[RunView] = []
-    redaction = Redaction(None if isinstance(job, Path) else job.settings.redaction)
+    redaction = redaction or Redaction(None if isinstance(job, Path) else job.settings.redaction)
     for subtask in _subtasks(job):
         view = StateView(subtask)
         try:
@@ -54,11 +56,12 @@ def _runs(job: JobFile | Path) -> list[RunView]:
 
 
 def _subtasks(job: JobFile | Path) -> list[Path]:
-    directory = _state_dir(job)
+    directory = state_dir(job)
     return sorted(directory.glob("subtask-*")) or [directory / "subtask-0"]
 
 
-def _state_dir(job: JobFile | Path) -> Path:
+def state_dir(job: JobFile | Path) -> Path:
+    """Return where the state of a job is."""
     if isinstance(job, Path):
         return job
     directory = job.settings.state.dir
@@ -71,12 +74,12 @@ def list_runs(chosen: argparse.Namespace) -> int:
     """Print the unfinished runs of a job, a line each."""
     import msgspec
 
-    runs = _runs(_job(chosen))
+    runs = runs_of(job_of(chosen))
     if chosen.json:
         print_json([{**msgspec.to_builtins(run), "steps": len(run.steps)} for run in runs])
         return EXIT_DONE
     rows = [
-        [run.run, repr(run.key), run.state, run.task or "-", run.attempt, len(run.steps), _time(run.admitted_ms), _time(run.due_ms)]
+        [run.run, repr(run.key), run.state, run.task or "-", run.attempt, len(run.steps), time_text(run.admitted_ms), time_text(run.due_ms)]
         for run in runs
     ]  # fmt: skip
     print_table(["RUN", "KEY", "STATE", "TASK", "ATTEMPT", "RECORDS", "ADMITTED", "NEXT"], rows)
@@ -87,7 +90,7 @@ def show_run(chosen: argparse.Namespace) -> int:
     """Print an unfinished run and what is recorded of it; exit status 3 when there is none of that id."""
     import msgspec
 
-    found = [run for run in _runs(_job(chosen)) if run.run == chosen.run]
+    found = [run for run in runs_of(job_of(chosen)) if run.run == chosen.run]
     if not found:
         print(f"there is no unfinished run {chosen.run}")
         return EXIT_PROBLEMS_FOUND
@@ -100,10 +103,10 @@ def show_run(chosen: argparse.Namespace) -> int:
             ("run", run.run),
             ("key", repr(run.key)),
             ("state", run.state),
-            ("admitted", _time(run.admitted_ms)),
+            ("admitted", time_text(run.admitted_ms)),
             ("task", run.task or "-"),
             ("attempt", run.attempt),
-            ("next", _time(run.due_ms)),
+            ("next", time_text(run.due_ms)),
         ):
             print(f"{name:<9} {value}")
         print()
@@ -115,35 +118,17 @@ def show_run(chosen: argparse.Namespace) -> int:
 
 
 def _step_cells(step: StepView) -> list[object]:
-    due = f" until {_time(step.due_ms)}" if step.due_ms is not None else ""
+    due = f" until {time_text(step.due_ms)}" if step.due_ms is not None else ""
     return [
         f"{step.task}{step.path}",
         step.function or "-",
         step.kind,
         step.attempt,
-        _time(step.at_ms),
+        time_text(step.at_ms),
         step.digest[:8] or "-",
         step.where or "-",
         f"{step.preview}{due}".strip() or "-",
     ]
-
-
-def inbox(chosen: argparse.Namespace) -> int:
-    """Print who waits for which signal, and since when."""
-    import msgspec
-
-    from agentflow.runtime.inspection import waits_for_signals
-
-    waits = waits_for_signals(_runs(_job(chosen)))
-    if chosen.json:
-        print_json(msgspec.to_builtins(waits))
-        return EXIT_DONE
-    rows = [
-        [repr(wait.key), wait.name, wait.correlation or "-", wait.run, _time(wait.since_ms), _time(wait.due_ms)]
-        for wait in waits
-    ]
-    print_table(["KEY", "SIGNAL", "CORRELATION", "RUN", "SINCE", "UNTIL"], rows)
-    return EXIT_DONE
 
 
 def send_signal(chosen: argparse.Namespace) -> int:
@@ -152,7 +137,7 @@ def send_signal(chosen: argparse.Namespace) -> int:
 
     from agentflow.runtime.signals import encode_signal
 
-    job = _job(chosen)
+    job = job_of(chosen)
     try:
         value: Any = msgspec.json.decode(chosen.value) if chosen.value is not None else None
     except msgspec.DecodeError as error:
@@ -163,7 +148,7 @@ def send_signal(chosen: argparse.Namespace) -> int:
     document = encode_signal(
         key, chosen.name, value, correlation=chosen.correlation, run=chosen.run, agent=chosen.agent
     )
-    _deliver(job, key, document)
+    deliver(job, key, document)
     if chosen.json:
         print_json(msgspec.json.decode(document))
     else:
@@ -216,10 +201,10 @@ def control_run(chosen: argparse.Namespace) -> int:
 
     from agentflow.runtime.signals import encode_control
 
-    job, key = _job(chosen), key_of(chosen.key)
+    job, key = job_of(chosen), key_of(chosen.key)
     run, reason = getattr(chosen, "run", ""), getattr(chosen, "reason", "")
     document = encode_control(key, chosen.verb, run=run, reason=reason, agent=chosen.agent)
-    _deliver(job, key, document)
+    deliver(job, key, document)
     if chosen.json:
         print_json(msgspec.json.decode(document))
     else:
@@ -227,7 +212,8 @@ def control_run(chosen: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _deliver(job: JobFile | Path, key: object, document: bytes) -> None:
+def deliver(job: JobFile | Path, key: object, document: bytes) -> None:
+    """Send a signal to a job; it is durable when this returns, whether the job runs or not."""
     from agentflow.cli.job_file import KafkaSource
 
     if not isinstance(job, Path) and isinstance(source := job.composition.source, KafkaSource):
@@ -238,7 +224,7 @@ def _deliver(job: JobFile | Path, key: object, document: bytes) -> None:
         return
     from agentflow.connectors.signal_spool import SignalSpool
 
-    SignalSpool(_state_dir(job) / "signals").append_now(document)
+    SignalSpool(state_dir(job) / "signals").append_now(document)
 
 
 async def _send(job_file: JobFile, inputs: Sequence[str], topic: str, key: object, document: bytes) -> None:
@@ -259,15 +245,20 @@ async def _send(job_file: JobFile, inputs: Sequence[str], topic: str, key: objec
 
 
 def key_of(text: str) -> object:
-    """Return a key as it is written: JSON where that is a number, or a text in quotes; else the text itself."""
+    """Return a key as it is written: JSON where that is a number, a text in quotes, or ``{"$bytes": "<base64>"}``; else the text itself."""
     import msgspec
+
+    from agentflow.state.typed_json import untyped
 
     try:
         value: object = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+        if isinstance(value, dict) and isinstance(made := untyped(value), bytes):
+            return made
+    except ValueError:  # no JSON, or no base64
         return text
     return value if isinstance(value, int | float | str) and not isinstance(value, bool) else text
 
 
-def _time(ms: int | None) -> str:
+def time_text(ms: int | None) -> str:
+    """Return a time as commands print it."""
     return "-" if ms is None else datetime.fromtimestamp(ms / 1000, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")

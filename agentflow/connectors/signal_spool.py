@@ -80,6 +80,16 @@ class SignalSpool:
             self._next += 1
         return records
 
+    def documents(self) -> list[bytes]:
+        """Return the signals that are there, in order; the job may have read some of them."""
+        found = []
+        for path in sorted(self._directory.glob("*.json")):
+            try:
+                found.append(path.read_bytes())
+            except FileNotFoundError:  # released meanwhile
+                continue
+        return found
+
     async def append(self, document: bytes) -> None:
         """Write a signal; it is durable when this returns.
 

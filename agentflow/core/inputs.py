@@ -126,11 +126,13 @@ class WaitOrder(msgspec.Struct, frozen=True, gc=False):
         duration_ms: Longest wait; None: no end.
         signal: Name of the signal that ends it; empty: none does.
         correlation: Tells apart waits for the same name.
+        about: What people are shown of it, encoded; empty: nothing.
     """
 
     duration_ms: int | None
     signal: str = ""
     correlation: str = ""
+    about: bytes = b""
 
 
 class StepRequested(msgspec.Struct):
@@ -209,12 +211,18 @@ class Signal(msgspec.Struct, frozen=True):
         value: Encoded value.
         correlation: Tells apart signals of the same name; empty where the wait has none.
         run: Only for this run; empty: for whichever waits longest.
+        step: Only for the wait at this place of the run: path of its task, and its own; empty: wherever.
     """
 
     name: str
     value: bytes
     correlation: str = ""
     run: str = ""
+    step: str = ""
+
+    def is_for(self, run: str, step: str) -> bool:
+        """Whether a wait that has its name and correlation is meant."""
+        return self.run in ("", run) and self.step in ("", step)
 
 
 class SignalReceived(msgspec.Struct):

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 import msgspec
 
 from agentflow.core.delta import StateWrite, StoredRow, Table
-from agentflow.core.inputs import SignalReceived
+from agentflow.core.inputs import Signal, SignalReceived
+from agentflow.core.waits import OpenWait
 
 _SEPARATOR = "\0"
 
@@ -25,6 +26,12 @@ class BufferedSignal(msgspec.Struct, array_like=True, frozen=True):
     value: bytes
     position: str
     received_ms: int
+    step: str = ""
+
+    @property
+    def signal(self) -> Signal:
+        """What was received."""
+        return Signal(self.name, self.value, self.correlation, self.run, self.step)
 
     @property
     def row_name(self) -> str:
@@ -69,16 +76,17 @@ class SignalBuffer:
         """Keep a signal; there is room."""
         signal = received.signal
         entry = BufferedSignal(
-            signal.name, signal.correlation, signal.run, signal.value, received.record.run_id, now_ms
+            signal.name, signal.correlation, signal.run, signal.value, received.record.run_id, now_ms, signal.step
         )
         self._add(received.key, entry)
         self._changed[received.key, entry.row_name] = entry
 
-    def take(self, key: bytes, name: str, correlation: str, run: str) -> BufferedSignal | None:
-        """Take the oldest signal for a wait of ``run``; None when there is none."""
-        for entry in self._by_slot.get((key, name, correlation), ()):
-            if entry.run in ("", run):
-                self._remove(key, entry)
+    def take(self, opened: OpenWait) -> BufferedSignal | None:
+        """Take the oldest signal for a wait; None when there is none."""
+        run, wait = opened.task.run, opened.wait
+        for entry in self._by_slot.get((run.key, wait.signal, wait.correlation), ()):
+            if entry.signal.is_for(run.id, opened.step):
+                self._remove(run.key, entry)
                 return entry
         return None
 

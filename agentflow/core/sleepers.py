@@ -213,6 +213,11 @@ class Sleepers:
     def _is_folded(self, entry: _Entry) -> bool:
         return self.by_key.get(entry[1]) is entry[2]
 
+    @property
+    def run_ids(self) -> list[str]:
+        """Ids of the folded runs."""
+        return [_decode(stored).run_id for stored in self.by_key.values()]
+
     def inputs(self, prefix: str) -> Iterator[tuple[str, bytes, bytes | None]]:
         """Iterate over id, key and input of the folded runs whose id begins with ``prefix``."""
         for key, stored in self.by_key.items():

@@ -178,8 +178,7 @@ class Steps:
 
     def _wait(self, task: ActionTask, call: StepCall, wait: Wait, now_ms: int) -> None:
         """Let a step wait, unless its signal has come already."""
-        run = task.run
-        early = self.signals.take(run.key, wait.signal, wait.correlation, run.id) if wait.signal else None
+        early = self.signals.take(OpenWait(task, call, wait)) if wait.signal else None
         if early is None:
             self.waits.open(task, call, wait)
         else:

@@ -32,6 +32,11 @@ class UnfinishedRuns:
         inputs += self._sleepers.inputs(REQUESTS_PREFIX)
         return {run_id: fingerprint(key, value) for run_id, key, value in inputs}
 
+    @property
+    def run_ids(self) -> list[str]:
+        """Ids of all of them."""
+        return [run.id for run in self._runs] + self._sleepers.run_ids
+
     def rows(self, runs_max: int, run_id: str | None = None) -> tuple[list[StateWrite], list[StateWrite]]:
         """Return rows of runs, and of their steps, as they are now.
 

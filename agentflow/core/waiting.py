@@ -129,7 +129,7 @@ class Waiting:
         signal, position = received.signal, received.record.run_id
         if self._signals.is_taken(position):
             return
-        opened = self.waits.waiting_for(received.key, signal.name, signal.correlation, signal.run)
+        opened = self.waits.waiting_for(received.key, signal)
         if opened is not None:
             self._end(opened, WaitOutcome(signal.value, position), now_ms)
         elif self._signals.is_full:

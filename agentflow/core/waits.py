@@ -10,7 +10,7 @@ import heapq
 
 import msgspec
 
-from agentflow.core.inputs import StepCall, StepRetry, WaitOrder
+from agentflow.core.inputs import Signal, StepCall, StepRetry, WaitOrder
 from agentflow.core.runs import ActionTask
 
 _STALE_MAX = 64
@@ -28,6 +28,7 @@ class Wait(msgspec.Struct, array_like=True, frozen=True):
         calls: Calls that have failed, of a step that waits for its next call.
         needs_intent: That call needs a record before it.
         error: What the last call raised, encoded.
+        about: What people are shown of it, encoded; empty: nothing.
     """
 
     due_ms: int | None
@@ -36,6 +37,7 @@ class Wait(msgspec.Struct, array_like=True, frozen=True):
     calls: int = 0
     needs_intent: bool = False
     error: bytes = b""
+    about: bytes = b""
 
 
 class WaitOutcome(msgspec.Struct, array_like=True, frozen=True):
@@ -58,7 +60,7 @@ decode_outcome = msgspec.msgpack.Decoder(WaitOutcome).decode
 def begin_wait(order: WaitOrder, now_ms: int) -> Wait:
     """Return a wait that begins now."""
     due_ms = None if order.duration_ms is None else now_ms + order.duration_ms
-    return Wait(due_ms, order.signal, order.correlation)
+    return Wait(due_ms, order.signal, order.correlation, about=order.about)
 
 
 def begin_retry(retry: StepRetry, error: bytes, now_ms: int) -> Wait:
@@ -73,6 +75,11 @@ class OpenWait(msgspec.Struct, eq=False):
     call: StepCall
     wait: Wait
     is_open: bool = True
+
+    @property
+    def step(self) -> str:
+        """Its place in the run, as a signal may name it."""
+        return f"{self.task.path}{self.call.path}"
 
 
 _Slot = tuple[bytes, str, str]  # (key, name, correlation) of a signal
@@ -131,10 +138,10 @@ class Waits:
         for opened in self.of(task):
             self.close(task, opened.call.path)
 
-    def waiting_for(self, key: bytes, name: str, correlation: str, run: str) -> OpenWait | None:
-        """Return the wait that a signal ends, the oldest one; ``run`` is empty, or the id of the run that is meant."""
-        for opened in self._by_signal.get((key, name, correlation), ()):
-            if run in ("", opened.task.run.id):
+    def waiting_for(self, key: bytes, signal: Signal) -> OpenWait | None:
+        """Return the wait that a signal ends, the oldest one that is meant."""
+        for opened in self._by_signal.get((key, signal.name, signal.correlation), ()):
+            if signal.is_for(opened.task.run.id, opened.step):
                 return opened
         return None
 

@@ -36,14 +36,15 @@ from agentflow.environment.following import outputs_of, with_chunks
 from agentflow.environment.openers import signals_opener, state_opener
 from agentflow.environment.request_arguments import Headers, encoded_headers, encoded_value
 from agentflow.environment.savepoints import savepoint_writer
-from agentflow.environment.settings import settings_of
+from agentflow.environment.settings import engine_settings, settings_of
 from agentflow.environment.telemetry import Telemetry
 from agentflow.errors import AgentflowError, ConfigError, EngineClosed, UnknownRun
 from agentflow.plan.compilation import Declared
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.chunks import ChunkBuffers
 from agentflow.runtime.codecs import RECORD_KEY, encoded_key
-from agentflow.runtime.inspection import RunView
+from agentflow.runtime.inbox import Verdict, this_user
+from agentflow.runtime.inspection import RunView, WaitView, waits_for_signals
 from agentflow.runtime.intake import Intake
 from agentflow.runtime.job import Job, SystemClock
 from agentflow.runtime.job_spec import AgentStage, JobSpec
@@ -132,7 +133,7 @@ class Engine:
         clock: Clock | None = None,
     ) -> None:
         settings, options = (config, {}) if isinstance(config, JobSettings) else settings_of(config or {})
-        self.settings = _settings(settings, state_dir, in_memory=in_memory)
+        self.settings = engine_settings(settings, state_dir, in_memory=in_memory)
         agents = list(agent) if isinstance(agent, Sequence) else [agent]
         self._plans = [_plan(one, options, resources) for one in agents]
         self._places = {plan.name: place for place, plan in enumerate(self._plans)}
@@ -474,6 +475,28 @@ class Engine:
         """Try at once what the active run of a key would try later."""
         await self._running_job().retry(key, agent=self._addressed(agent))
 
+    def inbox(self, *, agent: str | None = None, limit: int = 1000) -> list[WaitView]:
+        """Return who waits for a signal, longest first, of at most ``limit`` runs of each agent; what is secret by the rules is left out."""
+        return waits_for_signals(self.runs(agent=agent, limit=limit))
+
+    async def approve(
+        self, wait_id: str, *, reason: str = "", arguments: dict[str, Any] | None = None, by: str | None = None
+    ) -> None:
+        """Approve what a wait of the `inbox` is about, by its id or its first digits; durable when this returns. The first answer counts.
+
+        ``arguments`` replace those that the model wants; ``reason`` and ``by`` (None: the user of this process) are for the record.
+
+        Raises:
+            UnknownWait: There is no such wait, or it is answered already.
+            ConfigError: The digits are those of several waits, or it waits for another signal.
+        """
+        verdict = Verdict(approved=True, by=by or this_user(), reason=reason, arguments=arguments)
+        await self._running_job().answer(wait_id, verdict)
+
+    async def deny(self, wait_id: str, *, reason: str = "", by: str | None = None) -> None:
+        """Deny a call that waits for an approval; the model is told, with the reason. As `approve`."""
+        await self._running_job().answer(wait_id, Verdict(approved=False, by=by or this_user(), reason=reason))
+
     async def savepoint(self, target: str | os.PathLike[str]) -> str:
         """Take a savepoint while the engine runs, and return where it is. See `Job.savepoint`; restore: `agentflow savepoint restore`."""
         return await self._running_job().savepoint(target)
@@ -538,19 +561,6 @@ class Engine:
     def _addressed(self, agent: str) -> str:
         self._place(agent or None)
         return agent
-
-
-def _settings(settings: JobSettings, state_dir: str | None, *, in_memory: bool) -> JobSettings:
-    directory = state_dir if state_dir is not None else settings.state.dir
-    if in_memory and directory is not None:
-        raise ConfigError(["in_memory=True and a state directory exclude each other: state is in one of both"])
-    if not in_memory and directory is None:
-        raise ConfigError(
-            ["an engine has to know where state is: state_dir='…' (survives the process), or in_memory=True (does not)"]
-        )
-    return msgspec.structs.replace(
-        settings, state=msgspec.structs.replace(settings.state, dir=directory), on_overflow="dead-letter"
-    )
 
 
 def _plan(agent: object, options: Mapping[str, Any], resources: Sequence[Declared]) -> AgentPlan:

@@ -114,3 +114,21 @@ def _with(section: Any, fields: tuple[str, ...], value: Any) -> Any:  # noqa: AN
     first, *rest = fields
     inner = _with(getattr(section, first), tuple(rest), value) if rest else value
     return msgspec.structs.replace(section, **{first: inner})
+
+
+def engine_settings(settings: JobSettings, state_dir: str | None, *, in_memory: bool) -> JobSettings:
+    """Return the settings of an engine: it knows where state is, and refuses what is too much.
+
+    Raises:
+        ConfigError: State is nowhere, or in two places.
+    """
+    directory = state_dir if state_dir is not None else settings.state.dir
+    if in_memory and directory is not None:
+        raise ConfigError(["in_memory=True and a state directory exclude each other: state is in one of both"])
+    if not in_memory and directory is None:
+        raise ConfigError(
+            ["an engine has to know where state is: state_dir='…' (survives the process), or in_memory=True (does not)"]
+        )
+    return msgspec.structs.replace(
+        settings, state=msgspec.structs.replace(settings.state, dir=directory), on_overflow="dead-letter"
+    )

@@ -9,6 +9,9 @@
     GET  /runs/{run_id} ?wait=5s                                       200 done or failed · 202 unfinished · 404
     POST /signal        {"key", "name", "value"?, "correlation"?, "run"?, "agent"?}   202
     POST /cancel        {"key", "run"?, "reason"?, "agent"?}           202
+    GET  /inbox         who waits for a signal
+    POST /inbox/{id}/approve   {"reason"?, "arguments"?, "by"?}        202 · 404
+    POST /inbox/{id}/deny      {"reason"?, "by"?}                      202 · 404
     GET  /stats
     GET  /openapi.json
 
@@ -51,6 +54,7 @@ from agentflow.errors import (
     RequestMismatch,
     RunFailed,
     UnknownRun,
+    UnknownWait,
 )
 from agentflow.integrations.asgi_openapi import openapi_document
 
@@ -72,6 +76,7 @@ _STATUSES: dict[type[Exception], int] = {
     EngineOverloaded: 503,
     EngineClosed: 503,
     UnknownRun: 404,
+    UnknownWait: 404,
     RunFailed: 500,
 }
 _TEXTS: dict[type[Exception], tuple[str, str]] = {  # of errors that do not say it themselves: what, and what to do
@@ -106,6 +111,11 @@ class EngineLike(Protocol):
     def signal(self) -> Callable[..., Awaitable[None]]: ...  # noqa: D102
     @property
     def cancel(self) -> Callable[..., Awaitable[None]]: ...  # noqa: D102
+    @property
+    def approve(self) -> Callable[..., Awaitable[None]]: ...  # noqa: D102
+    @property
+    def deny(self) -> Callable[..., Awaitable[None]]: ...  # noqa: D102
+    def inbox(self, *, limit: int = 1000) -> list[Any]: ...  # noqa: D102
     def runs(self, *, limit: int = 100) -> list[Any]: ...  # noqa: D102
     def run(self, run_id: str) -> Any: ...  # noqa: ANN401, D102
     def stats(self) -> Any: ...  # noqa: ANN401, D102
@@ -139,6 +149,15 @@ class _Cancellation(msgspec.Struct, forbid_unknown_fields=True):
     run: str = ""
     reason: str = ""
     agent: str = ""
+
+
+class _Denial(msgspec.Struct, forbid_unknown_fields=True):
+    reason: str = ""
+    by: str | None = None
+
+
+class _Approval(_Denial, forbid_unknown_fields=True):
+    arguments: dict[str, Any] | None = None
 
 
 class _BadRequest(Exception):
@@ -184,6 +203,9 @@ def engine_app(
         Route("/send", answering(endpoints.send), methods=["POST"]),
         Route("/signal", answering(endpoints.signal), methods=["POST"]),
         Route("/cancel", answering(endpoints.cancel), methods=["POST"]),
+        Route("/inbox", answering(endpoints.inbox), methods=["GET"]),
+        Route("/inbox/{wait_id}/approve", answering(endpoints.approve), methods=["POST"]),
+        Route("/inbox/{wait_id}/deny", answering(endpoints.deny), methods=["POST"]),
         Route("/runs", answering(endpoints.runs), methods=["GET"]),
         Route("/runs/{run_id:path}", answering(endpoints.run), methods=["GET"]),
         Route("/stats", answering(endpoints.stats), methods=["GET"]),
@@ -251,10 +273,21 @@ class _Endpoints:
         return _json(200, {"run_id": run_id, "state": "done", "outputs": outputs})
 
     async def runs(self, request: Request) -> Response:
-        text = request.query_params.get("limit", "100")
-        if not text.isdecimal() or len(text) > _DIGITS_MAX or not 0 < int(text) <= 10_000:
-            raise _BadRequest(f"limit is a number from 1 to 10000, not {text[:_DIGITS_MAX]!r}")
-        return _json(200, {"runs": msgspec.to_builtins(self._engine.runs(limit=int(text)))})
+        return _json(200, {"runs": msgspec.to_builtins(self._engine.runs(limit=_limit(request, "100")))})
+
+    async def inbox(self, request: Request) -> Response:
+        return _json(200, {"waits": msgspec.to_builtins(self._engine.inbox(limit=_limit(request, "1000")))})
+
+    async def approve(self, request: Request) -> Response:
+        asked = await self._body(request, _Approval)
+        given = {"reason": asked.reason, "arguments": asked.arguments, "by": asked.by}
+        await self._engine.approve(request.path_params["wait_id"], **given)
+        return _json(202, {"accepted": True})
+
+    async def deny(self, request: Request) -> Response:
+        asked = await self._body(request, _Denial)
+        await self._engine.deny(request.path_params["wait_id"], reason=asked.reason, by=asked.by)
+        return _json(202, {"accepted": True})
 
     async def signal(self, request: Request) -> Response:
         asked = await self._body(request, _Signal)
@@ -333,6 +366,13 @@ async def _events(
             coming = asyncio.ensure_future(anext(outputs, _END))
     finally:
         coming.cancel()
+
+
+def _limit(request: Request, default: str) -> int:
+    text = request.query_params.get("limit", default)
+    if not text.isdecimal() or len(text) > _DIGITS_MAX or not 0 < int(text) <= 10_000:
+        raise _BadRequest(f"limit is a number from 1 to 10000, not {text[:_DIGITS_MAX]!r}")
+    return int(text)
 
 
 def _timed_out() -> NoReturn:

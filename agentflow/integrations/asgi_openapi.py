@@ -117,11 +117,17 @@ def _paths() -> dict[str, Any]:
     aimed = {"run": {"type": "string"}, "agent": {"type": "string"}}
     accepted = {"202": {"description": "Accepted, durably."}, **refusals}
     run_id = {"name": "run_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    wait_id = {"name": "wait_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    verdict = {"reason": {"type": "string"}, "by": {"type": ["string", "null"], "description": "Who says so."}}
+    answered = {**accepted, "404": error}
     wait = {"name": "wait", "in": "query", "schema": {"type": "string"}, "description": "Wait so long for the end: 5s."}
     limit = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 10_000}}
 
-    def post(summary: str, request: dict[str, Any], responses: dict[str, Any]) -> dict[str, Any]:
-        return {"post": {"summary": summary, "requestBody": request, "responses": responses}}
+    def post(
+        summary: str, request: dict[str, Any], responses: dict[str, Any], *parameters: dict[str, Any]
+    ) -> dict[str, Any]:
+        described = {"summary": summary, "requestBody": request, "responses": responses}
+        return {"post": {**described, "parameters": list(parameters)} if parameters else described}
 
     def get(summary: str, kind: dict[str, Any], *parameters: dict[str, Any], **more: Any) -> dict[str, Any]:  # noqa: ANN401
         answers = {"200": {"description": "OK", "content": _content(kind)}, **more}
@@ -154,6 +160,11 @@ def _paths() -> dict[str, Any]:
         "/cancel": post(
             "Cancel a run", _object_body({"key": _KEY, "reason": {"type": "string"}, **aimed}, "key"), accepted
         ),
+        "/inbox": get("Who waits for a signal", {"type": "object"}, limit),
+        "/inbox/{wait_id}/approve": post(
+            "Approve a call", _object_body({**verdict, "arguments": {"type": ["object", "null"]}}), answered, wait_id
+        ),
+        "/inbox/{wait_id}/deny": post("Deny a call", _object_body(verdict), answered, wait_id),
         "/stats": get("What the engine does", {"type": "object"}),
     }
 

@@ -8,6 +8,7 @@ import msgspec
 
 from agentflow.api.durations import duration_ms
 from agentflow.api.events import EventType
+from agentflow.api.references import without_secrets
 from agentflow.plan.condition_text import read_condition
 from agentflow.plan.payloads import reference
 from agentflow.plan.source_scan import sent_types
@@ -33,7 +34,7 @@ def render_text(plan: AgentPlan) -> str:
     if plan.resources:
         lines += ["", "resources"]
         lines += [f"  {resource.type} {resource.name}  {resource.clazz}" for resource in plan.resources]
-    values = plan.config.to_dict()
+    values = without_secrets("", plan.config.to_dict())
     if values:
         lines += ["", "config"]
         lines += [f"  {key} = {_json(value)}" for key, value in sorted(values.items())]

@@ -15,6 +15,7 @@ from agentflow.api.agent import Agent
 from agentflow.api.durations import duration_ms
 from agentflow.api.failure import OnError, Retry
 from agentflow.api.options import Configuration
+from agentflow.api.references import without_secrets
 from agentflow.api.resources import ResourceType
 from agentflow.errors import PlanError
 from agentflow.plan.action import Action, ActionKind
@@ -110,7 +111,7 @@ def write_plan(plan: AgentPlan) -> bytes:
     actions = tuple(_write_action(action, problems) for action in plan.actions)
     problems.raise_all()
     resources = tuple(_StoredResource(r.name, r.type, r.to_raw()) for r in plan.resources)
-    stored = _StoredPlan(VERSION, plan.name, actions, resources, plan.config.to_dict())
+    stored = _StoredPlan(VERSION, plan.name, actions, resources, without_secrets("", plan.config.to_dict()))
     return msgspec.json.encode(stored, order="sorted")
 
 

@@ -5,6 +5,7 @@ Functions of (rows, journal): nothing is started, no user code is needed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,7 @@ from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.step_values import describe_error
 
 _PREVIEW_CHARS = 200
+_ID_BYTES = 4  # of the run, and of the wait in it
 
 
 class StepView(msgspec.Struct, rename="kebab"):
@@ -50,6 +52,7 @@ class StepView(msgspec.Struct, rename="kebab"):
         digest: Of the arguments, as hex digits.
         preview: Result, error or deadline in short; what looks secret is left out.
         due_ms: When a wait ends, or the next call comes; null: not by itself.
+        about: What the code says of a wait, for people (`ctx.wait_for(about=…)`).
     """
 
     task: str
@@ -62,6 +65,12 @@ class StepView(msgspec.Struct, rename="kebab"):
     digest: str
     preview: str
     due_ms: int | None = None
+    about: Any = None
+
+    @property
+    def place(self) -> str:
+        """Where it stands in its run, as a signal may name it."""
+        return f"{self.task}{self.path}"
 
 
 class RunView(msgspec.Struct, rename="kebab"):
@@ -93,14 +102,40 @@ class RunView(msgspec.Struct, rename="kebab"):
 
 
 class WaitView(msgspec.Struct, rename="kebab"):
-    """A run that waits for a signal."""
+    """A run that waits for a signal.
 
+    Attributes:
+        id: Names the wait, in hexadecimal digits; the same wherever it is looked at. The first digits are those of the run.
+        key: The decoded key.
+        name: Name of the signal.
+        correlation: Of the signal.
+        run: Id of the run.
+        since_ms: When it began, epoch milliseconds.
+        due_ms: When it ends by itself; null: never.
+        about: What the code says of it, for people (`ctx.wait_for(about=…)`).
+        step: Where it stands in the run.
+        agent: Place of the agent in the chain.
+    """
+
+    id: str
     key: Any
     name: str
     correlation: str
     run: str
     since_ms: int
     due_ms: int | None
+    about: Any
+    step: str
+    agent: int
+
+
+def run_digits(agent: int, run: str) -> str:
+    """Return the digits that the ids of a run's waits begin with."""
+    return _digits(f"{agent}/{run}")
+
+
+def _digits(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=_ID_BYTES).hexdigest()
 
 
 def unfinished_runs(
@@ -209,13 +244,29 @@ def _task_at_work(known: RunEntry | JournalRecord) -> TaskEntry | None:
 
 def waits_for_signals(runs: Iterable[RunView]) -> list[WaitView]:
     """Return who waits for which signal, longest first."""
-    waits = []
-    for run in runs:
-        for step in run.steps:
-            function, _, name = step.function.partition(":")
-            if step.kind == "wait" and function == WAIT_FOR:
-                waits.append(WaitView(run.key, name, step.preview, run.run, step.at_ms, step.due_ms))
+    waits = [wait_view(run, step) for run in runs for step in run.steps if step.kind == "wait" and is_for_signal(step)]
     return sorted(waits, key=lambda wait: wait.since_ms)
+
+
+def is_for_signal(step: StepView) -> bool:
+    """Whether a step waits for a signal, or did."""
+    return step.function.startswith(f"{WAIT_FOR}:")
+
+
+def wait_view(run: RunView, step: StepView) -> WaitView:
+    """Return a step that waits for a signal as a wait."""
+    return WaitView(
+        run_digits(run.agent, run.run) + _digits(f"{run.run}/{step.place}"),
+        run.key,
+        step.function.partition(":")[2],
+        step.preview,
+        run.run,
+        step.at_ms,
+        step.due_ms,
+        step.about,
+        step.place,
+        run.agent,
+    )
 
 
 def _step_view(record: JournalRecord, redaction: Redaction) -> StepView:
@@ -231,7 +282,13 @@ def _step_view(record: JournalRecord, redaction: Redaction) -> StepView:
         record.digest.hex(),
         preview,
         due_ms,
+        _about(record, redaction),
     )
+
+
+def _about(record: JournalRecord, redaction: Redaction) -> Any:  # noqa: ANN401 (a user's value)
+    about = decode_wait(record.payload).about if record.kind == WAIT else b""
+    return redaction.value(msgspec.msgpack.decode(about, strict=False), "about") if about else None
 
 
 def _preview(record: JournalRecord, redaction: Redaction) -> tuple[str, int | None]:

@@ -23,7 +23,6 @@ from agentflow.api.metrics import MetricRegistry
 from agentflow.core.delta import StateWrite, StoredRow, Table
 from agentflow.core.effects import Headed
 from agentflow.core.failures import FailurePolicy
-from agentflow.core.limits import OperatorLimits
 from agentflow.core.operator import Operator
 from agentflow.core.trace_context import TraceIds
 from agentflow.errors import (
@@ -42,9 +41,10 @@ from agentflow.runtime.codecs import KeyReader, TimestampReader, input_decoder, 
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.epoch_writer import EpochWriter
 from agentflow.runtime.figures import SubtaskFigures
+from agentflow.runtime.inbox import UNREDACTED, Verdict, answer_document, find_wait, may_name_run
 from agentflow.runtime.inspection import RunView, unfinished_runs
 from agentflow.runtime.intake import Intake
-from agentflow.runtime.job_spec import JobSpec
+from agentflow.runtime.job_spec import JobSpec, operator_limits
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Guarantee, Ingress, KeyedState, Signals, Sink, Source
 from agentflow.runtime.record_reader import RecordReader
@@ -272,18 +272,45 @@ class Job:
             stored.update(cached.memory)
         return stored
 
-    def unfinished(self, agent: int, runs_max: int, run_id: str | None = None) -> list[RunView]:
+    async def answer(self, wait_id: str, verdict: Verdict) -> None:
+        """Approve or deny what waits for an approval; durable, as the job's state is, when this returns.
+
+        Args:
+            wait_id: Id of the wait, or its first digits.
+            verdict: What is said.
+
+        Raises:
+            UnknownWait: There is none, or it has ended.
+            ConfigError: The digits are those of several, or it waits for something else.
+            NotConfigured: The job is not running, or takes no signals.
+        """
+        if self._subtask is None:
+            raise _nobody()
+        named = [
+            run
+            for place in range(len(self._spec.stages))
+            for run_id in self._subtask.operator(place).unfinished.run_ids
+            if may_name_run(wait_id, place, run_id)
+            for run in self.unfinished(place, 1, run_id, UNREDACTED)
+        ]
+        await self._send(answer_document(find_wait(named, wait_id), verdict))
+
+    def unfinished(
+        self, agent: int, runs_max: int, run_id: str | None = None, redaction: Redaction | None = None
+    ) -> list[RunView]:
         """Return unfinished runs of an agent, as they are now.
 
         Args:
             agent: Place of the agent.
             runs_max: Most runs.
             run_id: Only the run with this id; None: any.
+            redaction: What must not be seen; None: what the job's rules say.
         """
         if self._subtask is None:
             return []
         runs, steps = self._subtask.operator(agent).unfinished.rows(runs_max, run_id)
-        return unfinished_runs(map(_stored, runs), map(_stored, steps), (), self.status.checkpoint)
+        rules = redaction or Redaction(self._spec.settings.redaction)
+        return unfinished_runs(map(_stored, runs), map(_stored, steps), (), self.status.checkpoint, rules)
 
     def result_of(self, agent: int, name: str) -> bytes | None:
         """Return the kept result of a request, as a completed checkpoint has it; None when there is none."""
@@ -291,10 +318,7 @@ class Job:
 
     async def _send(self, document: bytes) -> None:
         if self._signals is None:
-            raise NotConfigured(
-                "a signal finds nobody: the job is not running, or takes no signals",
-                fix="send it while the job runs; a stopped one gets signals by 'agentflow signal'",
-            )
+            raise _nobody()
         await self._signals.append(document)
 
     async def run(self) -> JobStatus:
@@ -495,7 +519,7 @@ class Job:
             operator = Operator(
                 stage.plan,
                 policy,
-                _limits(settings),
+                operator_limits(settings),
                 index=index,
                 decode_input=input_decoder(codec),
                 takes_requests=self._requests is not None,
@@ -548,24 +572,17 @@ def _stored(write: StateWrite) -> StoredRow:
     return StoredRow(operator, key, name, value or b"")
 
 
+def _nobody() -> NotConfigured:
+    return NotConfigured(
+        "a signal finds nobody: the job is not running, or takes no signals",
+        fix="send it while the job runs; a stopped one gets signals by 'agentflow signal'",
+    )
+
+
 def _headed(settings: JobSettings, incarnation: str) -> Headed | None:
     """Return what makes the headers of outputs where runs are traced."""
     tracing = settings.tracing
     return TraceIds(incarnation, tracing.sample_ratio).headers_of if tracing.enabled else None
-
-
-def _limits(settings: JobSettings) -> OperatorLimits:
-    return OperatorLimits(
-        in_flight_max=settings.run.in_flight_max,
-        key_pending_max=settings.key.pending_max,
-        is_overflow_dead=settings.on_overflow == "dead-letter",
-        tasks_max=settings.run.tasks_max,
-        timers_max=settings.timer.pending_max,
-        cache_bytes=settings.state.cache_bytes,
-        sleeping_max=settings.run.sleeping_max,
-        signals_max=settings.signals.pending_max,
-        signal_ttl_ms=settings.signals.ttl_ms,
-    )
 
 
 def _as_internal(error: Exception, what: str) -> InternalError:

@@ -8,6 +8,7 @@ import msgspec
 
 from agentflow.api.codecs import JSON, Codec
 from agentflow.api.metrics import MetricRegistry
+from agentflow.core.limits import OperatorLimits
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.codecs import KeyBy
 from agentflow.runtime.ports import KeyedState, Observer, Signals, Sink, Source, StreamOutlet
@@ -69,3 +70,18 @@ class JobSpec(msgspec.Struct, frozen=True):
     write_savepoint: WriteSavepoint | None = None
     resources: Resources | None = None
     stream_outlet: StreamOutlet | None = None
+
+
+def operator_limits(settings: JobSettings) -> OperatorLimits:
+    """Return the limits of each of its operators."""
+    return OperatorLimits(
+        in_flight_max=settings.run.in_flight_max,
+        key_pending_max=settings.key.pending_max,
+        is_overflow_dead=settings.on_overflow == "dead-letter",
+        tasks_max=settings.run.tasks_max,
+        timers_max=settings.timer.pending_max,
+        cache_bytes=settings.state.cache_bytes,
+        sleeping_max=settings.run.sleeping_max,
+        signals_max=settings.signals.pending_max,
+        signal_ttl_ms=settings.signals.ttl_ms,
+    )

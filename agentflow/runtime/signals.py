@@ -1,16 +1,19 @@
 """Signals as they come in: one JSON document each, the same in a topic, in the spool of a state directory, and from code.
 
-    {"key": "order-7", "name": "approval", "value": {"by": "ann"}, "correlation": "…", "run": "…", "agent": "…"}
+    {"key": "order-7", "name": "approval", "value": {"by": "ann"}, "correlation": "…", "run": "…", "step": "…", "agent": "…"}
     {"key": "order-7", "kind": "cancel", "reason": "…", "run": "…", "agent": "…"}
     {"key": "order-7", "kind": "retry", "agent": "…"}
     {"kind": "export", "request": "…"}
 
-The last one is for the job itself: its state is wanted, for a savepoint that has every signal before this one. ``key`` and ``name`` have to be there (in a topic the record's key is the key where the document has none); ``correlation``, ``run``
-and ``agent`` narrow it down: to waits with that correlation, to one run, to one agent of a chain.
+The last one is for the job itself: its state is wanted, for a savepoint that has every signal before this one. ``key`` and ``name`` have to be there (in a topic the record's key is the key where the document has none); ``correlation``, ``run``,
+``step`` and ``agent`` narrow it down: to waits with that correlation, to one run, to one place in it, to one agent of a chain (its
+name, or its place). Keys that JSON has no word for are ``{"$bytes": "<base64>"}`` and ``{"$float": "inf"}``.
 """
 
 from __future__ import annotations
 
+import base64
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,7 +23,7 @@ from agentflow.api.encoding import NOT_ENCODABLE, encode_json, encode_msgpack
 from agentflow.core.inputs import CancelRequested, RecordRejected, RetryRequested, Signal, SignalReceived
 from agentflow.core.records import ErrorReport, Record
 from agentflow.errors import DecodeError
-from agentflow.runtime.codecs import encode_key, encoded_key
+from agentflow.runtime.codecs import encoded_key
 
 
 class SignalDocument(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -33,7 +36,8 @@ class SignalDocument(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     value: Any = None
     correlation: str = ""
     run: str = ""
-    agent: str = ""
+    step: str = ""
+    agent: str | int = ""
     request: str = ""
 
 
@@ -41,7 +45,14 @@ _decode = msgspec.json.Decoder(SignalDocument).decode
 
 
 def encode_signal(
-    key: object, name: str, value: object = None, *, correlation: str = "", run: str = "", agent: str = ""
+    key: object,
+    name: str,
+    value: object = None,
+    *,
+    correlation: str = "",
+    run: str = "",
+    step: str = "",
+    agent: str | int = "",
 ) -> bytes:
     """Return the document of a signal.
 
@@ -52,7 +63,7 @@ def encode_signal(
     if not name:
         msg = "a signal has a name"
         raise ValueError(msg)
-    return _encoded(SignalDocument(name, key, value=value, correlation=correlation, run=run, agent=agent))
+    return _encoded(SignalDocument(name, key, value=value, correlation=correlation, run=run, step=step, agent=agent))
 
 
 def encode_control(
@@ -69,6 +80,7 @@ def encode_control(
 def _encoded(signal: SignalDocument) -> bytes:
     """Return a document that `SignalReader` can read: what is durable cannot be refused any more."""
     encoded_key(signal.key)
+    signal.key = _written(signal.key)
     try:
         encode_msgpack(signal.value)
         document = encode_json(signal)
@@ -79,9 +91,36 @@ def _encoded(signal: SignalDocument) -> bytes:
     return document
 
 
+def _written(key: Any) -> Any:  # noqa: ANN401 (a key)
+    """Return a key as JSON has it, and as `_read_key` finds it again."""
+    if isinstance(key, bytes):
+        return {"$bytes": base64.b64encode(key).decode()}
+    if isinstance(key, float) and not math.isfinite(key):
+        return {"$float": repr(key)}
+    return key
+
+
+def _read_key(written: Any) -> Any:  # noqa: ANN401 (a key)
+    match written:
+        case {"$bytes": str(text), **rest} if not rest:
+            return base64.b64decode(text, validate=True)
+        case {"$float": "inf" | "-inf" as text, **rest} if not rest:
+            return float(text)
+    return written
+
+
 def encode_export(request: str) -> bytes:
     """Return the document that asks a job for its state, by the id of who waits for it."""
     return encode_json(SignalDocument(kind="export", request=request))
+
+
+def wait_of(document: bytes) -> tuple[str, str]:
+    """Return run and place of the wait that a signal names; empty texts where it names none, or is no signal."""
+    try:
+        signal = _decode(document)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return "", ""
+    return signal.run, signal.step
 
 
 class ExportRequested(msgspec.Struct, frozen=True):
@@ -122,16 +161,10 @@ class SignalReader:
             if record.key is None:
                 raise _not_a_signal(record, "it has no key")
             key = record.key.decode(errors="replace")
-        if not document.agent and len(self._agents) > 1:
-            raise _not_a_signal(
-                record, f"the job has several agents ({', '.join(self._agents)}): say which, as 'agent'"
-            )
-        if document.agent and document.agent not in self._agents:
-            raise _not_a_signal(record, f"there is no agent '{document.agent}', only {', '.join(self._agents)}")
-        index = self._agents.index(document.agent) if document.agent else 0
+        index = self._place(record, document.agent)
         try:
-            encoded = encode_key(key)
-        except (TypeError, *NOT_ENCODABLE) as error:
+            encoded = encoded_key(_read_key(key))
+        except (TypeError, ValueError) as error:
             raise _not_a_signal(record, f"its key cannot be one: {error}") from error
         if document.kind == "cancel":
             return index, CancelRequested(record, encoded, document.run, document.reason)
@@ -143,8 +176,19 @@ class SignalReader:
             value = encode_msgpack(document.value)
         except NOT_ENCODABLE as error:
             raise _not_a_signal(record, f"its value cannot be one: {error}") from error
-        signal = Signal(document.name, value, document.correlation, document.run)
+        signal = Signal(document.name, value, document.correlation, document.run, document.step)
         return index, SignalReceived(record, encoded, signal)
+
+    def _place(self, record: Record, agent: str | int) -> int:
+        if agent == "" and len(self._agents) > 1:
+            raise _not_a_signal(
+                record, f"the job has several agents ({', '.join(self._agents)}): say which, as 'agent'"
+            )
+        if isinstance(agent, int) and 0 <= agent < len(self._agents):
+            return agent
+        if agent and agent not in self._agents:
+            raise _not_a_signal(record, f"there is no agent '{agent}', only {', '.join(self._agents)}")
+        return self._agents.index(agent) if agent else 0
 
 
 def _not_a_signal(record: Record, why: str) -> DecodeError:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+from agentflow.api.encoding import NOT_ENCODABLE, encode_msgpack
 from agentflow.api.runner_context import RunnerContext
 from agentflow.core.inputs import StepCall, StepEnded
 from agentflow.core.journal_records import ATTEMPT, ERROR
@@ -62,6 +63,30 @@ def recordable(ctx: RunnerContext, call: StepCall, function: Callable[..., Any],
             fix="store it elsewhere, and return where",
         )
     return payload
+
+
+def encoded_about(ctx: RunnerContext, name: str, about: object) -> bytes:
+    """Return what people are shown of a wait, as its record has it.
+
+    Raises:
+        TypeError: It cannot be encoded.
+        RecordTooLarge: Above `record-max`.
+    """
+    if about is None:
+        return b""
+    try:
+        encoded = encode_msgpack(about)
+    except NOT_ENCODABLE as error:
+        msg = f"wait_for('{name}', about=…) cannot be encoded: {error}"
+        raise TypeError(msg) from error
+    record_max = ctx._services.record_max  # noqa: SLF001 (the context's engine side)
+    if len(encoded) > record_max:
+        raise RecordTooLarge(
+            f"wait_for('{name}', about=…) has {len(encoded):,} bytes",
+            expected=f"at most {record_max:,} bytes (record-max)",
+            fix="say it shorter, or where it is",
+        )
+    return encoded
 
 
 def answered(steps: TaskSteps, call: StepCall, work: StepWork, result: bytes) -> Any:  # noqa: ANN401 (a user's value)

@@ -28,6 +28,7 @@ from agentflow.runtime.step_cache import cached_result
 from agentflow.runtime.step_calls import (
     answered,
     call_anywhere,
+    encoded_about,
     failed,
     is_coroutine_function,
     place_of,
@@ -326,10 +327,10 @@ class StepRunner:
         return self._wait(ctx, SLEEP, WaitOrder(duration_ms), None, "sleep")
 
     def wait_for(
-        self, ctx: RunnerContext, name: str, correlation: str, timeout_ms: int | None, default: object
+        self, ctx: RunnerContext, name: str, correlation: str, timeout_ms: int | None, default: object, about: object
     ) -> Coroutine[Any, Any, Any]:
         """Name a wait for a signal, and return the coroutine that waits."""
-        order = WaitOrder(timeout_ms, name, correlation)
+        order = WaitOrder(timeout_ms, name, correlation, encoded_about(ctx, name, about))
         return self._wait(ctx, f"{WAIT_FOR}:{name}", order, default, "wait_for")
 
     def _wait(

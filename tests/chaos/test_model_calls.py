@@ -180,9 +180,10 @@ def test_killed_tool_loops_go_on_and_repeat_nothing_that_is_recorded(tmp_path: P
         spent[output["k"]] = max(spent.get(output["k"], 0), output["tokens"])
     of_a_call = 15
     assert spent == {f"k{n}": LOOPS // KEYS * (TURNS + 1) * of_a_call for n in range(KEYS)}
-    print(
+    told = (
         f"{KILLS} kills: {again[0]} of {calls} calls of the model and {again[1]} of {len(counted)} of tools made again"
     )
+    print(told)
 
 
 @pytest.mark.chaos

@@ -215,7 +215,7 @@ async def test_the_document_describes_what_is_there(client: httpx.AsyncClient) -
     assert document["openapi"] == "3.1.0"
     assert document["info"]["title"] == "orders"
     assert set(document["paths"]) == {
-        "/submit", "/stream", "/send", "/runs", "/runs/{run_id}", "/signal", "/cancel", "/stats",
+        "/submit", "/stream", "/send", "/runs", "/runs/{run_id}", "/signal", "/cancel", "/inbox", "/inbox/{wait_id}/approve", "/inbox/{wait_id}/deny", "/stats",
     }  # fmt: skip
     schemas = document["components"]["schemas"]
     assert schemas["Input"]["properties"]["value"]["$ref"] == "#/components/schemas/Order"

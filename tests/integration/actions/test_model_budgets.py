@@ -198,6 +198,38 @@ async def test_replay_costs_nothing(tmp_path: Path) -> None:
     assert len(model.requests) == 1
 
 
+async def test_call_in_doubt_counts_before_another_branch_calls(tmp_path: Path) -> None:
+    started = asyncio.Event()
+    calls = []
+
+    async def hang(request: Any) -> ChatMessage:
+        calls.append(request.messages[-1].text)
+        started.set()
+        await asyncio.Event().wait()
+        return saying()
+
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        async def late() -> str:
+            await ctx.wait_for("go")
+            return (await ctx.chat("m", ["late"])).content
+
+        early, _ = await ctx.gather(ctx.chat("m", ["early"]), late())
+        ctx.send_event(OutputEvent(early.content))
+
+    def make(reply: Any) -> Engine:
+        model = ScriptedChatModel(rules=[{"when": "", "reply": reply}], budgets=[Budget(calls=1)])
+        return Engine(scripted(model, agent_of(act, retry=ONCE)), state_dir=str(tmp_path), config=HURRY)
+
+    async with make(hang) as engine:
+        await engine.send("k", 1, request_id="r")
+        await started.wait()
+    async with make(lambda request: calls.append(request.messages[-1].text) or saying()) as engine:
+        await engine.signal("k", "go")
+        with pytest.raises(RunFailed, match="BudgetExhausted"):
+            await engine.submit("k", 1, request_id="r")
+    assert calls == ["early"]
+
+
 def test_event_keeps_its_fields() -> None:
     told = BudgetExhaustedEvent.from_event(BudgetExhaustedEvent("r", "run.calls", 3, 3, saying("half")))
     assert (told.request_id, told.budget, told.partial and told.partial.content) == ("r", "run.calls", "half")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentflow import Engine, RunFailed
+from agentflow import Engine, Retry, RunFailed
 from agentflow.api.resources import ResourceType
 from agentflow.api.tools import Tool
 from agentflow.plan.plan import AgentPlan
@@ -34,6 +34,10 @@ async def leak() -> dict[str, str]:
     return {"key": SECRET}
 
 
+async def retried() -> str:
+    raise LookupError(f"no entry for {SECRET}")
+
+
 async def fail() -> str:
     raise LookupError(f"no entry for {SECRET}")
 
@@ -45,8 +49,14 @@ def decide(request: Any) -> Reply | Fault:
             return Unauthorized()
         case "fail":
             return HttpError(500, message=f"cannot use {SECRET}")
-    calls = [ToolCall("leak", {}), ToolCall("fail", {}), ToolCall("fail", {"wrong": SECRET})]
+    calls = [ToolCall("leak", {}), ToolCall("fail", {}), ToolCall("retried", {}), ToolCall("fail", {"wrong": SECRET})]
     return Reply(f"let me show {SECRET}", tool_calls=calls) if turn == 0 else Reply(f"it is {SECRET}", reasoning=SECRET)
+
+
+def written(directory: Path) -> dict[str, bytes]:
+    """Return all files of a run but the secret's own."""
+    files = (path for path in directory.rglob("*") if path.is_file() and path.parent.name != "secrets")
+    return {str(path): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("strategy", [None, "ignore"])
@@ -54,9 +64,11 @@ async def test_secret_of_a_connection_is_in_no_file_log_trace_or_plan(
     tmp_path: Path,
     reference: str,
     strategy: str | None,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_AND_EVENT")
     caplog.set_level(logging.DEBUG)
     heard: list[Any] = []
     said: list[Any] = []
@@ -67,9 +79,11 @@ async def test_secret_of_a_connection_is_in_no_file_log_trace_or_plan(
         agent.add_resource(
             "m",
             ResourceType.CHAT_MODEL,
-            setup(tools=["leak", "fail"], max_retries=1, error_handling_strategy=strategy),
+            setup(tools=["leak", "fail", "retried"], max_retries=1, error_handling_strategy=strategy),
         )
         agent.add_resource("leak", ResourceType.TOOL, leak)
+        retry = Retry(attempts=2, initial="1ms")
+        agent.add_resource("retried", ResourceType.TOOL, Tool.from_callable(retried, retry=retry))
         agent.add_resource("fail", ResourceType.TOOL, Tool.from_callable(fail))
         with collector() as seen:
             config = {
@@ -99,9 +113,10 @@ async def test_secret_of_a_connection_is_in_no_file_log_trace_or_plan(
         "streams": "".join(capfd.readouterr()).encode(),
         "telemetry": b"".join(seen.bodies),
     }
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "secrets"]  # noqa: ASYNC240
-    assert any("logs" in path.parts for path in files)
-    assert any("state" in path.parts for path in files)
-    shown |= {str(path): path.read_bytes() for path in files}
+    files = written(tmp_path)
+    assert any(b"let me show" in body for body in seen.bodies)  # what is said is captured
+    assert any("/logs/" in path for path in files)
+    assert any("/state/" in path for path in files)
+    shown |= files
     secrets = [form.encode() for form in (SECRET, SECRET.replace("\\", "\\\\").replace('"', '\\"'), SECRET[-11:])]
     assert [where for where, text in shown.items() if any(secret in text for secret in secrets)] == []

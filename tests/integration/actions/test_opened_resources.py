@@ -190,7 +190,7 @@ def _agent(*resources: Any) -> Agent:
 
 def _built(clazz: str, **arguments: Any) -> Any:
     secrets = Secrets({"SET": "value-of-set"})
-    return build("r", ResourceType.CHAT_MODEL_CONNECTION, ResourceDescriptor(clazz, arguments), secrets)
+    return build("r", ResourceType.CHAT_MODEL_CONNECTION, ResourceDescriptor(clazz, arguments), secrets, {})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentflow.actions import traffic
-from agentflow.actions.traffic import Gate, Traffic
+from agentflow.actions.traffic import Admission, Gate, Traffic
 from agentflow.api.budgets import RateLimit
 from agentflow.testing import ScriptedConnection, VirtualTimeLoop
 
@@ -44,7 +44,7 @@ class Caller:
         self.active_max = 0
 
     async def call(self, key: str = "k", model: str = "m", tenant: str = "", tokens: float = 0, **end: Any) -> None:
-        admission = await self.gate.enter(model, tenant, key, self.limits, tokens)
+        admission = await enter(self.gate, model, tenant, key, self.limits, tokens)
         self.admitted.append((now(), key, model, tokens))
         self.active += 1
         self.active_max = max(self.active_max, self.active)
@@ -165,12 +165,12 @@ def test_tokens_that_were_not_used_are_given_back_and_more_than_reserved_are_tak
     async def scenario() -> None:
         gate = Gate(10, 10)
         limit = RateLimit(tokens_per_minute=100)
-        admission = await gate.enter("m", "", "k", [limit], 100)
+        admission = await enter(gate, "m", "", "k", [limit], 100)
         gate.leave(admission, tokens=10, is_answered=True)
-        second = await gate.enter("m", "", "k", [limit], 90)
+        second = await enter(gate, "m", "", "k", [limit], 90)
         assert now() == 0
         gate.leave(second, tokens=300, is_answered=True)
-        await gate.enter("m", "", "k", [limit], 1)
+        await enter(gate, "m", "", "k", [limit], 1)
         assert now() == pytest.approx(60, abs=0.01)
 
     in_virtual_time(scenario)
@@ -180,12 +180,12 @@ def test_calls_settled_after_their_minute_change_nothing() -> None:
     async def scenario() -> None:
         gate = Gate(10, 10)
         limit = RateLimit(tokens_per_minute=100)
-        old = await gate.enter("m", "", "k", [limit], 100)
+        old = await enter(gate, "m", "", "k", [limit], 100)
         await asyncio.sleep(61)
-        gate.leave(await gate.enter("m", "", "k", [limit], 100), tokens=100, is_answered=True)
+        gate.leave(await enter(gate, "m", "", "k", [limit], 100), tokens=100, is_answered=True)
         gate.leave(old, tokens=0, is_answered=True)
         began = now()
-        await gate.enter("m", "", "k", [limit], 100)
+        await enter(gate, "m", "", "k", [limit], 100)
         assert now() - began == pytest.approx(60, abs=0.01)
 
     in_virtual_time(scenario)
@@ -196,9 +196,9 @@ def test_cancelled_call_leaks_nothing(when: str) -> None:
     async def scenario() -> None:
         gate = Gate(10, 10)
         limit = [RateLimit(concurrency=1)]
-        first = await gate.enter("m", "", "k", limit, 0)
-        waiting = asyncio.create_task(gate.enter("m", "", "k", limit, 0))
-        behind = asyncio.create_task(gate.enter("m", "", "other", limit, 0))
+        first = await enter(gate, "m", "", "k", limit, 0)
+        waiting = asyncio.create_task(enter(gate, "m", "", "k", limit, 0))
+        behind = asyncio.create_task(enter(gate, "m", "", "other", limit, 0))
         await turns()
         assert gate.waiting == 2
         if when == "waiting":
@@ -212,7 +212,7 @@ def test_cancelled_call_leaks_nothing(when: str) -> None:
         gate.leave(await behind, tokens=0)
         assert (gate.active, gate.waiting) == (0, 0)
         assert not any(lane.waiting for lane in gate._lanes.values())
-        gate.leave(await gate.enter("m", "", "k", limit, 0), tokens=0)
+        gate.leave(await enter(gate, "m", "", "k", limit, 0), tokens=0)
 
     in_virtual_time(scenario)
 
@@ -221,10 +221,10 @@ def test_cancelled_call_gives_up_the_place_that_it_held() -> None:
     async def scenario() -> None:
         gate = Gate(10, 10)
         limit = [RateLimit(per="connection", tokens_per_minute=100)]
-        gate.leave(await gate.enter("a", "", "k", limit, 50), tokens=50)
-        large = asyncio.create_task(gate.enter("large", "", "k", limit, 100))
+        gate.leave(await enter(gate, "a", "", "k", limit, 50), tokens=50)
+        large = asyncio.create_task(enter(gate, "large", "", "k", limit, 100))
         await turns()
-        small = asyncio.create_task(gate.enter("small", "", "k", limit, 10))
+        small = asyncio.create_task(enter(gate, "small", "", "k", limit, 10))
         await turns()
         assert not small.done()
         large.cancel()
@@ -237,28 +237,34 @@ def test_cancelled_call_gives_up_the_place_that_it_held() -> None:
 def test_retry_after_closes_the_lane_alone() -> None:
     async def scenario() -> None:
         gate = Gate(10, 10)
-        admission = await gate.enter("m", "", "k", [], 0)
+        admission = await enter(gate, "m", "", "k", [], 0)
         gate.leave(admission, tokens=0, is_answered=True, closed_s=30)
         assert gate.closed_s("m", "", []) == pytest.approx(30)
-        gate.leave(await gate.enter("other", "", "k", [], 0), tokens=0)
-        gate.leave(await gate.enter("m", "tenant", "k", [], 0), tokens=0)
+        gate.leave(await enter(gate, "other", "", "k", [], 0), tokens=0)
+        gate.leave(await enter(gate, "m", "tenant", "k", [], 0), tokens=0)
         assert now() == 0
-        await gate.enter("m", "", "k", [], 0)
+        await enter(gate, "m", "", "k", [], 0)
         assert now() == pytest.approx(30, abs=0.01)
 
     in_virtual_time(scenario)
 
 
+async def enter(gate: Gate, *place: Any, **options: Any) -> Admission:
+    admission = await gate.enter(*place, **options)
+    assert admission is not None
+    return admission
+
+
 async def fail(gate: Gate, times: int) -> None:
     for _ in range(times):
-        gate.leave(await gate.enter("m", "", "k", [], 0), tokens=0, is_failed=True)
+        gate.leave(await enter(gate, "m", "", "k", [], 0), tokens=0, is_failed=True)
 
 
 def test_circuit_opens_after_failures_in_a_row_lets_one_probe_pass_and_closes_again() -> None:
     async def scenario() -> None:
         gate = Gate(3, 10)
         await fail(gate, 2)
-        gate.leave(await gate.enter("m", "", "k", [], 0), tokens=0, is_answered=True)
+        gate.leave(await enter(gate, "m", "", "k", [], 0), tokens=0, is_answered=True)
         await fail(gate, 2)
         assert not gate.is_open_circuit  # not in a row
         await fail(gate, 1)
@@ -267,12 +273,12 @@ def test_circuit_opens_after_failures_in_a_row_lets_one_probe_pass_and_closes_ag
 
         entered: list[float] = []
 
-        async def enter(model: str) -> Any:
-            admission = await gate.enter(model, "", "k", [], 0)
+        async def entering(model: str) -> Any:
+            admission = await enter(gate, model, "", "k", [], 0)
             entered.append(now())
             return admission
 
-        waiting = [asyncio.create_task(enter(f"m{n}")) for n in range(5)]
+        waiting = [asyncio.create_task(entering(f"m{n}")) for n in range(5)]
         await asyncio.sleep(15)
         assert len(entered) == 1  # the probe
         assert gate.retry_after_s() > 0
@@ -291,13 +297,33 @@ def test_circuit_opens_after_failures_in_a_row_lets_one_probe_pass_and_closes_ag
     in_virtual_time(scenario)
 
 
+@pytest.mark.parametrize("end", [{"is_failed": True}, {"is_answered": True, "closed_s": 30}])
+def test_who_can_go_elsewhere_does_not_wait_for_a_provider_that_takes_no_calls(end: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        gate = Gate(1, 10)
+        limit = [RateLimit(concurrency=1)]
+        first = await enter(gate, "m", "", "k", limit, 0)
+        leaving = [asyncio.create_task(gate.enter("m", "", "k", limit, 0, can_go_elsewhere=True)) for _ in range(3)]
+        staying = asyncio.create_task(gate.enter("m", "", "k", limit, 0))
+        await turns()
+        gate.leave(first, tokens=0, **end)
+        assert await asyncio.gather(*leaving) == [None] * 3
+        assert now() == 0
+        assert gate.waiting == 1
+        assert await staying is not None
+        assert now() >= 10
+        assert (gate.active, gate.waiting) == (1, 0)
+
+    in_virtual_time(scenario)
+
+
 def test_cancelled_probe_lets_the_next_one_try() -> None:
     async def scenario() -> None:
         gate = Gate(1, 10)
         await fail(gate, 1)
         await asyncio.sleep(11)
-        probe = await gate.enter("m", "", "k", [], 0)
-        behind = asyncio.create_task(gate.enter("m", "", "k", [], 0))
+        probe = await enter(gate, "m", "", "k", [], 0)
+        behind = asyncio.create_task(enter(gate, "m", "", "k", [], 0))
         await turns()
         assert not behind.done()
         gate.leave(probe, tokens=0)
@@ -310,7 +336,7 @@ def test_cancelled_probe_lets_the_next_one_try() -> None:
 def test_setups_of_one_model_have_each_their_own_limits() -> None:
     async def scenario() -> None:
         gate = Gate(10, 10)
-        gate.leave(await gate.enter("m", "", "k", [], 0), tokens=0)
+        gate.leave(await enter(gate, "m", "", "k", [], 0), tokens=0)
         limited = Caller(gate, RateLimit(concurrency=1))
         await asyncio.gather(*(limited.call(f"k{n}") for n in range(5)))
         assert limited.active_max == 1
@@ -325,11 +351,11 @@ def test_idle_lanes_and_scopes_are_forgotten_and_used_ones_are_not(monkeypatch: 
         gate = Gate(10, 10)
         gate._lanes_max = 10
         limits = [RateLimit(per="tenant", requests_per_minute=1), RateLimit(per="connection", concurrency=1000)]
-        held = await gate.enter("m", "held", "k", limits, 0)
-        closed = await gate.enter("m", "closed", "k", limits, 0)
+        held = await enter(gate, "m", "held", "k", limits, 0)
+        closed = await enter(gate, "m", "closed", "k", limits, 0)
         gate.leave(closed, tokens=0, closed_s=10_000)
         for n in range(100):
-            gate.leave(await gate.enter("m", f"t{n}", "k", limits, 0), tokens=0)
+            gate.leave(await enter(gate, "m", f"t{n}", "k", limits, 0), tokens=0)
             await asyncio.sleep(61)
         tenants = {tenant for _, tenant, _ in gate._lanes}
         assert len(tenants) <= 10
@@ -345,9 +371,9 @@ def test_forgotten_lane_still_has_its_window() -> None:
     async def scenario() -> None:
         gate = Gate(10, 10)
         limits = [RateLimit(per="tenant", requests_per_minute=1)]
-        gate.leave(await gate.enter("m", "t", "k", limits, 0), tokens=0)
+        gate.leave(await enter(gate, "m", "t", "k", limits, 0), tokens=0)
         gate._forget_idle()
-        await gate.enter("m", "t", "k", limits, 0)
+        await enter(gate, "m", "t", "k", limits, 0)
         assert now() == pytest.approx(60, abs=0.01)
 
     in_virtual_time(scenario)

@@ -71,6 +71,29 @@ def test_a_signal_ends_the_wait_of_its_key_name_and_correlation() -> None:
     assert world.append() == [f"resolve {TASK}.0 waited yes by signals/4"]
 
 
+def test_a_signal_that_names_a_step_ends_its_wait_and_no_other() -> None:
+    world = waiting_world()
+    assert world.wait_for(TASK, SECOND, "go") == [f"persist wait {TASK}.1"]
+    world.append()
+    assert world.signal("k", "go", 0, "for the second", step="0:a.1") == [f"persist waited {TASK}.1"]
+    assert world.append() == [f"resolve {TASK}.1 waited for the second by signals/0"]
+    assert world.signal("k", "go", 1, "again", step="0:a.1") == []
+    assert world.signal("k", "go", 2, "for another run", run="t/1", step="0:a.0") == []
+    assert world.signal("k", "go", 3, "for the first", run="t/0", step="0:a.0") == [f"persist waited {TASK}.0"]
+
+
+def test_an_early_signal_that_names_a_step_waits_for_it_also_after_a_crash() -> None:
+    world = World()
+    world.signal("k", "go", 0, "for the second", step="0:a.1")
+    world.take_checkpoint()
+    world.crash()
+    world.record("k", 0)
+    world.wait_for(TASK, FIRST, "go")
+    assert world.take_checkpoint() == [f"persist wait {TASK}.0"]
+    world.append()
+    assert world.wait_for(TASK, SECOND, "go") == [f"persist wait {TASK}.1", f"persist waited {TASK}.1"]
+
+
 def test_an_early_signal_is_taken_from_the_buffer_also_after_a_crash() -> None:
     world = World()
     world.signal("k", "go", 0, "first")

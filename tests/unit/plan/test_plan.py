@@ -389,3 +389,11 @@ def test_secret_in_a_descriptor_is_not_in_the_stored_plan_and_a_reference_is():
     assert "sk-secret-literal" not in text
     assert "${env:KEY}" in text
     assert "${env:TOKEN}" in text
+
+
+def test_secret_in_the_configuration_is_not_shown_and_is_there_for_the_agent():
+    config = {"OpenAIConnection.api_key": "sk-secret-literal", "OpenAIConnection.base_url": "http://here"}
+    plan = AgentPlan.from_agent(Agent("a").add_action("act", ["t"], top_level), config)
+    assert "sk-secret-literal" not in plan.to_json().decode() + plan.to_text()
+    assert "http://here" in plan.to_text()
+    assert plan.config.to_dict() == config

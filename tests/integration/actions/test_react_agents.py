@@ -1,0 +1,99 @@
+"""`ReActAgent`: its prompt, its answer, its tools, agents as tools, and what its conversation leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from agentflow import Engine, RunFailed
+from agentflow.actions.agents.react_agent import ReActAgent
+from agentflow.api.chat_messages import tool_call
+from agentflow.api.prompts import Prompt
+from agentflow.api.resources import ResourceType
+from agentflow.errors import ModelRejected
+from agentflow.testing import ScriptedChatModel
+
+
+class Answer(msgspec.Struct):
+    total: int
+
+
+async def run(agent: ReActAgent, value: object, **options: Any) -> Any:
+    async with Engine(agent, in_memory=True, **options) as engine:
+        (said,) = await engine.submit("k", value)
+        return said
+
+
+async def add(a: int, b: int) -> int:
+    """Add two numbers.
+
+    Args:
+        a: One.
+        b: The other.
+    """
+    return a + b
+
+
+async def test_input_is_asked_tools_are_called_and_the_answer_has_its_schema() -> None:
+    model = ScriptedChatModel([tool_call("add", {"a": 2, "b": 3}), '{"total": 5}'])
+    prompt = Prompt.from_text("What is {a} plus {b}?")
+    agent = ReActAgent(chat_model=model, prompt=prompt, output_schema=Answer, tools=[add])
+    assert await run(agent, {"a": 2, "b": 3}) == {"total": 5}
+    model.assert_complete()
+    assert "What is 2 plus 3?" in [message.text for message in model.requests[0].messages]
+    (offered,) = model.requests[0].tools
+    assert (offered.name, offered.description) == ("add", "Add two numbers.")
+    assert model.requests[1].messages[-1].text == "5"
+
+
+@pytest.mark.parametrize(("value", "asked"), [("hello", "hello"), (5, "5"), (True, "True")])
+async def test_without_a_prompt_a_plain_input_is_what_is_asked(value: object, asked: str) -> None:
+    model = ScriptedChatModel(["hi"])
+    assert await run(ReActAgent(chat_model=model), value) == "hi"
+    assert [message.text for message in model.requests[0].messages] == [asked]
+
+
+async def test_without_a_prompt_an_object_is_refused_and_says_what_to_do() -> None:
+    with pytest.raises(RunFailed, match="the agent has no prompt"):
+        await run(ReActAgent(chat_model=ScriptedChatModel(["hi"])), {"a": 1})
+
+
+async def test_placeholder_without_a_value_fails_the_run_typed() -> None:
+    agent = ReActAgent(chat_model=ScriptedChatModel(["hi"]), prompt=Prompt.from_text("{question}"))
+    with pytest.raises(RunFailed, match="MissingPromptVariable"):
+        await run(agent, {"other": 1})
+
+
+async def test_model_and_prompt_may_be_the_environments() -> None:
+    model = ScriptedChatModel(["hi"])
+    resources = [("m", ResourceType.CHAT_MODEL, model), ("p", ResourceType.PROMPT, Prompt.from_text("say {input}"))]
+    assert await run(ReActAgent(chat_model="m", prompt="p"), "hi", resources=resources) == "hi"
+    assert model.requests[0].messages[0].text == "say hi"
+
+
+async def test_cap_of_turns_fails_the_run_typed() -> None:
+    model = ScriptedChatModel(rules=[{"when": "", "reply": tool_call("add", {"a": 1, "b": 1})}])
+    with pytest.raises(RunFailed, match="turns per run is spent"):
+        await run(ReActAgent(chat_model=model, tools=[add], max_turns=3), "go")
+    assert len(model.requests) == 3
+
+
+async def test_agent_as_a_tool_answers_with_its_own_model_prompt_and_tools() -> None:
+    inner = ScriptedChatModel([tool_call("add", {"a": 1, "b": 1}), "two"])
+    adder = ReActAgent(name="adder", chat_model=inner, prompt=Prompt.from_text("sum: {input}"), tools=[add])
+    outer = ScriptedChatModel([tool_call("sums", {"input": "1 and 1"}), "it is two"])
+    agent = ReActAgent(name="outer", chat_model=outer, tools=[adder.as_tool("sums", "Adds.")])
+    assert await run(agent, "how much?") == "it is two"
+    assert inner.requests[0].messages[0].text == "sum: 1 and 1"
+    assert outer.requests[1].messages[-1].text == "two"
+
+
+async def test_agent_as_a_tool_that_fails_is_told_to_the_outer_model() -> None:
+    inner = ScriptedChatModel([ModelRejected("no such model")])
+    failing = ReActAgent(name="inner", chat_model=inner)
+    outer = ScriptedChatModel([tool_call("ask", {"input": "?"}), "sorry"])
+    agent = ReActAgent(name="outer", chat_model=outer, tools=[failing.as_tool("ask", "Answers.")])
+    assert await run(agent, "how much?") == "sorry"
+    assert "no such model" in outer.requests[1].messages[-1].text

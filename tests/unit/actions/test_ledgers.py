@@ -1,0 +1,62 @@
+"""What a process that takes a run over knows of calls that it has not made: before it lets any task make another one."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agentflow import Agent
+from agentflow.actions.budgets import IN_DOUBT, _ledger_of, cost_of
+from agentflow.api.chat_messages import ChatMessage, Usage
+from agentflow.core.inputs import StepEnded
+from agentflow.core.journal_records import ERROR, RESULT
+from agentflow.errors import BudgetExhausted, CircuitOpen, ModelUnavailable
+from agentflow.runtime.step_values import encode_error
+from tests.steps_world import INPUT, World, call, nothing
+
+ANSWER = msgspec.msgpack.encode(ChatMessage("assistant", "hi", usage=Usage(10, 5), extra_args={"cost": 0.5}))
+
+
+def test_calls_of_a_group_that_are_recorded_or_in_doubt_are_known_before_any_of_them_is_asked_again() -> None:
+    agent = Agent("A")
+    names = ("doubt", "answered", "failed", "refused", "open", "tool", "idle")
+    for name in names:
+        agent.add_action(name, [INPUT], nothing, parallel=True)
+    world = World(agent, tracking=False)
+    world.record("k", 0)
+    tasks = {name: f"t/0/0:{name}" for name in names}
+    for name in names[:-1]:
+        world.request(tasks[name], call(".0", "tool:t" if name == "tool" else "chat:m"), needs_intent=True)
+    world.take_checkpoint()
+    world.append()
+    endings = {
+        "answered": (ANSWER, RESULT),
+        "failed": (encode_error(ModelUnavailable("away")), ERROR),
+        "refused": (encode_error(BudgetExhausted("run.calls", 1, 1)), ERROR),
+        "open": (encode_error(CircuitOpen("its circuit is open")), ERROR),
+    }
+    for name, (payload, kind) in endings.items():
+        world.operator.apply(StepEnded(world.tasks[tasks[name]], call(".0", "chat:m"), kind, payload), world.now_ms)
+    world.journal += [effect.record for effect in world.operator.effects]
+    world.crash()
+    ledger = _ledger_of(world.tasks[tasks["idle"]].run)
+    known = {name: ledger.recorded[tasks[name]] for name in names}
+    assert known == {
+        "doubt": [[1, 0, 0.0]],
+        "answered": [[1, 15, 0.5]],
+        "failed": [[1, 0, 0.0]],
+        "refused": [],
+        "open": [],
+        "tool": [],
+        "idle": [],
+    }
+
+
+def test_ledger_of_a_run_that_begins_here_is_empty() -> None:
+    world = World()
+    world.record("k", 0)
+    ledger = _ledger_of(world.tasks["t/0/0:a"].run)
+    assert (ledger.recorded, ledger.entries, ledger.reserved) == ({"t/0/0:a": []}, {}, {})
+
+
+def test_call_in_doubt_costs_one_call() -> None:
+    assert cost_of(ChatMessage(finish_reason=IN_DOUBT)) == [1, 0, 0.0]
