@@ -14,6 +14,7 @@ from agentflow.api.chat_events import (
     ToolRequestEvent,
     ToolResponseEvent,
 )
+from agentflow.api.chat_history import KeepLast, Summarise, TokenBudget
 from agentflow.api.chat_messages import ChatMessage, FilePart, ImagePart, MessageRole, TextPart, Usage
 from agentflow.api.chat_models import (
     BaseChatModelConnection,
@@ -144,6 +145,7 @@ __all__ = [
     "JobSettings",
     "JsonlSink",
     "JsonlSource",
+    "KeepLast",
     "LLMExecutionMetadataKeys",
     "MemoryObject",
     "MemoryRef",
@@ -178,8 +180,10 @@ __all__ = [
     "StepIntent",
     "StreamChunk",
     "StructuredOutputStrategy",
+    "Summarise",
     "TextPart",
     "TimerEvent",
+    "TokenBudget",
     "Tool",
     "ToolExecutionMetadataKeys",
     "ToolMetadata",

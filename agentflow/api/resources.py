@@ -45,7 +45,8 @@ class ResourceDescriptor:
     Args:
         clazz: The class: itself, as ``"package.module.Class"``, or by the name that a package has registered it under, such as
             ``"openai"`` (entry point group ``agentflow.chat_model_connection``, as the kind of resource says).
-        arguments: Arguments of the class; JSON values only. Texts may hold ``${env:NAME}`` and ``${file:PATH}``.
+        arguments: Arguments of the class; JSON values, and members of enums and structs, such as `Budget`, which stand for theirs. Texts
+            may hold ``${env:NAME}`` and ``${file:PATH}``.
         kwargs: More of them.
     """
 
@@ -55,9 +56,19 @@ class ResourceDescriptor:
     def __init__(self, clazz: str | type, arguments: dict[str, Any] | None = None, **kwargs: Any) -> None:  # noqa: ANN401
         name = f"{clazz.__module__}.{clazz.__qualname__}" if isinstance(clazz, type) else clazz
         object.__setattr__(self, "clazz", name)
-        object.__setattr__(
-            self, "arguments", {**arguments, **kwargs} if isinstance(arguments, dict) else arguments or kwargs
-        )
+        given = {**arguments, **kwargs} if isinstance(arguments, dict) else arguments or kwargs
+        object.__setattr__(self, "arguments", _plain(given))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (arguments)
+    """Return arguments as JSON has them; what has no such form stays, and the plan says so."""
+    if isinstance(value, enum.StrEnum):
+        return value.value
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 class ResourceContext(Protocol):

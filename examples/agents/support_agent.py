@@ -16,11 +16,13 @@ import msgspec
 
 from agentflow import (
     Agent,
+    Budget,
     BudgetExhausted,
     Engine,
     EventType,
     InjectedArg,
     InputEvent,
+    KeepLast,
     OutputEvent,
     Prompt,
     ResourceType,
@@ -29,7 +31,6 @@ from agentflow import (
     prompt,
     tool,
 )
-from agentflow.api.chat_history import KeepLast
 from examples.agents.models import ChosenModel, model_from_command_line
 
 ORDERS = {"ann": {"A-17": 39.0, "A-21": 12.5}, "bob": {"B-4": 89.0}}
@@ -60,7 +61,7 @@ class SupportAgent(Agent):
         setup = model.setup(
             prompt="support_prompt",
             tools=["find_orders", "refund"],
-            budgets=[{"per": "day", "calls": CALLS_PER_DAY}],  # of each customer
+            budgets=[Budget(per="day", calls=CALLS_PER_DAY)],  # of each customer
         )
         self.add_resource("support_model", ResourceType.CHAT_MODEL, setup)
 

@@ -8,7 +8,9 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from agentflow import Agent, ResourceDescriptor, ResourceType
+from agentflow import Agent, Budget, ErrorHandlingStrategy, RateLimit, ResourceDescriptor, ResourceType
+from agentflow.actions.policies import chat_policy
+from agentflow.api.options import Configuration
 from agentflow.api.prompts import Prompt
 from agentflow.api.resources import (
     Resource,
@@ -19,6 +21,8 @@ from agentflow.api.resources import (
 )
 from agentflow.api.tools import FunctionTool, tool
 from agentflow.errors import NotConfigured
+from agentflow.runtime.resource_classes import build
+from agentflow.runtime.secrets import Secrets
 
 
 class Place(Resource):
@@ -196,6 +200,24 @@ class Sales(Support):
 
 def resources(agent):
     return {name: (kind, resource) for name, kind, resource in agent.resources}
+
+
+def test_a_descriptor_takes_enums_and_structs_as_the_values_that_they_stand_for():
+    descriptor = ResourceDescriptor(
+        "openai",
+        {"limits": [RateLimit(per="connection", concurrency=2)]},
+        error_handling_strategy=ErrorHandlingStrategy.FALLBACK,
+        budgets=[Budget(per="day", calls=3)],
+    )
+    plain = {
+        "limits": [{"per": "connection", "concurrency": 2, "requests-per-minute": None, "tokens-per-minute": None}],
+        "error_handling_strategy": "fallback",
+        "budgets": [{"per": "day", "calls": 3, "tokens": None, "money": None, "turns": None}],
+    }
+    assert descriptor.arguments == plain
+    assert {type(value) for value in descriptor.arguments.values()} == {list, str}
+    setup = build("model", ResourceType.CHAT_MODEL, descriptor, Secrets(), {})
+    assert chat_policy(setup, Configuration()).budgets == (Budget(per="day", calls=3),)
 
 
 def test_decorated_functions_declare_resources_named_as_they_are():
