@@ -13,7 +13,7 @@ import pytest
 from agentflow.api.resources import ResourceType
 from agentflow.runtime.resource_classes import build
 from agentflow.runtime.secrets import Secrets
-from agentflow.testing.model_server import ModelServer, Reply
+from agentflow.testing.model_server import ModelRequest, ModelServer, Reply, ToolCall
 from examples.agents.models import ARGUMENTS, ChosenModel
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +124,36 @@ async def test_example_runs_with_a_provider_by_one_flag(tmp_path: Path) -> None:
         assert example.returncode == 0, err.decode()
         assert out.decode().count("****   price") == 16
         assert {request.model for request in server.requests} == {"qwen3"}
+
+
+async def test_a_refund_is_approved_by_a_person_in_another_terminal(tmp_path: Path) -> None:
+    def answer(request: ModelRequest) -> Reply:
+        last = request.messages[-1].text
+        if "has a dent" in last:
+            return Reply(tool_calls=[ToolCall("refund", {"order_id": "A-17", "amount": 39.0})])
+        return Reply(last if "on its way" in last else "Hello.")
+
+    async with ModelServer(answer) as server:
+        variables = environment(OLLAMA_HOST=server.url, PYTHONUNBUFFERED="1")
+        example = await asyncio.create_subprocess_exec(
+            *command("support_agent", "--model", "ollama:qwen3"),
+            cwd=tmp_path,
+            env=variables,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert example.stdout is not None
+        shown = []
+        async for line in example.stdout:
+            shown.append(line.decode().strip())
+            if shown[-1].startswith("agentflow inbox approve"):
+                words = shown[-1].partition("   ")[0].split()[1:]
+                person = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "agentflow", *words, cwd=tmp_path, env=variables
+                )
+                assert await person.wait() == 0
+        assert await example.wait() == 0
+    paid = shown.index("39.00 paid back to ann for A-17")
+    assert shown[paid + 1] == "support: 39.00 is on its way."
 
 
 def test_a_model_that_nobody_knows_is_refused_with_the_ones_that_are_known(tmp_path: Path) -> None:
