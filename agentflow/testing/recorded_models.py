@@ -263,7 +263,11 @@ class RecordedChatModel(BaseChatModelSetup):
 def _asked(request: ChatRequest, scrub: Callable[[str], str]) -> dict[str, Any]:
     """Return what a model is told: what names a recording, and what a person reads in it."""
     options = {name: value for name, value in request.options.items() if name not in _NOT_ASKED}
-    asked: dict[str, Any] = {"model": request.model, "messages": [_told(message) for message in request.messages]}
+    calls: dict[str, str] = {}
+    asked: dict[str, Any] = {
+        "model": request.model,
+        "messages": [_told(message, calls) for message in request.messages],
+    }
     if request.tools:
         asked["tools"] = msgspec.to_builtins(list(request.tools))
     if request.output_schema is not None:
@@ -274,13 +278,22 @@ def _asked(request: ChatRequest, scrub: Callable[[str], str]) -> dict[str, Any]:
     return scrubbed
 
 
-def _told(message: ChatMessage) -> dict[str, Any]:
-    """Return what a provider is told of a message: not what its answer has cost, and bytes by their digest."""
+def _told(message: ChatMessage, calls: dict[str, str]) -> dict[str, Any]:
+    """Return what a provider is told of a message: not what its answer has cost, and bytes by their digest.
+
+    Args:
+        message: The message.
+        calls: Ids of tool calls so far, and their numbers, which stand for them: an id may be another one in each run.
+    """
     told: dict[str, Any] = msgspec.to_builtins(message, builtin_types=(bytes,))
     for name in ("usage", "finish_reason", "extra_args"):
         told.pop(name, None)
+    for call in told.get("tool_calls", ()):
+        name = call.pop("original_id", "") or call.get("id", "")
+        call["id"] = calls.setdefault(name, f"call {len(calls) + 1}")
     if "external_id" in message.extra_args:
-        told["external_id"] = message.extra_args["external_id"]
+        answered = message.extra_args["external_id"]
+        told["external_id"] = calls.get(answered, answered)
     for part in told.get("parts", ()):
         if "data" in part:
             digest = hashlib.blake2b(part["data"], digest_size=8).hexdigest()

@@ -152,6 +152,18 @@ async def test_a_request_is_what_the_model_is_told_and_nothing_else(tmp_path: Pa
     assert "k-1" not in json.dumps(files(tmp_path))
 
 
+async def test_ids_of_tool_calls_are_another_in_each_run_and_do_not_count(tmp_path: Path) -> None:
+    def asked(run: str, answers: str) -> ChatRequest:
+        calls: Any = [{**tool_call("find", {"n": n}), "id": f"{run}_{n}", "original_id": f"{run}_{n}"} for n in "ab"]
+        said = [ChatMessage("tool", n, extra_args={"external_id": f"{run}_{n}"}) for n in answers]
+        return ChatRequest(model="m", messages=[ChatMessage("assistant", tool_calls=calls), *said])
+
+    await recorder(tmp_path, "yes").complete(asked("r1", "ab"))
+    assert (await player(tmp_path).complete(asked("r2", "ab"))).content == "yes"
+    with pytest.raises(ModelRejected, match="not recorded"):
+        await player(tmp_path).complete(asked("r2", "ba"))
+
+
 @pytest.mark.parametrize(
     "other",
     [
