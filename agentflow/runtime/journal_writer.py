@@ -48,6 +48,7 @@ class JournalWriter:
 
     async def _append(self) -> None:
         try:
+            await asyncio.sleep(0)  # what can begin without these records begins first, and their number grows
             while self._pending:
                 records, self._pending = self._pending, []
                 began_ns = 0 if self._seen is None else monotonic_ns()

@@ -21,6 +21,8 @@ from agentflow.state.rocksdb_store import DEFAULT, RocksDBResources, RocksDBStor
 JOURNAL_DIRECTORY: Final = "journal"
 FAMILIES: Final = ("default",)
 _SMALL_BYTES = 64 * 2**10
+_FEW = 8  # records; where there are more, the loop has other things to do meanwhile
+_QUICK_S, _QUICK_FEW_S = 0.000_5, 0.002  # what a sync may take that is waited for in place
 _PAGE_ROWS, _PAGE_BYTES = 5_000, 8 * 2**20
 
 
@@ -72,7 +74,8 @@ class RocksDBJournal:
             store.write(batch, "writing the journal")
             self._next = position
             if self._sync_interval_ms is None:
-                await store.sync("writing the journal", is_small=size < _SMALL_BYTES)
+                quick_s = _QUICK_FEW_S if len(records) <= _FEW else _QUICK_S
+                await store.sync("writing the journal", in_place_s=quick_s if size < _SMALL_BYTES else 0.0)
             elif self._sync is None:
                 self._sync = asyncio.get_running_loop().call_later(self._sync_interval_ms / 1000, self._sync_now)
             return position

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,7 +63,6 @@ _MEMTABLE_BYTES = 16 * 2**20
 _WAL_BYTES_MAX = 48 * 2**20  # what an open replays at most
 OPEN_FILES_MAX: Final = 256
 """Of one database."""
-_QUICK_SYNC_S = 0.000_5
 _RECLAIMED_BYTES = 8 * 2**20
 _SIZES = ("rocksdb.total-sst-files-size", "rocksdb.cur-size-all-mem-tables")
 
@@ -157,7 +157,7 @@ class RocksDBStore:
         self._families: list[Rdict] = []
         self._failure: StateError | None = None
         self._is_closed = False
-        self._last_sync_s = _QUICK_SYNC_S
+        self._last_sync_s = math.inf  # not known yet
         # Their threads start with the first use.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentflow-sync")
         self._reclaimer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentflow-reclaim")
@@ -259,16 +259,16 @@ class RocksDBStore:
             self._failure = self.error(error, doing)
             raise self._failure from error
 
-    async def sync(self, doing: str, *, is_small: bool = False) -> None:
+    async def sync(self, doing: str, *, in_place_s: float = 0.0) -> None:
         """Make everything written so far durable, without holding up the loop.
 
-        Where little was written, and the disk was quick the last time, it is waited for in place: a thread costs two wake-ups,
-        which is more than such a disk takes.
+        Where the disk took less than ``in_place_s`` the last time, it is waited for in place: a thread costs two wake-ups, which is
+        more than a quick disk takes.
         """
         self.check_writable(doing)
         self._failure = interrupted = interrupted_error(self.directory, doing)
         try:
-            if is_small and self._last_sync_s < _QUICK_SYNC_S:
+            if self._last_sync_s < in_place_s:
                 self._flush()
             else:
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._flush)
