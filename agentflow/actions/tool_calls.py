@@ -164,7 +164,7 @@ class _ToolRequest:
                     return _missing(name, self._setup)
                 bound = tool.bind(arguments, injected_arguments(ctx, tool), meta=meta)
                 await tool
-                result = await _called(bound)
+                result = await self._called(bound)
             outcome = self._outcome(result)
         except ToolArgumentsInvalid as error:
             self._report_failure(error, metadata, began, arguments)
@@ -196,10 +196,17 @@ class _ToolRequest:
 
         async def verdict(intent: StepIntent) -> Any:  # noqa: ANN401 (a verdict)
             asked = msgspec.structs.replace(intent, function=self._name, args=(), kwargs=intent.args[1])
-            said = await _called(functools.partial(ask, asked))
+            said = await self._called(functools.partial(ask, asked))
             return Done(self._outcome(said.result)) if isinstance(said, Done) else said
 
         return reconcile(verdict)
+
+    async def _called(self, bound: Callable[[], Any]) -> Any:  # noqa: ANN401 (a tool's result)
+        """Call a tool: a coroutine function here, any other in a thread."""
+        if inspect.iscoroutinefunction(getattr(bound, "func", bound)):
+            return await bound()
+        result = await self._ctx._services.in_thread(bound)  # noqa: SLF001 (the context's engine side)
+        return await result if inspect.isawaitable(result) else result
 
     async def _is_repeatable(self, intent: StepIntent) -> Verdict:  # noqa: ARG002 (the signature of a reconciler)
         try:
@@ -292,15 +299,6 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 (memory values)
     if not hasattr(value, "get_field_names"):
         return value
     return {name: _plain(value.get(name)) for name in value.get_field_names()}
-
-
-async def _called(bound: Callable[[], Any]) -> Any:  # noqa: ANN401 (a tool's result)
-    """Call a tool: a coroutine function here, any other in a thread."""
-    function = getattr(bound, "func", bound)
-    if inspect.iscoroutinefunction(function):
-        return await bound()
-    result = await asyncio.to_thread(bound)
-    return await result if inspect.isawaitable(result) else result
 
 
 def _encoded(value: Any) -> Any:  # noqa: ANN401 (a tool's result)

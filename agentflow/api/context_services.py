@@ -40,6 +40,7 @@ class ContextServices(Protocol):
     has_tombstones: bool
     steps: Any
     resources: Any
+    in_thread: Callable[[Callable[[], Any]], Awaitable[Any]]
     report: Callable[..., object] | None
     wants_reports: Callable[[Any], bool] | None
     wants_content: Callable[[Any], bool] | None

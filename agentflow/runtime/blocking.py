@@ -1,4 +1,4 @@
-"""Threads for blocking actions.
+"""Threads for blocking actions, and for plain functions that are steps or tools.
 
 Daemon threads of our own rather than `ThreadPoolExecutor`: a thread that hangs in user code must neither keep the process
 from exiting nor occupy one of the pool's places for ever.
@@ -6,10 +6,15 @@ from exiting nor occupy one of the pool's places for ever.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import contextvars
 import queue
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
+ResultT = TypeVar("ResultT")
 Call = Callable[[], None]
 
 
@@ -27,6 +32,40 @@ class BlockingThreads:
         self._idle = 0  # idle threads; below zero: queued calls
         self._threads = 0
         self.leaked = 0
+
+    async def call(self, function: Callable[[], ResultT]) -> ResultT:
+        """Call a function in a thread, in the context of the caller; a caller that is cancelled gives the thread up."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[ResultT] = loop.create_future()
+        context = contextvars.copy_context()
+
+        def report(result: ResultT | None, error: BaseException | None) -> None:
+            if answer.done():
+                self.come_back()
+            elif error is None:
+                answer.set_result(result)  # type: ignore[arg-type]
+            else:
+                answer.set_exception(error)
+
+        def work() -> None:
+            result: ResultT | None = None
+            failure: BaseException | None = None
+            try:
+                result = context.run(function)
+            except StopIteration as error:  # no future takes it
+                failure = RuntimeError(f"the function raised {error!r}")
+            except BaseException as error:  # noqa: BLE001 (it is the caller's)
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants it any more
+                loop.call_soon_threadsafe(report, result, failure)
+
+        self.submit(work)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if answer.cancelled():
+                self.give_up()
+            raise
 
     def submit(self, call: Call) -> None:
         """Run ``call`` in a thread; it reports its outcome itself and does not raise."""

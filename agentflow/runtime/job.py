@@ -544,6 +544,8 @@ class Job:
                     stage.plan.errors,
                     settings.run.park_after_ms,
                 )
+                services.steps.in_thread = threads.call
+            services.in_thread = threads.call
             runner = ActionRunner(
                 services, codec, subtask.deliver_to(index), subtask.fail, threads, settings.blocking.leaked_max
             )

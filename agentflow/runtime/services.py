@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from agentflow.runtime.logs import Fields, LazyLogger
 from agentflow.runtime.ports import KeyedState
 from agentflow.runtime.resources import AgentResources, Resources
 from agentflow.runtime.settings import JobSettings
+from agentflow.runtime.step_calls import InThread
 from agentflow.runtime.step_runner import StepRunner
 from agentflow.runtime.streams import NOWHERE, LiveStream, Nowhere, Streams
 
@@ -64,6 +66,7 @@ class OperatorServices:
         self._operator = operator.index
         self.steps: StepRunner | None = None
         self.streams: Streams | None = None
+        self.in_thread: InThread = asyncio.to_thread
         self.resources: AgentResources = Resources().of(plan)
         self.report: Callable[..., object] | None = None
         self.wants_reports: Callable[[ActionTask], bool] | None = None

@@ -26,6 +26,7 @@ from agentflow.errors import ContextClosed, Divergence, WrongContext
 from agentflow.runtime.observation import StepSeen, monotonic_ns
 from agentflow.runtime.step_cache import cached_result
 from agentflow.runtime.step_calls import (
+    InThread,
     answered,
     call_anywhere,
     encoded_about,
@@ -64,6 +65,7 @@ class StepRunner:
 
     Attributes:
         work: Makes the description of a step's call.
+        in_thread: Calls plain functions; the job sets threads of its own.
         coroutine_of: Returns the asyncio task of an action that waits; the action runner sets it.
         leave: Gives up a coroutine without an answer; the action runner sets it.
         seen: Told of calls that ended and of answers from the journal; None: nobody looks.
@@ -87,6 +89,7 @@ class StepRunner:
         park_after_ms: int,
     ) -> None:
         self.work = StepWork
+        self.in_thread: InThread = asyncio.to_thread
         self._decide = decide
         self._carry_out = carry_out
         self._incarnation = incarnation
@@ -260,7 +263,7 @@ class StepRunner:
         ask = work.reconciler
         steps.calls += 1
         try:
-            verdict = work.verdict if ask is None else await call_anywhere(ask, (self._intent(steps, call, work),), {})
+            verdict = work.verdict if ask is None else await self._called(ask, (self._intent(steps, call, work),), {})
         finally:
             steps.calls -= 1
         outcome = work.outcome_in_doubt(call, verdict)
@@ -269,6 +272,9 @@ class StepRunner:
     def _intent(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepIntent:
         key = self._key_of(step_id(steps, call))
         return StepIntent(call.function, work.args, work.kwargs, steps.task.attempt, key)
+
+    async def _called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        return await call_anywhere(function, args, kwargs, self.in_thread)
 
     async def _run(self, steps: TaskSteps, call: StepCall, work: StepWork, calls: int) -> StepEnded:
         """Call the function of a step, once, unless a result is kept for it."""
@@ -280,10 +286,10 @@ class StepRunner:
         limit = None
         try:
             if work.timeout_ms is None:
-                result = await call_anywhere(work.function, work.args, work.kwargs)
+                result = await self._called(work.function, work.args, work.kwargs)
             else:
                 async with asyncio.timeout(work.timeout_ms / 1000) as limit:
-                    result = await call_anywhere(work.function, work.args, work.kwargs)
+                    result = await self._called(work.function, work.args, work.kwargs)
         except Exception as error:  # noqa: BLE001 (an error is an outcome too)
             if limit is None or not isinstance(error, TimeoutError) or not limit.expired():
                 return failed(steps, call, work, calls + 1, error)

@@ -1,0 +1,57 @@
+"""Plain functions that are steps or tools: called in threads, and given up when their time is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+
+import pytest
+
+from agentflow.runtime.blocking import BlockingThreads
+
+name = contextvars.ContextVar("name", default="nobody")
+
+
+@pytest.fixture
+def threads():
+    made = BlockingThreads(threads_max=1)
+    yield made
+    made.close()
+
+
+async def test_a_call_returns_what_the_function_does_and_raises_what_it_raises(threads):
+    assert await threads.call(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        await threads.call(lambda: 1 / 0)
+
+
+async def test_a_call_has_the_context_of_its_caller(threads):
+    name.set("ann")
+    assert await threads.call(name.get) == "ann"
+
+
+async def test_a_call_that_is_given_up_keeps_no_place_of_the_others(threads):
+    release, left = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def hang() -> None:
+        loop.call_soon_threadsafe(left.set)
+        release.wait()
+
+    hung = asyncio.ensure_future(threads.call(hang))
+    await left.wait()
+    hung.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hung
+    assert threads.leaked == 1
+    assert await threads.call(lambda: "next") == "next"
+    release.set()
+
+
+async def test_an_error_that_no_future_takes_is_told(threads):
+    def stop() -> None:
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await threads.call(stop)
