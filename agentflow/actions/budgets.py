@@ -72,7 +72,9 @@ class Meter:
         self._budgets = budgets
         run = ctx._task.run  # noqa: SLF001 (the context's engine side)
         self._run = run
-        self._ledger = _ledger_of(run) if budgets else _Ledger()
+        if not budgets:
+            return  # nothing is checked, and nothing counted
+        self._ledger = _ledger_of(run)
         task = hashlib.blake2b(ctx.task_id.encode(), digest_size=8).hexdigest()
         self._run_digest = hashlib.blake2b(ctx.run_id.encode(), digest_size=6).hexdigest()
         self._leaf = {"run": task, "key": f"{self._run_digest}_{task}", "day": f"{self._run_digest}_{task}"}
@@ -81,10 +83,6 @@ class Meter:
     def counts_calls(self) -> bool:
         """Whether some budget counts calls: then a call that may have happened is one."""
         return any(budget.calls is not None for budget in self._budgets)
-
-    def turns_max(self, most: int) -> int:
-        """Return the most turns of a tool loop, given what the chat model allows."""
-        return min([most, *(budget.turns for budget in self._budgets if budget.turns is not None)])
 
     async def reserve(self, estimate: Spent) -> None:
         """Check that a call may be made, and keep its estimated cost until `release`.
@@ -105,10 +103,13 @@ class Meter:
 
     def release(self) -> None:
         """Give back what was reserved, behind `count`: in between, nobody is to find it neither here nor there."""
-        self._ledger.reserved.pop(self, None)
+        if self._budgets:
+            self._ledger.reserved.pop(self, None)
 
     def count(self, spent: Spent) -> None:
         """Count what a call has cost, whether it was made now or is recorded."""
+        if not self._budgets:
+            return
         recorded = self._ledger.recorded.get(self._ctx.task_id)
         if recorded is not None and spent in recorded:
             recorded.remove(spent)
@@ -172,6 +173,11 @@ class Meter:
             for day in memory.get(days).get_field_names():
                 if day < today:
                     memory.delete(f"{days}.{day}")
+
+
+def turns_within(budgets: Sequence[Budget], most: int) -> int:
+    """Return the most turns of a tool loop, given what the chat model allows."""
+    return min([most, *(budget.turns for budget in budgets if budget.turns is not None)])
 
 
 def cost_of(answer: ChatMessage) -> Spent:

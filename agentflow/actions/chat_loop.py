@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from agentflow.actions.budgets import Meter
+from agentflow.actions.budgets import turns_within
 from agentflow.actions.model_calls import ChatTurn, Retries, answer_of, setup_of
 from agentflow.actions.model_requests import StreamTarget
 from agentflow.actions.policies import chat_policy
@@ -72,7 +72,7 @@ async def chat(
 def turns_max(ctx: RunnerContext, model: str, most: int | None = None) -> int:
     """Return the most turns that a tool loop of a model may have."""
     policy = chat_policy(setup_of(ctx, model), ctx.config)
-    return Meter(ctx, policy.budgets).turns_max(policy.turns_max if most is None else most)
+    return turns_within(policy.budgets, policy.turns_max if most is None else most)
 
 
 async def one_answer(ctx: RunnerContext, turn: ChatTurn, output: Any, retries: Retries) -> ChatMessage:  # noqa: ANN401 (a type or a schema)

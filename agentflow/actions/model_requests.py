@@ -303,6 +303,8 @@ class ModelRequest:
 
     def _without_secrets(self, answer: ChatMessage) -> ChatMessage:
         """Return an answer as it may be recorded, reported and read: what a connection was made with is not in it."""
+        if not self._ctx.resources.has_secrets:
+            return answer
         plain = msgspec.to_builtins(answer, builtin_types=(bytes,))
         return msgspec.convert(_scrubbed(plain, self._ctx.resources.scrub), ChatMessage)
 

@@ -170,9 +170,14 @@ def _read(setup: BaseChatModelSetup, config: Configuration) -> ChatPolicy:
 
 def _structs(given: Any, kind: Any, place: str) -> tuple[Any, ...]:  # noqa: ANN401 (unchecked; a Struct)
     try:
-        return tuple(one if isinstance(one, kind) else msgspec.convert(one, kind) for one in given)
+        return tuple(one if isinstance(one, kind) else msgspec.convert(_kebab(one), kind) for one in given)
     except (msgspec.ValidationError, TypeError) as error:
         raise ConfigError([f"{place}: {error}"]) from None
+
+
+def _kebab(one: Any) -> Any:  # noqa: ANN401 (unchecked)
+    """Return a mapping with names as configuration has them, however Python writes them."""
+    return {str(name).replace("_", "-"): value for name, value in one.items()} if isinstance(one, Mapping) else one
 
 
 def _price(model: str, values: Mapping[str, Any]) -> Price | None:

@@ -187,6 +187,11 @@ class AgentResources:
         """Return a resource when it is open; the first one who asks opens it."""
         return await self._resources.opened(resource)
 
+    @property
+    def has_secrets(self) -> bool:
+        """Whether any resource of the process was built with secrets."""
+        return self._resources.secrets.has_any
+
     def scrub(self, text: str) -> str:
         """Return a text without the secrets that resources were built with."""
         return self._resources.secrets.scrub(text)

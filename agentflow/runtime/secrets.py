@@ -62,6 +62,11 @@ class Secrets:
             elif isinstance(value, str) and is_secret_name(name) and len(value) >= _LEAST:
                 self._remember(value)
 
+    @property
+    def has_any(self) -> bool:
+        """Whether there is anything to leave out."""
+        return self._pattern is not None
+
     def scrub(self, text: str) -> str:
         """Return a text without secrets."""
         return text if self._pattern is None else self._pattern.sub(MASK, text)
