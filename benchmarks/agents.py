@@ -38,7 +38,7 @@ from agentflow.runtime.collection import rare_collections
 from agentflow.runtime.job import Job
 from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.settings import RunSettings
-from agentflow.testing.model_server import Reply
+from agentflow.testing.model_server import HttpError, Reply
 from agentflow.testing.model_server import ToolCall as ServedCall
 from agentflow.testing.scripted_models import ScriptedChatModel
 from benchmarks.workloads import CountingSink, PreparedSource, check_outputs
@@ -298,3 +298,68 @@ def served_turn(asked: Any) -> Reply:
     if turn >= TURNS - 1:
         return Reply(ANSWER)
     return Reply(tool_calls=[ServedCall("find_order", {"number": number}) for number in range(TOOLS)])
+
+
+# -- a model that refuses
+KEYS = 1_000
+_refused: set[str] = set()
+
+
+def refusing(asked: Any) -> Reply | HttpError:
+    """Answer a request as the model server's script: model ``bad`` refuses the first call of each key with a 429."""
+    name = asked.messages[-1].text
+    if asked.model == "bad" and name not in _refused:
+        _refused.add(name)
+        return HttpError(429, retry_after_ms=20)
+    return Reply(ANSWER)
+
+
+def beside_refusing_ratio(factor: float) -> float:
+    """Rate of 500 keys of one model while 500 keys of another one are refused half of their calls, as a multiple of that without them."""
+    return _good_rate(factor, is_bad_there=True)[0] / _good_rate(factor, is_bad_there=False)[0]
+
+
+def refused_fairness(factor: float) -> float:
+    """Jain's index over the times that the keys of the refusing model took: 1 where all took as long."""
+    times = _good_rate(factor, is_bad_there=True)[1]
+    return sum(times) ** 2 / (len(times) * sum(time_s**2 for time_s in times))
+
+
+def _good_rate(factor: float, *, is_bad_there: bool) -> tuple[float, list[float]]:
+    rounds = max(2, int(6 * factor))
+    times: list[float] = []
+
+    async def measure() -> float:
+        script = f"{ROOT}/benchmarks/agents.py:refusing"
+        limits = [{"per": "model", "concurrency": 20}]
+        with model_server("--script", script, "--no-requests") as url, tempfile.TemporaryDirectory() as directory:
+            agent = Agent("two").add_action("ask", EventType.InputEvent, ask_named)
+            connection = ResourceDescriptor("openai", api_key="sk-local", base_url=f"{url}/v1")
+            agent.add_resource("provider", ResourceType.CHAT_MODEL_CONNECTION, connection)
+            for model in ("good", "bad"):
+                setup = ResourceDescriptor("openai", connection="provider", model=model, limits=limits)
+                agent.add_resource(model, ResourceType.CHAT_MODEL, setup)
+            async with Engine(agent, state_dir=directory, config={"run.in-flight-max": 2 * KEYS}) as engine:
+
+                async def key(number: int, model: str) -> None:
+                    began = time.perf_counter()
+                    for turn in range(rounds):
+                        asked = {"model": model, "text": f"{number}/{turn}"}
+                        assert await engine.submit(f"k{number}", asked) == [ANSWER]
+                    if model == "bad":
+                        times.append(time.perf_counter() - began)
+
+                began = time.perf_counter()
+                bad = [asyncio.ensure_future(key(n, "bad")) for n in range(KEYS // 2) if is_bad_there]
+                await asyncio.gather(*(key(n, "good") for n in range(KEYS // 2, KEYS)))
+                rate = KEYS // 2 * rounds / (time.perf_counter() - began)
+                await asyncio.gather(*bad)
+                return rate
+
+    return _run(measure), times
+
+
+async def ask_named(event: Any, ctx: RunnerContext) -> None:
+    """One call of the model that the input names."""
+    answer = await ctx.chat(event.input["model"], event.input["text"])
+    ctx.send_event(OutputEvent(answer.content))

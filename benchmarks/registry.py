@@ -276,6 +276,8 @@ def _agent_rows() -> dict[str, Workload]:
         ("anthropic, loop lag p99", "lag_p99_ms", "ms", 50, False, EXACTLY_ONCE, ("anthropic",)),
         ("ReAct, overhead of a turn", "turn_overhead_ms", "ms", 2, False, EXACTLY_ONCE, ()),
         ("ReAct, 3 turns, 4 tools", "react_rate", "runs/s", None, True, EXACTLY_ONCE, ()),
+        ("beside a model with 429", "beside_refusing_ratio", "times", 0.9, True, EXACTLY_ONCE, ()),
+        ("429: fairness over keys", "refused_fairness", "Jain", 0.9, True, EXACTLY_ONCE, ()),
     ]
     return {
         name: Workload(partial(_agents, measure, *arguments), unit, target, guarantee, is_more_better=is_more)
