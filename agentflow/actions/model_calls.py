@@ -100,6 +100,7 @@ async def _with_retries(
     on_in_doubt: Any = reconcile(_in_doubt) if meter.counts_calls else "retry"
     attempt, failures = 1, 0
     while True:
+        request.is_made = False
         try:
             answer: ChatMessage = await ctx.durable_execute_async(
                 request.call,
@@ -112,9 +113,9 @@ async def _with_retries(
         except ModelError as error:
             failure = error
             if not isinstance(failure, CircuitOpen):
-                meter.count([1, 0, 0.0])
+                meter.count([1, 0, 0.0], is_recorded=not request.is_made)
         else:
-            meter.count(cost_of(answer))
+            meter.count(cost_of(answer), is_recorded=not request.is_made)
             if answer.finish_reason != IN_DOUBT:
                 return answer
             attempt, request.key = attempt + 1, answer.extra_args["idempotency_key"]
