@@ -302,3 +302,17 @@ async def test_event_of_an_agent_that_nobody_answers_is_no_error() -> None:
     agent = Agent("A").add_action("act", [EventType.InputEvent], act)
     async with Engine(agent, in_memory=True, resources=shared()) as engine:
         assert await engine.submit("k", 1) == ["spoken"]
+
+
+class Strict(Spoken):
+    """One that looks at its arguments, and says which it does not like."""
+
+    def __post_init__(self) -> None:
+        raise ValueError(f"no key looks like {self.api_key}")
+
+
+def test_what_cannot_be_made_shows_no_secret_that_it_was_to_be_made_with() -> None:
+    descriptor = ResourceDescriptor(Strict, api_key="${env:KEY}")
+    with pytest.raises(ConfigError, match=r"Strict cannot be made: no key looks like \*\*\*") as caught:
+        build("c", ResourceType.CHAT_MODEL_CONNECTION, descriptor, Secrets({"KEY": "sk-0123456789"}), {})
+    assert caught.value.__suppress_context__

@@ -142,6 +142,17 @@ def test_stored_plan_gets_functions_types_and_resources_from_its_agent():
     assert again.to_json() == plan.to_json()
 
 
+def test_stored_plan_of_an_agent_with_models_of_its_environment_is_read_with_them():
+    agent = Agent("A").add_action("score", [InputEvent], top_level)
+    agent.add_resource("m", ResourceType.CHAT_MODEL, ResourceDescriptor("openai", connection="c", model="gpt"))
+    shared = [("c", ResourceType.CHAT_MODEL_CONNECTION, ResourceDescriptor("openai", api_key="${env:KEY}"))]
+    plan = AgentPlan.from_agent(agent, resources=shared)
+    again = AgentPlan.from_json(plan.to_json(), agent, resources=shared)
+    assert [action.name for action in again.actions] == ["score", "chat_model_action", "tool_call_action"]
+    assert again.resources[0].instance is shared[0][2]
+    assert (again.to_json(), again.plan_hash) == (plan.to_json(), plan.plan_hash)
+
+
 def test_stored_plan_of_another_agent_is_refused_with_all_differences():
     other = Agent("other").add_action("score", [InputEvent], top_level)
     with pytest.raises(PlanError) as caught:
