@@ -140,7 +140,7 @@ class AgentPlan:
             resources: Of the agent's environment, as in `from_agent`.
 
         Raises:
-            PlanError: Not a plan, of a newer version, or ``agent`` does not have its actions.
+            PlanError: Not a plan, of a newer version, or ``agent`` does not have its actions or resources.
         """
         from agentflow.plan.stored_plan import read_plan
 

@@ -146,6 +146,13 @@ def read_plan(data: bytes, agent: Agent | None, shared: Sequence[Declared] = ())
         conditions[entry.name] = _read_conditions(entry, problems)
     if compiled is not None:
         originals = {(r.type, r.name): r for r in compiled.resources}
+        for one in resources:
+            if (one.type, one.name) not in originals:  # it would be built of a class that stored data names
+                problems.add(
+                    f"the stored plan has this {one.type}, the agent has not",
+                    place=f"resource '{one.name}'",
+                    fix="if its environment has it: AgentPlan.from_json(data, agent, resources=env.resources)",
+                )
         resources = tuple(originals.get((r.type, r.name), r) for r in resources)
     problems.raise_all()
     return CompiledAgent(stored.agent, tuple(actions), conditions, resources, config)
