@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -100,7 +101,10 @@ class Session:
         self._sessions = sessions
         self._ended = anyio.Event()
         self._scope = anyio.CancelScope()
-        self.task = asyncio.create_task(self._own(back_off_s), name=f"mcp session with {sessions.label}")
+        context = contextvars.Context()  # not that of the step that happens to call first
+        self.task = asyncio.create_task(
+            self._own(back_off_s), name=f"mcp session with {sessions.label}", context=context
+        )
 
     def end(self, why: str) -> None:
         """End it: say goodbye where it is open, give up where it opens."""
