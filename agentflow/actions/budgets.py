@@ -79,7 +79,7 @@ _ledgers: weakref.WeakKeyDictionary[Any, _Ledger] = weakref.WeakKeyDictionary()
 
 
 class Meter:
-    """The budgets of one chat model, for one task.
+    """The budgets of one request, for one task.
 
     Args:
         ctx: Context of the task.

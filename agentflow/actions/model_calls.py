@@ -21,6 +21,7 @@ import msgspec
 from agentflow.actions.budgets import IN_DOUBT, Meter, cost_of
 from agentflow.actions.model_requests import ModelRequest, StreamTarget
 from agentflow.actions.policies import ChatPolicy, chat_policy
+from agentflow.api.budgets import Budget
 from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.chat_models import BaseChatModelSetup, ErrorHandlingStrategy
 from agentflow.api.resources import ResourceType
@@ -74,11 +75,13 @@ async def answer_of(ctx: RunnerContext, turn: ChatTurn, retries: Retries) -> Cha
     """
     setup = setup_of(ctx, turn.model)
     policy = chat_policy(setup, ctx.config)
+    budgets: list[Budget] = []  # of all that were asked: who falls back spends what the first one may
     falls_back = policy.strategy is ErrorHandlingStrategy.FALLBACK
     rest = list(setup.fallback_models) if falls_back else []
     while True:
+        budgets += [budget for budget in chat_policy(setup, ctx.config).budgets if budget not in budgets]
         try:
-            return await _with_retries(ctx, turn, setup, retries, has_fallback=bool(rest))
+            return await _with_retries(ctx, turn, setup, budgets, retries, has_fallback=bool(rest))
         except ModelError:
             if not rest:
                 raise
@@ -92,10 +95,16 @@ def setup_of(ctx: RunnerContext, model: str) -> BaseChatModelSetup:
 
 
 async def _with_retries(
-    ctx: RunnerContext, turn: ChatTurn, setup: BaseChatModelSetup, retries: Retries, *, has_fallback: bool
+    ctx: RunnerContext,
+    turn: ChatTurn,
+    setup: BaseChatModelSetup,
+    budgets: Sequence[Budget],
+    retries: Retries,
+    *,
+    has_fallback: bool,
 ) -> ChatMessage:
     policy = chat_policy(setup, ctx.config)
-    meter = Meter(ctx, policy.budgets)
+    meter = Meter(ctx, budgets)
     request = ModelRequest(ctx, setup, policy, turn, meter, has_fallback=has_fallback)
     on_in_doubt: Any = reconcile(_in_doubt) if meter.counts_calls else "retry"
     attempt, failures = 1, 0

@@ -15,7 +15,8 @@ from agentflow.api.budgets import Budget
 from agentflow.api.chat_events import BudgetExhaustedEvent, ChatRequestEvent, ChatResponseEvent
 from agentflow.api.chat_messages import ChatMessage, Usage, tool_call
 from agentflow.api.failure import Retry
-from agentflow.errors import BudgetExhausted
+from agentflow.api.resources import ResourceType
+from agentflow.errors import BudgetExhausted, ModelRejected
 from agentflow.testing import ScriptedChatModel
 from agentflow.testing.model_server import HttpError, ModelServer, Reply
 from tests.engines import ONCE, agent_of
@@ -265,3 +266,26 @@ async def test_calls_that_a_later_attempt_asks_for_again_count_once() -> None:
     async with Engine(agent, in_memory=True) as engine:
         assert await engine.submit("k", 1) == ["hi"]
     assert len(model.requests) == 4
+
+
+@pytest.mark.parametrize("per", ["run", "key"])
+async def test_fallback_model_spends_the_budgets_of_the_model_that_was_asked(per: str) -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        for n in range(9):
+            await ctx.chat("m", [f"{n}"])
+
+    def refuse(request: Any) -> ChatMessage:
+        raise ModelRejected("no such model")
+
+    asked = ScriptedChatModel(
+        rules=[{"when": "", "reply": refuse}],
+        error_handling_strategy="fallback",
+        fallback_models=["other"],
+        budgets=[{"per": per, "calls": 5}],
+    )
+    other = always([])
+    agent = scripted(asked, agent_of(act, retry=ONCE)).add_resource("other", ResourceType.CHAT_MODEL, other)
+    async with Engine(agent, in_memory=True) as engine:
+        with pytest.raises(RunFailed, match="BudgetExhausted"):
+            await engine.submit("k", 1)
+    assert (len(asked.requests), len(other.requests)) == (3, 2)
