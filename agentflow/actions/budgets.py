@@ -34,7 +34,7 @@ _ROOT: Final = "__spent__"
 _SUM: Final = "sum"
 _FOLD_AT: Final = 8  # entries of earlier runs that are added up together
 _COUNTED: Final = ("calls", "tokens", "money")
-_INTENT, _RESULT, _ERROR = 1, 2, 3  # of `agentflow.core.journal_records.RecordKind`
+_INTENT, _RESULT, _ERROR, _CANCELLED = 1, 2, 3, 4  # of `agentflow.core.journal_records.RecordKind`
 
 IN_DOUBT: Final = "in_doubt"
 """`ChatMessage.finish_reason` of a call of which nobody knows whether it was made."""
@@ -227,7 +227,7 @@ def _recorded_cost(step: Any) -> Spent | None:  # noqa: ANN401 (a recorded step)
     if step.kind == _ERROR:
         kind: str = _decode_plain(step.payload)[0]
         return None if kind.rpartition(".")[2] in ("BudgetExhausted", "CircuitOpen") else [1, 0, 0.0]
-    return [1, 0, 0.0] if step.kind == _INTENT else None
+    return [1, 0, 0.0] if step.kind in (_INTENT, _CANCELLED) else None
 
 
 def _entries(memory: MemoryObject, folder: str) -> list[tuple[str, Spent]]:

@@ -5,6 +5,7 @@
          ── too many (429) ───────────────────────► a fallback model at once; without one the lane waits, the same step calls again
          ── the circuit is open ──────────────────► a fallback model at once; without one the lane waits
          ── it will not pass, or no retry is left ► fallback model, or the error
+         ── cancelled by the action ──────────────► it counts as one
          ── in doubt, where calls are counted ────► it counts as one; another one is made
 
 A call that is recorded is not made again, whatever became of the process. The idempotency key of a call goes along with its retries.
@@ -12,6 +13,7 @@ A call that is recorded is not made again, whatever became of the process. The i
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -123,6 +125,11 @@ async def _with_retries(
             failure = error
             if not isinstance(failure, CircuitOpen):
                 meter.count([1, 0, 0.0], is_recorded=not request.is_made)
+        except (
+            asyncio.CancelledError
+        ):  # by the action, such as its own timeout: perhaps the provider answers all the same
+            meter.count([1, 0, 0.0], is_recorded=not request.is_made)
+            raise
         else:
             meter.count(cost_of(answer), is_recorded=not request.is_made)
             if answer.finish_reason != IN_DOUBT:

@@ -289,3 +289,27 @@ async def test_fallback_model_spends_the_budgets_of_the_model_that_was_asked(per
         with pytest.raises(RunFailed, match="BudgetExhausted"):
             await engine.submit("k", 1)
     assert (len(asked.requests), len(other.requests)) == (3, 2)
+
+
+async def test_calls_that_the_action_cancels_are_counted() -> None:
+    async def reply(request: Any) -> ChatMessage:
+        began.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody answers")
+
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        for n in range(9):
+            began.clear()
+            asking = asyncio.ensure_future(ctx.chat("m", [f"{n}"]))
+            done, _ = await asyncio.wait([asking, asyncio.ensure_future(began.wait())], return_when="FIRST_COMPLETED")
+            if asking in done:
+                await asking
+            asking.cancel()
+            await asyncio.wait([asking])
+
+    began = asyncio.Event()
+    model = ScriptedChatModel(rules=[{"when": "", "reply": reply}], budgets=[Budget(calls=3)])
+    async with Engine(scripted(model, agent_of(act, retry=ONCE)), in_memory=True) as engine:
+        with pytest.raises(RunFailed, match="BudgetExhausted"):
+            await engine.submit("k", 1)
+    assert len(model.requests) == 3
