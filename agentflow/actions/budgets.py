@@ -4,7 +4,8 @@ What a task has spent is one entry of memory, written when the task completes: o
 short-term memory. So it is as exact as all state, and a replayed call, whose outcome is recorded, is counted as it was. Tasks of a
 parallel group do not see each other's writes; what they have spent so far, and what calls on their way have reserved, is kept beside
 the run, in process memory: it is there as long as these tasks are. A process that takes a run over counts what the journal has of its
-running tasks before it lets any of them call: outcomes that they have not asked for again yet, and calls that are in doubt.
+running tasks before it lets any of them call: outcomes that they have not asked for again yet, and calls that are in doubt. So do calls
+of an attempt that has failed, or was parked: they count on, and those that the next one asks for again count once.
 
     __spent__.run.TASK · __spent__.key.RUN_TASK · __spent__.day.DATE.RUN_TASK       [calls, tokens, money]
 
@@ -33,7 +34,7 @@ _ROOT: Final = "__spent__"
 _SUM: Final = "sum"
 _FOLD_AT: Final = 8  # entries of earlier runs that are added up together
 _COUNTED: Final = ("calls", "tokens", "money")
-_INTENT, _RESULT, _ERROR = 1, 2, 3  # of `agentflow.core.journal_records.RecordKind`
+_INTENT, _RESULT, _ERROR, _CANCELLED = 1, 2, 3, 4  # of `agentflow.core.journal_records.RecordKind`
 
 IN_DOUBT: Final = "in_doubt"
 """`ChatMessage.finish_reason` of a call of which nobody knows whether it was made."""
@@ -53,14 +54,32 @@ class _Ledger:
         self.reserved: dict[object, Spent] = {}  # calls on their way
         self.recorded: dict[
             str, list[Spent]
-        ] = {}  # task → calls that an earlier process has recorded, and nobody has counted
+        ] = {}  # task → calls of other contexts, that its present one has not counted
+        self.counted: dict[str, tuple[weakref.ref[RunnerContext], list[Spent]]] = {}  # task → calls that a context has
+
+    def counted_by(self, ctx: RunnerContext, task: str) -> list[Spent]:
+        """Return what a context of a task has counted; what an earlier one has, whose writes are lost, is not forgotten.
+
+        Args:
+            ctx: The context.
+            task: What the entries of its task end with.
+        """
+        known = self.counted.get(ctx.task_id)
+        if known is not None and known[0]() is ctx:
+            return known[1]
+        if known is not None:
+            self.recorded.setdefault(ctx.task_id, []).extend(known[1])
+            self.entries = {path: entry for path, entry in self.entries.items() if not path.endswith(task)}
+        calls: list[Spent] = []
+        self.counted[ctx.task_id] = (weakref.ref(ctx), calls)
+        return calls
 
 
 _ledgers: weakref.WeakKeyDictionary[Any, _Ledger] = weakref.WeakKeyDictionary()
 
 
 class Meter:
-    """The budgets of one chat model, for one task.
+    """The budgets of one request, for one task.
 
     Args:
         ctx: Context of the task.
@@ -77,6 +96,7 @@ class Meter:
         self._ledger = _ledger_of(run)
         task = hashlib.blake2b(ctx.task_id.encode(), digest_size=8).hexdigest()
         self._run_digest = hashlib.blake2b(ctx.run_id.encode(), digest_size=6).hexdigest()
+        self._counted = self._ledger.counted_by(ctx, task)
         self._leaf = {"run": task, "key": f"{self._run_digest}_{task}", "day": f"{self._run_digest}_{task}"}
 
     @property
@@ -106,13 +126,14 @@ class Meter:
         if self._budgets:
             self._ledger.reserved.pop(self, None)
 
-    def count(self, spent: Spent) -> None:
-        """Count what a call has cost, whether it was made now or is recorded."""
+    def count(self, spent: Spent, *, is_recorded: bool) -> None:
+        """Count what a call has cost, whether it was made now or its outcome is from the journal."""
         if not self._budgets:
             return
         recorded = self._ledger.recorded.get(self._ctx.task_id)
-        if recorded is not None and spent in recorded:
+        if is_recorded and recorded is not None and spent in recorded:
             recorded.remove(spent)
+        self._counted.append(spent)
         for per in dict.fromkeys(budget.per for budget in self._budgets):
             memory, folder = self._folder(per)
             path = f"{folder}.{self._leaf[per]}"
@@ -206,7 +227,7 @@ def _recorded_cost(step: Any) -> Spent | None:  # noqa: ANN401 (a recorded step)
     if step.kind == _ERROR:
         kind: str = _decode_plain(step.payload)[0]
         return None if kind.rpartition(".")[2] in ("BudgetExhausted", "CircuitOpen") else [1, 0, 0.0]
-    return [1, 0, 0.0] if step.kind == _INTENT else None
+    return [1, 0, 0.0] if step.kind in (_INTENT, _CANCELLED) else None
 
 
 def _entries(memory: MemoryObject, folder: str) -> list[tuple[str, Spent]]:

@@ -5,6 +5,7 @@
          ── too many (429) ───────────────────────► a fallback model at once; without one the lane waits, the same step calls again
          ── the circuit is open ──────────────────► a fallback model at once; without one the lane waits
          ── it will not pass, or no retry is left ► fallback model, or the error
+         ── cancelled by the action ──────────────► it counts as one
          ── in doubt, where calls are counted ────► it counts as one; another one is made
 
 A call that is recorded is not made again, whatever became of the process. The idempotency key of a call goes along with its retries.
@@ -12,6 +13,7 @@ A call that is recorded is not made again, whatever became of the process. The i
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +23,7 @@ import msgspec
 from agentflow.actions.budgets import IN_DOUBT, Meter, cost_of
 from agentflow.actions.model_requests import ModelRequest, StreamTarget
 from agentflow.actions.policies import ChatPolicy, chat_policy
+from agentflow.api.budgets import Budget
 from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.chat_models import BaseChatModelSetup, ErrorHandlingStrategy
 from agentflow.api.resources import ResourceType
@@ -74,11 +77,13 @@ async def answer_of(ctx: RunnerContext, turn: ChatTurn, retries: Retries) -> Cha
     """
     setup = setup_of(ctx, turn.model)
     policy = chat_policy(setup, ctx.config)
+    budgets: list[Budget] = []  # of all that were asked: who falls back spends what the first one may
     falls_back = policy.strategy is ErrorHandlingStrategy.FALLBACK
     rest = list(setup.fallback_models) if falls_back else []
     while True:
+        budgets += [budget for budget in chat_policy(setup, ctx.config).budgets if budget not in budgets]
         try:
-            return await _with_retries(ctx, turn, setup, retries, has_fallback=bool(rest))
+            return await _with_retries(ctx, turn, setup, budgets, retries, has_fallback=bool(rest))
         except ModelError:
             if not rest:
                 raise
@@ -92,14 +97,21 @@ def setup_of(ctx: RunnerContext, model: str) -> BaseChatModelSetup:
 
 
 async def _with_retries(
-    ctx: RunnerContext, turn: ChatTurn, setup: BaseChatModelSetup, retries: Retries, *, has_fallback: bool
+    ctx: RunnerContext,
+    turn: ChatTurn,
+    setup: BaseChatModelSetup,
+    budgets: Sequence[Budget],
+    retries: Retries,
+    *,
+    has_fallback: bool,
 ) -> ChatMessage:
     policy = chat_policy(setup, ctx.config)
-    meter = Meter(ctx, policy.budgets)
+    meter = Meter(ctx, budgets)
     request = ModelRequest(ctx, setup, policy, turn, meter, has_fallback=has_fallback)
     on_in_doubt: Any = reconcile(_in_doubt) if meter.counts_calls else "retry"
     attempt, failures = 1, 0
     while True:
+        request.is_made = False
         try:
             answer: ChatMessage = await ctx.durable_execute_async(
                 request.call,
@@ -112,9 +124,14 @@ async def _with_retries(
         except ModelError as error:
             failure = error
             if not isinstance(failure, CircuitOpen):
-                meter.count([1, 0, 0.0])
+                meter.count([1, 0, 0.0], is_recorded=not request.is_made)
+        except (
+            asyncio.CancelledError
+        ):  # by the action, such as its own timeout: perhaps the provider answers all the same
+            meter.count([1, 0, 0.0], is_recorded=not request.is_made)
+            raise
         else:
-            meter.count(cost_of(answer))
+            meter.count(cost_of(answer), is_recorded=not request.is_made)
             if answer.finish_reason != IN_DOUBT:
                 return answer
             attempt, request.key = attempt + 1, answer.extra_args["idempotency_key"]

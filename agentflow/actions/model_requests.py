@@ -79,6 +79,7 @@ class ModelRequest:
 
     Attributes:
         key: Idempotency key of the first call, in retries of it; empty: that of the step.
+        is_made: Whether `call` was called; else the step is answered from the journal.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class ModelRequest:
         self._connection = setup.get_connection()  # here: what is wrong with it is no outcome that is to be recorded
         self._is_native = turn.output_schema is not None and asks_natively(setup, self._connection)
         self.key = ""
+        self.is_made = False
 
     async def call(self, model: str, messages: Sequence[ChatMessage], attempt: int) -> ChatMessage:  # noqa: ARG002 (they are in the digest)
         """Call the model once, and again while the provider says that there are too many calls.
@@ -114,6 +116,7 @@ class ModelRequest:
             ModelError: By its kind, with the idempotency key, and without secrets.
             BudgetExhausted: The call would spend more than there is; it was not made.
         """
+        self.is_made = True
         idempotency_key = self.key or self._ctx.idempotency_key
         setup, connection = self._setup, self._connection
         try:

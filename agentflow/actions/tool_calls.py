@@ -83,6 +83,8 @@ async def _outcome(ctx: RunnerContext, setup: BaseChatModelSetup, call: ToolCall
     if (run := getattr(tool, "run_in", None)) is not None:  # an agent: its own steps are durable, it is none itself
         try:
             return ToolOutcome(await run(ctx, dict(arguments)))
+        except ToolArgumentsInvalid as error:
+            return _misfit(error)
         except (ModelError, OutputInvalid, BudgetExhausted) as error:
             return request.failed(error)
     if tool is not None and tool.policy.requires_approval:

@@ -15,7 +15,8 @@ from agentflow.errors import NotConfigured
 async def tools_of(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[Any] = ()) -> list[Tool]:
     """Return the tools that a model may call, each name once.
 
-    A name is that of a tool of the agent, of a tool that one of its MCP servers offers now, or of such a server: all of its tools.
+    A name is that of a tool of the agent, of a tool that one of its MCP servers offers now, or of such a server: all of its tools. Of two
+    tools with one name it is the first: a server cannot put one of its own in the place of one that is there.
 
     Args:
         ctx: Context of the task.
@@ -27,13 +28,12 @@ async def tools_of(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence
     """
     found: dict[str, Tool] = {}
     for wanted in (*setup.tools, *more):
-        if isinstance(wanted, Tool):
-            found[wanted.metadata.name] = wanted
-        elif isinstance(wanted, str):
-            found.update({tool.metadata.name: tool for tool in await _named(ctx, wanted)})
+        if isinstance(wanted, str):
+            named = await _named(ctx, wanted)
         else:
-            tool = Tool.of(wanted)
-            found[tool.metadata.name] = tool
+            named = [wanted if isinstance(wanted, Tool) else Tool.of(wanted)]
+        for tool in named:
+            found.setdefault(tool.metadata.name, tool)
     return list(found.values())
 
 

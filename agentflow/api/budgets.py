@@ -33,7 +33,8 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     """What may be spent; checked before each call, so what it forbids does not happen. A call that replay answers costs nothing.
 
     Attributes:
-        per: Whose budget it is: of one ``run``, of a ``key`` for ever, or of a ``key`` for a ``day`` (UTC, by the run's clock).
+        per: Whose budget it is: of one ``run``, of a ``key`` for ever, or of a ``key`` for a ``day`` (UTC, by the run's clock). What keys
+            have spent is short-term memory: where the job has a TTL of state, it is forgotten with that.
         calls: Most calls of models.
         tokens: Most tokens.
         money: Most money, in the currency of the price table (`chat.prices`).

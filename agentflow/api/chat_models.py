@@ -171,7 +171,7 @@ class BaseChatModelSetup(Resource):
         idle_timeout: Longest time between two pieces; the provider streams then.
         max_turns: Most calls of the model for one request, tool loop included (`chat.max-turns`, 32).
         limits: Limits of rates and concurrency of this model, for all keys of the worker.
-        budgets: What requests may spend.
+        budgets: What requests may spend, those that fall back to another model included; its own budgets count then too.
     """
 
     connection: str = ""

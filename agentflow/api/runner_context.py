@@ -36,7 +36,7 @@ _SHORT_TERM = MemoryType.SHORT_TERM
 _decode_key = msgspec.msgpack.Decoder().decode
 
 
-class RunnerContext(Reporting, msgspec.Struct, eq=False, repr_omit_defaults=True):
+class RunnerContext(Reporting, msgspec.Struct, eq=False, weakref=True, repr_omit_defaults=True):
     """Handed to each action call, one per attempt; closed when the attempt ends.
 
     A Struct because one is made per call, and a Struct is made without running Python.

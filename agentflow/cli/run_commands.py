@@ -177,6 +177,7 @@ async def diverging(job_file: JobFile) -> list[DivergingRun]:
     from agentflow.core.delta import RESTORED_TABLES
     from agentflow.plan.plan import AgentPlan
     from agentflow.runtime.replay_check import diverging_runs
+    from agentflow.runtime.stored_job import incarnation_of
     from agentflow.state.rocksdb_rows import StateView
 
     program = load_program(job_file)
@@ -188,7 +189,14 @@ async def diverging(job_file: JobFile) -> list[DivergingRun]:
             rows = {table: list(view.rows(table)) for table in RESTORED_TABLES}
             journal = [record for _, record in view.journal]
             found += await diverging_runs(
-                plan, job_file.settings, program.input_codec, view, rows, journal, view.checkpoint
+                plan,
+                job_file.settings,
+                program.input_codec,
+                view,
+                rows,
+                journal,
+                view.checkpoint,
+                incarnation=incarnation_of(rows),
             )
         finally:
             view.close()

@@ -114,6 +114,9 @@ class MCPServer(Resource):
 
     async def open(self) -> None:
         """Look whether there is all that it needs; the session is opened by the first call."""
+        if self._sessions is not None and self._sessions.is_closed:  # with the worker that had it before
+            self._sessions = None
+            self._forget()
         self._reach()
 
     async def close(self) -> None:

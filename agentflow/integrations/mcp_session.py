@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -100,7 +101,10 @@ class Session:
         self._sessions = sessions
         self._ended = anyio.Event()
         self._scope = anyio.CancelScope()
-        self.task = asyncio.create_task(self._own(back_off_s), name=f"mcp session with {sessions.label}")
+        context = contextvars.Context()  # not that of the step that happens to call first
+        self.task = asyncio.create_task(
+            self._own(back_off_s), name=f"mcp session with {sessions.label}", context=context
+        )
 
     def end(self, why: str) -> None:
         """End it: say goodbye where it is open, give up where it opens."""
@@ -206,6 +210,9 @@ class Sessions:
         open_timeout_s: Longest opening.
         call_timeout_s: Longest time without an answer to a call, or progress of it, the opening included.
         on_change: Called when tools or prompts of the server may have changed.
+
+    Attributes:
+        is_closed: Nobody may ask any more.
     """
 
     def __init__(
@@ -227,7 +234,7 @@ class Sessions:
         self._session: Session | None = None
         self._running: set[Session] = set()  # the current one, and those that are closing
         self._failures = 0  # sessions that ended since the last answer
-        self._is_closed = False
+        self.is_closed = False
 
     async def ask(
         self, send: Callable[[Client, Callable[..., Awaitable[None]]], Awaitable[AnswerT]], tool: str = ""
@@ -261,7 +268,7 @@ class Sessions:
 
     async def close(self) -> None:
         """End all sessions; nothing of them is left when it returns."""
-        self._is_closed = True
+        self.is_closed = True
         tasks = {session.task for session in self._running}
         for session in list(self._running):
             session.end("it is closed")
@@ -316,7 +323,7 @@ class Sessions:
         return answer
 
     async def _open(self) -> Session:
-        if self._is_closed:
+        if self.is_closed:
             raise ToolServerUnavailable(self.label, "it is closed")
         session = self._session
         if session is None or session.is_over:

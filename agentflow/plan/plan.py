@@ -130,20 +130,21 @@ class AgentPlan:
         return write_plan(self)
 
     @classmethod
-    def from_json(cls, data: bytes, agent: Agent | None = None) -> AgentPlan:
+    def from_json(cls, data: bytes, agent: Agent | None = None, resources: Sequence[Declared] = ()) -> AgentPlan:
         """Read a stored plan. Nothing that it names is imported.
 
         Args:
             data: From `to_json`.
             agent: Gives the functions and input types. Without it the plan can be shown and compared; its actions raise
                 PlanError when they are called.
+            resources: Of the agent's environment, as in `from_agent`.
 
         Raises:
-            PlanError: Not a plan, of a newer version, or ``agent`` does not have its actions.
+            PlanError: Not a plan, of a newer version, or ``agent`` does not have its actions or resources.
         """
         from agentflow.plan.stored_plan import read_plan
 
-        return cls(read_plan(data, agent))
+        return cls(read_plan(data, agent, resources))
 
     def to_text(self) -> str:
         """Return a listing for people: actions, triggers, policies, resources, configuration."""

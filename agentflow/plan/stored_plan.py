@@ -6,7 +6,7 @@ Version 1. Reading never imports what the text names: functions come from an age
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 import msgspec
@@ -19,7 +19,7 @@ from agentflow.api.references import without_secrets
 from agentflow.api.resources import ResourceType
 from agentflow.errors import PlanError
 from agentflow.plan.action import Action, ActionKind
-from agentflow.plan.compilation import CompiledAgent, compile_agent
+from agentflow.plan.compilation import CompiledAgent, Declared, compile_agent
 from agentflow.plan.condition_text import ConditionTextError
 from agentflow.plan.conditions import Condition
 from agentflow.plan.payloads import reference
@@ -115,8 +115,8 @@ def write_plan(plan: AgentPlan) -> bytes:
     return msgspec.json.encode(stored, order="sorted")
 
 
-def read_plan(data: bytes, agent: Agent | None) -> CompiledAgent:
-    """Read the stored form; functions and types come from ``agent``.
+def read_plan(data: bytes, agent: Agent | None, shared: Sequence[Declared] = ()) -> CompiledAgent:
+    """Read the stored form; functions, types and resources come from ``agent``, and resources from its environment: ``shared``.
 
     Raises:
         PlanError: Not a plan, newer, or not of this agent.
@@ -135,7 +135,7 @@ def read_plan(data: bytes, agent: Agent | None) -> CompiledAgent:
         raise PlanError([f"this is no stored plan: {error}\n  expected: what AgentPlan.to_json wrote"]) from error
     problems = ProblemList(stored.agent)
     config = Configuration(stored.config)
-    compiled = compile_agent(agent, config) if agent is not None else None
+    compiled = compile_agent(agent, config, shared) if agent is not None else None
     known = {action.name: action for action in compiled.actions} if compiled is not None else None
     actions, conditions = [], {}
     for index, entry in enumerate(stored.actions):
@@ -146,6 +146,13 @@ def read_plan(data: bytes, agent: Agent | None) -> CompiledAgent:
         conditions[entry.name] = _read_conditions(entry, problems)
     if compiled is not None:
         originals = {(r.type, r.name): r for r in compiled.resources}
+        for one in resources:
+            if (one.type, one.name) not in originals:  # it would be built of a class that stored data names
+                problems.add(
+                    f"the stored plan has this {one.type}, the agent has not",
+                    place=f"resource '{one.name}'",
+                    fix="if its environment has it: AgentPlan.from_json(data, agent, resources=env.resources)",
+                )
         resources = tuple(originals.get((r.type, r.name), r) for r in resources)
     problems.raise_all()
     return CompiledAgent(stored.agent, tuple(actions), conditions, resources, config)

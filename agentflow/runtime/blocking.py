@@ -34,10 +34,14 @@ class BlockingThreads:
         self.leaked = 0
 
     async def call(self, function: Callable[[], ResultT]) -> ResultT:
-        """Call a function in a thread, in the context of the caller; a caller that is cancelled gives the thread up."""
+        """Call a function in a thread, in the context of the caller; a caller that is cancelled gives the thread up.
+
+        Where no thread has come to it yet, it is not called.
+        """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[ResultT] = loop.create_future()
         context = contextvars.copy_context()
+        has_begun = False
 
         def report(result: ResultT | None, error: BaseException | None) -> None:
             if answer.done():
@@ -48,8 +52,13 @@ class BlockingThreads:
                 answer.set_exception(error)
 
         def work() -> None:
+            nonlocal has_begun
             result: ResultT | None = None
             failure: BaseException | None = None
+            with self._lock:
+                if answer.cancelled():
+                    return
+                has_begun = True
             try:
                 result = context.run(function)
             except StopIteration as error:  # no future takes it
@@ -63,7 +72,9 @@ class BlockingThreads:
         try:
             return await answer
         except asyncio.CancelledError:
-            if answer.cancelled():
+            with self._lock:
+                is_given_up = answer.cancelled() and has_begun
+            if is_given_up:
                 self.give_up()
             raise
 

@@ -70,7 +70,7 @@ def build(
     arguments = secrets.resolve({**defaults, **descriptor.arguments}, place=place)
     fields = {field.name: field for field in dataclasses.fields(found) if field.init}  # type: ignore[arg-type]
     if found.__init__.__code__.co_filename != "<string>":
-        return _made(found, arguments, place)  # a constructor of its own
+        return _made(found, arguments, place, secrets)  # a constructor of its own
     problems = [_unknown(place, argument, fields) for argument in arguments if argument not in fields]
     missing = [
         field.name
@@ -92,7 +92,7 @@ def build(
             converted[argument] = value
     if problems:
         raise ConfigError(problems)
-    return _made(found, converted, place)
+    return _made(found, converted, place, secrets)
 
 
 def _hints(found: type[Resource]) -> dict[str, Any]:
@@ -102,11 +102,11 @@ def _hints(found: type[Resource]) -> dict[str, Any]:
         return {}
 
 
-def _made(found: type[Resource], arguments: dict[str, Any], place: str) -> Resource:
+def _made(found: type[Resource], arguments: dict[str, Any], place: str, secrets: Secrets) -> Resource:
     try:
         return found(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError([f"{place}: {found.__name__} cannot be made: {error}"]) from error
+    except (TypeError, ValueError) as error:  # it may say what it was given
+        raise ConfigError([f"{place}: {found.__name__} cannot be made: {secrets.scrub(str(error))}"]) from None
 
 
 def _checked(found: Any, name: str, place: str) -> type[Resource]:  # noqa: ANN401 (whatever a name names)

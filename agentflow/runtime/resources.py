@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -110,7 +111,10 @@ class Resources:
             entry = self._by_resource[id(resource)] = _Entry(resource)
             self._keys[id(resource)] = resource
         if entry.state in ("built", "failed"):
-            entry.opening = asyncio.create_task(resource.open(), name=f"open {resource!r}")
+            # Not in the context of the step that happens to ask first: what it begins, such as a session's task, lives on.
+            entry.opening = asyncio.create_task(
+                resource.open(), name=f"open {resource!r}", context=contextvars.Context()
+            )
         elif entry.is_closed:
             raise NotConfigured(f"{resource!r} is closed: the worker has ended")
         assert entry.opening is not None, "it is opening, or open"

@@ -38,6 +38,12 @@ class StoredJob(msgspec.Struct, frozen=True):
     incarnation: str
 
 
+def incarnation_of(rows: Mapping[Table, list[StoredRow]]) -> str:
+    """Return the id of the state that rows are of; empty: it has none yet."""
+    found = next((row.value for row in rows.get(Table.META, ()) if row.name == INCARNATION_NAME), None)
+    return "" if found is None else msgspec.msgpack.decode(found, type=str)
+
+
 async def read_stored_job(state: KeyedState, agents: int) -> StoredJob:
     """Read what recovery needs.
 
@@ -46,9 +52,7 @@ async def read_stored_job(state: KeyedState, agents: int) -> StoredJob:
     """
     rows = _rows(state, agents)
     meta = {row.name: row.value for row in rows[0].get(Table.META, ())}
-    incarnation = uuid.uuid4().hex
-    if INCARNATION_NAME in meta:
-        incarnation = msgspec.msgpack.decode(meta[INCARNATION_NAME], type=str)
+    incarnation = incarnation_of(rows[0]) or uuid.uuid4().hex
     positions = decode_positions(meta[POSITIONS_NAME]) if POSITIONS_NAME in meta else {}
     position = msgspec.msgpack.decode(meta[JOURNAL_NAME], type=int) if JOURNAL_NAME in meta else 0
     journal, end = await _journal(state, agents, position)

@@ -20,14 +20,14 @@ from agentflow import Agent, CancelEvent, EventType, OutputEvent, Retry, action
 class Orders(Agent):
     @action(EventType.InputEvent, timeout="%s")
     async def order(event, ctx):
-        def draft(order):
+        def draft(order, number):
             return {"text": f"draft of {order}", "api_key": "sk-123"}
 
         def fail():
             raise ConnectionError("no supplier")
 
         %s
-        made = await ctx.durable_execute_async(draft, event.input["order"])
+        made = await ctx.durable_execute_async(draft, event.input["order"], str(ctx.uuid()))
         if event.input.get("fails"):
             await ctx.durable_execute_async(fail, retry=Retry(attempts=5, initial="1h", wait_max="1h"))
         answer = await ctx.wait_for("approval", timeout="1h", correlation=ctx.key)

@@ -24,7 +24,7 @@ from agentflow.api.prompts import Prompt
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.tools import Tool, ToolMetadata, ToolType
-from agentflow.errors import RecordError
+from agentflow.errors import RecordError, ToolArgumentsInvalid
 
 _PLAIN: Final = (bool, int, float, str)
 
@@ -140,8 +140,14 @@ class AgentTool(Tool):
         return self.agent.resources
 
     async def run_in(self, ctx: RunnerContext, arguments: dict[str, Any]) -> str:
-        """Let the agent answer, as part of the run of ``ctx``."""
-        agent, value = self.agent, arguments.get("input", "")
+        """Let the agent answer, as part of the run of ``ctx``.
+
+        Raises:
+            ToolArgumentsInvalid: What the other model says is no text.
+        """
+        agent, value = self.agent, arguments.get("input")
+        if not isinstance(value, _PLAIN):
+            raise ToolArgumentsInvalid(self.metadata.name, "'input' has to be a text")
         answer = await ctx.chat(
             agent.chat_model,
             agent.messages_for(value, ctx),

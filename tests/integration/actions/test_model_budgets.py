@@ -14,7 +14,9 @@ from agentflow.actions.budgets import _FOLD_AT
 from agentflow.api.budgets import Budget
 from agentflow.api.chat_events import BudgetExhaustedEvent, ChatRequestEvent, ChatResponseEvent
 from agentflow.api.chat_messages import ChatMessage, Usage, tool_call
-from agentflow.errors import BudgetExhausted
+from agentflow.api.failure import Retry
+from agentflow.api.resources import ResourceType
+from agentflow.errors import BudgetExhausted, ModelRejected
 from agentflow.testing import ScriptedChatModel
 from agentflow.testing.model_server import HttpError, ModelServer, Reply
 from tests.engines import ONCE, agent_of
@@ -234,3 +236,80 @@ def test_event_keeps_its_fields() -> None:
     told = BudgetExhaustedEvent.from_event(BudgetExhaustedEvent("r", "run.calls", 3, 3, saying("half")))
     assert (told.request_id, told.budget, told.partial and told.partial.content) == ("r", "run.calls", "half")
     assert ChatResponseEvent("r", saying()).error is None
+
+
+async def test_calls_of_attempts_that_failed_count_for_their_run() -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        await ctx.chat("m", ["the same each time"])
+        await ctx.chat("m", [f"attempt {ctx.attempt}"])
+        raise ValueError("again")
+
+    model = always([Budget(calls=4)])
+    agent = scripted(model, agent_of(act, retry=Retry(attempts=9, initial="1ms")))
+    async with Engine(agent, in_memory=True) as engine:
+        with pytest.raises(RunFailed, match="BudgetExhausted"):
+            await engine.submit("k", 1)
+    asked = [request.messages[-1].text for request in model.requests]
+    assert asked == ["the same each time", "attempt 1", "attempt 2", "attempt 3"]
+
+
+async def test_calls_that_a_later_attempt_asks_for_again_count_once() -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        for n in range(3):
+            await ctx.chat("m", [f"{n}"])
+        if ctx.attempt < 4:
+            raise ValueError("again")
+        ctx.send_event(OutputEvent((await ctx.chat("m", ["last"])).text))
+
+    model = always([Budget(calls=4), Budget(per="key", calls=4)])
+    agent = scripted(model, agent_of(act, retry=Retry(attempts=4, initial="1ms")))
+    async with Engine(agent, in_memory=True) as engine:
+        assert await engine.submit("k", 1) == ["hi"]
+    assert len(model.requests) == 4
+
+
+@pytest.mark.parametrize("per", ["run", "key"])
+async def test_fallback_model_spends_the_budgets_of_the_model_that_was_asked(per: str) -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        for n in range(9):
+            await ctx.chat("m", [f"{n}"])
+
+    def refuse(request: Any) -> ChatMessage:
+        raise ModelRejected("no such model")
+
+    asked = ScriptedChatModel(
+        rules=[{"when": "", "reply": refuse}],
+        error_handling_strategy="fallback",
+        fallback_models=["other"],
+        budgets=[{"per": per, "calls": 5}],
+    )
+    other = always([])
+    agent = scripted(asked, agent_of(act, retry=ONCE)).add_resource("other", ResourceType.CHAT_MODEL, other)
+    async with Engine(agent, in_memory=True) as engine:
+        with pytest.raises(RunFailed, match="BudgetExhausted"):
+            await engine.submit("k", 1)
+    assert (len(asked.requests), len(other.requests)) == (3, 2)
+
+
+async def test_calls_that_the_action_cancels_are_counted() -> None:
+    async def reply(request: Any) -> ChatMessage:
+        began.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody answers")
+
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        for n in range(9):
+            began.clear()
+            asking = asyncio.ensure_future(ctx.chat("m", [f"{n}"]))
+            done, _ = await asyncio.wait([asking, asyncio.ensure_future(began.wait())], return_when="FIRST_COMPLETED")
+            if asking in done:
+                await asking
+            asking.cancel()
+            await asyncio.wait([asking])
+
+    began = asyncio.Event()
+    model = ScriptedChatModel(rules=[{"when": "", "reply": reply}], budgets=[Budget(calls=3)])
+    async with Engine(scripted(model, agent_of(act, retry=ONCE)), in_memory=True) as engine:
+        with pytest.raises(RunFailed, match="BudgetExhausted"):
+            await engine.submit("k", 1)
+    assert len(model.requests) == 3

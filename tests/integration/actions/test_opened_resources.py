@@ -19,6 +19,7 @@ from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.resource_classes import build
 from agentflow.runtime.resources import Resources
 from agentflow.runtime.secrets import Secrets
+from agentflow.runtime.step_runner import current_step
 from tests.engines import ONCE, agent_of
 from tests.model_agents import asking
 
@@ -302,3 +303,37 @@ async def test_event_of_an_agent_that_nobody_answers_is_no_error() -> None:
     agent = Agent("A").add_action("act", [EventType.InputEvent], act)
     async with Engine(agent, in_memory=True, resources=shared()) as engine:
         assert await engine.submit("k", 1) == ["spoken"]
+
+
+class Strict(Spoken):
+    """One that looks at its arguments, and says which it does not like."""
+
+    def __post_init__(self) -> None:
+        raise ValueError(f"no key looks like {self.api_key}")
+
+
+def test_what_cannot_be_made_shows_no_secret_that_it_was_to_be_made_with() -> None:
+    descriptor = ResourceDescriptor(Strict, api_key="${env:KEY}")
+    with pytest.raises(ConfigError, match=r"Strict cannot be made: no key looks like \*\*\*") as caught:
+        build("c", ResourceType.CHAT_MODEL_CONNECTION, descriptor, Secrets({"KEY": "sk-0123456789"}), {})
+    assert caught.value.__suppress_context__
+
+
+async def test_resource_is_opened_outside_of_the_step_that_asks_first() -> None:
+    seen = []
+
+    class Asked(Spoken):
+        async def open(self) -> None:
+            seen.append(current_step())
+
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        async def ask() -> tuple[str, int]:
+            await ctx.get_resource("c", ResourceType.CHAT_MODEL_CONNECTION)
+            return current_step()
+
+        ctx.send_event(OutputEvent(await ctx.durable_execute_async(ask, name="ask")))
+
+    agent = agent_of(act, retry=ONCE).add_resource("c", ResourceType.CHAT_MODEL_CONNECTION, Asked())
+    async with Engine(agent, in_memory=True) as engine:
+        assert await engine.submit("k", 1) == [[".0", 1]]
+    assert seen == [("", 0)]

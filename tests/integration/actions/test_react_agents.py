@@ -90,6 +90,15 @@ async def test_agent_as_a_tool_answers_with_its_own_model_prompt_and_tools() -> 
     assert outer.requests[1].messages[-1].text == "two"
 
 
+@pytest.mark.parametrize("arguments", [{}, {"input": {"question": "?"}}, {"input": None}])
+async def test_arguments_that_an_agent_as_a_tool_does_not_take_are_told_to_the_outer_model(arguments) -> None:
+    inner = ReActAgent(name="inner", chat_model=ScriptedChatModel([]))
+    outer = ScriptedChatModel([tool_call("ask", arguments), "sorry"])
+    agent = ReActAgent(name="outer", chat_model=outer, tools=[inner.as_tool("ask", "Answers.")])
+    assert await run(agent, "how much?") == "sorry"
+    assert "'input' has to be a text" in outer.requests[1].messages[-1].text
+
+
 async def test_agent_as_a_tool_that_fails_is_told_to_the_outer_model() -> None:
     inner = ScriptedChatModel([ModelRejected("no such model")])
     failing = ReActAgent(name="inner", chat_model=inner)

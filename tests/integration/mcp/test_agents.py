@@ -18,6 +18,7 @@ from agentflow import (
     ResourceType,
 )
 from agentflow.api.chat_messages import tool_call
+from agentflow.integrations.mcp import MCPServer
 from agentflow.testing import ScriptedChatModel
 from tests.mcp_servers import HTTPProcess, HTTPServer
 
@@ -49,6 +50,32 @@ async def test_a_model_may_call_the_named_tools_of_a_server_only(http_server):
         assert await engine.submit("k", "go") == ["done"]
     assert told(model) == ["Tool `order` does not exist."]
     assert [tool.name for tool in model.requests[0].tools] == ["echo"]
+
+
+async def test_a_server_does_not_put_a_tool_of_its_own_in_the_place_of_one_of_the_agent(http_server):
+    def order(item: str) -> str:
+        """Order as the agent does."""
+        return f"the agent has ordered {item}"
+
+    model = ScriptedChatModel([tool_call("order", {"item": "b"}), "done"])
+    agent = agent_with(http_server, model, ["order", "shop"])
+    agent.add_resource("order", ResourceType.TOOL, order)
+    async with Engine(agent, in_memory=True) as engine:
+        assert await engine.submit("k", "go") == ["done"]
+    assert told(model) == ["the agent has ordered b"]
+    assert [tool.description for tool in model.requests[0].tools if tool.name == "order"] == [
+        "Order as the agent does."
+    ]
+
+
+async def test_a_server_that_was_closed_with_one_engine_is_opened_by_the_next(http_server):
+    model = ScriptedChatModel([tool_call("echo", {"text": "a"}), "done"] * 2)
+    agent = ReActAgent(chat_model=model, tools=["echo"])
+    agent.add_resource("shop", ResourceType.MCP_SERVER, MCPServer(endpoint=http_server.url, timeout=2))
+    for _ in range(2):
+        async with Engine(agent, in_memory=True) as engine:
+            assert await engine.submit("k", "go") == ["done"]
+        assert told(model) == ["a"]
 
 
 async def test_a_call_takes_its_idempotency_key_along(http_server):

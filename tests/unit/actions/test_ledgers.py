@@ -8,7 +8,7 @@ from agentflow import Agent
 from agentflow.actions.budgets import IN_DOUBT, _ledger_of, cost_of
 from agentflow.api.chat_messages import ChatMessage, Usage
 from agentflow.core.inputs import StepEnded
-from agentflow.core.journal_records import ERROR, RESULT
+from agentflow.core.journal_records import CANCELLED, ERROR, RESULT
 from agentflow.errors import BudgetExhausted, CircuitOpen, ModelUnavailable
 from agentflow.runtime.step_values import encode_error
 from tests.steps_world import INPUT, World, call, nothing
@@ -18,7 +18,7 @@ ANSWER = msgspec.msgpack.encode(ChatMessage("assistant", "hi", usage=Usage(10, 5
 
 def test_calls_of_a_group_that_are_recorded_or_in_doubt_are_known_before_any_of_them_is_asked_again() -> None:
     agent = Agent("A")
-    names = ("doubt", "answered", "failed", "refused", "open", "tool", "idle")
+    names = ("doubt", "answered", "failed", "refused", "open", "cancelled", "tool", "idle")
     for name in names:
         agent.add_action(name, [INPUT], nothing, parallel=True)
     world = World(agent, tracking=False)
@@ -33,6 +33,7 @@ def test_calls_of_a_group_that_are_recorded_or_in_doubt_are_known_before_any_of_
         "failed": (encode_error(ModelUnavailable("away")), ERROR),
         "refused": (encode_error(BudgetExhausted("run.calls", 1, 1)), ERROR),
         "open": (encode_error(CircuitOpen("its circuit is open")), ERROR),
+        "cancelled": (b"", CANCELLED),
     }
     for name, (payload, kind) in endings.items():
         world.operator.apply(StepEnded(world.tasks[tasks[name]], call(".0", "chat:m"), kind, payload), world.now_ms)
@@ -46,6 +47,7 @@ def test_calls_of_a_group_that_are_recorded_or_in_doubt_are_known_before_any_of_
         "failed": [[1, 0, 0.0]],
         "refused": [],
         "open": [],
+        "cancelled": [[1, 0, 0.0]],
         "tool": [],
         "idle": [],
     }

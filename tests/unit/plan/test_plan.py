@@ -142,11 +142,31 @@ def test_stored_plan_gets_functions_types_and_resources_from_its_agent():
     assert again.to_json() == plan.to_json()
 
 
+def test_stored_plan_of_an_agent_with_models_of_its_environment_is_read_with_them():
+    agent = Agent("A").add_action("score", [InputEvent], top_level)
+    agent.add_resource("m", ResourceType.CHAT_MODEL, ResourceDescriptor("openai", connection="c", model="gpt"))
+    shared = [("c", ResourceType.CHAT_MODEL_CONNECTION, ResourceDescriptor("openai", api_key="${env:KEY}"))]
+    plan = AgentPlan.from_agent(agent, resources=shared)
+    again = AgentPlan.from_json(plan.to_json(), agent, resources=shared)
+    assert [action.name for action in again.actions] == ["score", "chat_model_action", "tool_call_action"]
+    assert again.resources[0].instance is shared[0][2]
+    assert (again.to_json(), again.plan_hash) == (plan.to_json(), plan.plan_hash)
+
+
+def test_stored_plan_adds_no_resource_to_its_agent():
+    agent = Agent("A").add_action("score", [InputEvent], top_level)
+    agent.add_resource("tools", ResourceType.MCP_SERVER, ResourceDescriptor("mcp", command="serve"))
+    stored = AgentPlan.from_agent(agent).to_json().replace(b'"name":"tools"', b'"name":"added"')
+    assert b'"name":"added"' in stored
+    with pytest.raises(PlanError, match="the stored plan has this mcp_server, the agent has not"):
+        AgentPlan.from_json(stored, agent)
+
+
 def test_stored_plan_of_another_agent_is_refused_with_all_differences():
     other = Agent("other").add_action("score", [InputEvent], top_level)
     with pytest.raises(PlanError) as caught:
         AgentPlan.from_json(_plan().to_json(), other)
-    assert len(caught.value.problems) == 4
+    assert len(caught.value.problems) == 7
     assert "ReviewAgent.score (input" in caught.value.problems[0]
     assert "the agent has no such action" in caught.value.problems[1]
 

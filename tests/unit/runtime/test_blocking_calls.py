@@ -49,6 +49,28 @@ async def test_a_call_that_is_given_up_keeps_no_place_of_the_others(threads):
     release.set()
 
 
+async def test_a_call_that_is_given_up_before_a_thread_comes_to_it_is_not_made(threads):
+    release, entered, called = threading.Event(), asyncio.Event(), []
+    loop = asyncio.get_running_loop()
+
+    def hold() -> None:
+        loop.call_soon_threadsafe(entered.set)
+        release.wait()
+
+    held = asyncio.ensure_future(threads.call(hold))
+    await entered.wait()
+    queued = [asyncio.ensure_future(threads.call(lambda: called.append(1))) for _ in range(3)]
+    await asyncio.sleep(0)
+    for one in queued:
+        one.cancel()
+    await asyncio.wait(queued)
+    assert threads.leaked == 0
+    release.set()
+    await held
+    assert await threads.call(lambda: "next") == "next"
+    assert not called
+
+
 async def test_an_error_that_no_future_takes_is_told(threads):
     def stop() -> None:
         raise StopIteration
