@@ -236,9 +236,10 @@ class MissingPromptVariable(RecordError):
         super().__init__(
             f"prompt{f' {prompt!r}' if prompt else ''} has the placeholder {{{variable}}}, and no value for it",
             expected=f"'{variable}' among its arguments ({', '.join(given) or 'none are given'})",
-            fix=f"give it, or write {{{{{variable}}}}} for literal braces",
+            fix=f"give it (a request: in prompt_args), or write {{{{{variable}}}}} for literal braces",
         )
         self.variable, self.prompt = variable, prompt
+        self.args = (variable, prompt, list(given))
 
 
 class ToolArgumentsInvalid(RecordError):

@@ -15,6 +15,7 @@ from agentflow.core.effects import (
     DeadLetter,
     Drained,
     EmitRecord,
+    FailJob,
     ForwardWatermark,
     PauseSource,
     PersistStep,
@@ -166,6 +167,8 @@ class World:
                 return f"{'refuse' if effect.is_refused else 'answer'} {record.run_id} {said}{end}"
             case DeadLetter(record, error):
                 return f"dead {record.run_id} {error.type}"
+            case FailJob(error):
+                return f"fail job {error.type}"
             case ScheduleRetry(task):
                 return f"retry {task.id}"
             case SkipTask(task):

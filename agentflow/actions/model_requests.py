@@ -139,14 +139,11 @@ class ModelRequest:
             messages = output_instruction(messages, schema)
             schema = None
         self._prompt_digest = digest
-        return ChatRequest(
-            model=setup.model,
-            messages=messages,
-            tools=[tool.metadata for tool in await tools_of(self._ctx, setup, turn.tools)],
-            output_schema=schema,
-            options=setup.model_kwargs,
-            idempotency_key=idempotency_key,
-        )
+        request = setup.asked_of(messages)
+        request.tools = [tool.metadata for tool in await tools_of(self._ctx, setup, turn.tools)]
+        request.output_schema = schema
+        request.idempotency_key = idempotency_key
+        return request
 
     def _estimate(self, request: ChatRequest) -> list[float]:
         """Return what a call is taken to cost, before it is made: one call, tokens of the prompt, their price."""
@@ -259,7 +256,10 @@ class ModelRequest:
                     pieces.begin(timeout)
                 await self._setup
                 await connection
-                answer = await connection.complete(request, None if pieces is None else pieces.take)
+                if connection.has_chat_alone:
+                    answer = await connection.complete_by_chat(request, self._ctx._services.in_thread)  # noqa: SLF001 (the context's engine side)
+                else:
+                    answer = await connection.complete(request, None if pieces is None else pieces.take)
                 return self._without_secrets(answer)
         except ModelError as error:  # what the provider says may show what it was called with
             kept = (

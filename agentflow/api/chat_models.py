@@ -6,9 +6,11 @@ Flink Agents. Neither retries, limits or waits: that belongs to the engine, whic
 
 from __future__ import annotations
 
+import asyncio
 import enum
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -45,6 +47,7 @@ class ChatDelta(msgspec.Struct, frozen=True):
 
 
 OnDelta = Callable[[ChatDelta], object]
+InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class ChatRequest(msgspec.Struct, kw_only=True):
@@ -105,10 +108,24 @@ class BaseChatModelConnection(Resource):
         Raises:
             ModelError: By its kind; what another error means is not known, and it counts as one that may pass.
         """
+        return await self.complete_by_chat(request, asyncio.to_thread)
+
+    @property
+    def has_chat_alone(self) -> bool:
+        """Whether it is a connection with `chat` and without `complete`."""
+        return type(self).complete is BaseChatModelConnection.complete
+
+    async def complete_by_chat(self, request: ChatRequest, in_thread: InThread) -> ChatMessage:
+        """Ask by `chat`: a coroutine function here, a plain one, which may block, in a thread.
+
+        Args:
+            request: What to ask.
+            in_thread: Calls a function in a thread.
+        """
         tools = [Tool(metadata=tool) for tool in request.tools]
-        answer = self.chat(
-            request.messages, tools or None, request.output_schema, model=request.model, **request.options
-        )
+        asked = (request.messages, tools or None, request.output_schema)
+        call = functools.partial(self.chat, *asked, model=request.model, **request.options)
+        answer = call() if inspect.iscoroutinefunction(self.chat) else await in_thread(call)
         message: ChatMessage = await answer if inspect.isawaitable(answer) else answer
         return message
 
@@ -119,7 +136,7 @@ class BaseChatModelConnection(Resource):
         output_schema: Any = None,  # noqa: ANN401 (a schema or a class)
         **kwargs: Any,  # noqa: ANN401 (the provider's)
     ) -> Any:  # noqa: ANN401 (a ChatMessage, or a coroutine that returns one)
-        """Ask the model once; ``await`` it. Override it, plain or `async def`, for a connection of one's own."""
+        """Ask the model once; ``await`` it. Override it, plain (it runs in a thread) or `async def`, for a connection of one's own."""
         metadata = tuple(tool.metadata for tool in tools or ())
         model = kwargs.pop("model", "")
         request = ChatRequest(
@@ -197,8 +214,18 @@ class BaseChatModelSetup(Resource):
 
     @property
     def model_kwargs(self) -> dict[str, Any]:
-        """Arguments of the model (`ChatRequest.options`)."""
+        """Arguments of the model (`ChatRequest.options`). A ``model`` among them, as in Flink Agents, takes the place of `model`."""
         return {}
+
+    def asked_of(self, messages: list[ChatMessage], **kwargs: Any) -> ChatRequest:  # noqa: ANN401 (the provider's)
+        """Return a request to this model.
+
+        Args:
+            messages: The conversation, its prompt included.
+            kwargs: Arguments of the model that go before its own.
+        """
+        options = {**self.model_kwargs, **kwargs}
+        return ChatRequest(model=options.pop("model", "") or self.model, messages=messages, options=options)
 
     def get_connection(self) -> BaseChatModelConnection:
         """Return the connection."""
@@ -214,8 +241,7 @@ class BaseChatModelSetup(Resource):
         """Ask the model once, without retry, limits and record: `RunnerContext.chat` has them."""
         connection = await self.get_connection()
         asked = [*self.prompt_messages(prompt_args or {}), *messages]
-        request = ChatRequest(model=self.model, messages=without_empty(asked), options={**self.model_kwargs, **kwargs})
-        return await connection.complete(request)
+        return await connection.complete(self.asked_of(without_empty(asked), **kwargs))
 
     def prompt_messages(self, prompt_args: dict[str, Any]) -> list[ChatMessage]:
         """Return the messages of `prompt`, which is no name of an MCP prompt."""

@@ -43,8 +43,7 @@ class ToolArguments:
         if unknown := sorted(hidden - set(parameters)):
             raise ValueError(f"tool '{function.__name__}' has no parameter {', '.join(map(repr, unknown))} to inject")
         docstring = docstring_parser.parse(inspect.getdoc(function) or "")
-        parts = (docstring.short_description, docstring.long_description)
-        self.description = "\n\n".join(part for part in parts if part)
+        self.description = (docstring.description or "").strip()
         said = {param.arg_name: param.description or "" for param in docstring.params}
         hints = _hints(function, hidden)
         fields: list[tuple[str, Any, Any]] = []

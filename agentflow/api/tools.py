@@ -127,6 +127,9 @@ class Tool(Resource):
     metadata: ToolMetadata
     policy: ToolPolicy = ToolPolicy()
 
+    def __post_init__(self) -> None:
+        self.__dict__["name"] = self.metadata.name  # until it is a resource: connections of one's own ask for it
+
     @classmethod
     def resource_type(cls) -> ResourceType:
         """Return what kind of resource it is."""

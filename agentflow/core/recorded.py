@@ -52,12 +52,14 @@ class RecordedTask(msgspec.Struct, eq=False):
         endings: Attempt → encoded record of its completion, or of the failure of the last attempt.
         divergence: The attempt that runs has called another step than the recorded one.
         is_news: Something is recorded that the last checkpoint does not have; known after a recovery.
+        failed_before: Last attempt of which an error was recorded before the recovery; 0: none.
     """
 
     steps: dict[str, RecordedStep]
     endings: dict[int, bytes]
     divergence: str | None = None
     is_news: bool = False
+    failed_before: int = 0
 
     def unasked(self, attempt: int) -> StepCall | None:
         """Return a step of an attempt that is recorded and was not called again; None: there is none."""

@@ -11,6 +11,7 @@ all earlier tasks of its key that are not in a completed checkpoint: a task with
               ── nothing ── policy needs it: PersistStep (intent) ─► RunStep ── ended ── PersistStep ─► ResolveStep
 
 An outcome answers its own attempt of the action and later ones, an error only its own: the next attempt is there to try again.
+Behind a recovery there is always a next one before an error fails the job: it may be what has stopped it, and would for ever.
 A task with steps that completes is a record too, and is answered whole (`ReplayAction`); its steps are forgotten with it.
 
 Records are live until their task completes. The live ones are rows of keyed state at the next checkpoint, so the journal holds
@@ -243,7 +244,13 @@ class Steps:
         message, call = recorded.divergence, recorded.unasked(task.attempt)
         if message is None and call is not None:
             message = f"step {call.path} is recorded ({call.function}, called at {call.where}) and was not called again"
+            recorded.divergence = message
         return None if message is None else ErrorReport("Divergence", message, is_retryable=False)
+
+    def is_failed_before(self, task: ActionTask) -> bool:
+        """Whether an attempt has an error that was recorded before the recovery, and has done what is recorded of it."""
+        recorded = task.recorded
+        return recorded is not None and task.attempt <= recorded.failed_before and recorded.divergence is None
 
     def ended(self, task: ActionTask, ending: ActionCompleted | ActionFailed, now_ms: int) -> None:
         """Record how a task ended, and forget its steps; of a task without records only when its key needs a record."""
@@ -332,6 +339,9 @@ class Steps:
                 self._changed[record.key, record.name] = value
                 if record.kind == WAITED:
                     taken.append(decode_outcome(record.payload).position)
+        for task in (task for run in self.runs.values() for task in run.tasks.values()):
+            errors = (step.attempt for step in task.steps.values() if step.kind == ERROR)
+            task.failed_before = max(*errors, *task.endings, 0, 0)
         self.signals.restore(signals, taken)
         self.is_tracking |= bool(self.runs)
 

@@ -97,6 +97,11 @@ class TaskScheduler:
             return
         run = task.run
         resort = self._policy.last_resort(task.action.on_error)
+        if resort is OnError.FAIL and self._steps.is_failed_before(task):
+            task.attempt += 1  # whoever started the job again may have removed the cause
+            self.wait(task, now_ms)
+            self._effects.append(ScheduleRetry(task, error, now_ms))
+            return
         if resort is OnError.SKIP:
             task.status = SKIPPED
             self._effects.append(SkipTask(task, error))

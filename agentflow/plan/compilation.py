@@ -16,7 +16,7 @@ from agentflow.api.events import EventType
 from agentflow.api.failure import OnError, Retry
 from agentflow.api.options import Configuration
 from agentflow.api.resources import ResourceType
-from agentflow.api.tools import Tool
+from agentflow.api.tools import Tool, as_resource
 from agentflow.plan.action import Action, ActionKind
 from agentflow.plan.conditions import Condition
 from agentflow.plan.functions import check_function, kind_of
@@ -106,7 +106,8 @@ def _resources(agent: Agent, shared: Sequence[Declared], problems: ProblemList) 
         return ()
     own += [needed for _, _, made in own if isinstance(made, Tool) for needed in made.resources]
     names = {(kind, name) for name, kind, _ in own}
-    planned = plan_resources([one for one in shared if (one[1], one[0]) not in names] + own, problems)
+    others = [(name, kind, as_resource(name, kind, made)) for name, kind, made in shared if (kind, name) not in names]
+    planned = plan_resources(others + own, problems)
     check_links(planned, problems)
     return planned
 

@@ -41,7 +41,7 @@ def test_a_placeholder_without_a_value_is_an_error_with_the_fix():
     assert str(caught.value) == (
         "prompt has the placeholder {name}, and no value for it\n"
         "expected: 'name' among its arguments (b, nam)\n"
-        "help: give it, or write {{name}} for literal braces"
+        "help: give it (a request: in prompt_args), or write {{name}} for literal braces"
     )
     prompt.name = "greeting"
     with pytest.raises(MissingPromptVariable, match=r"prompt 'greeting' has .*\n.*none are given"):

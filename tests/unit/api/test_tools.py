@@ -188,3 +188,14 @@ def test_a_tool_that_cannot_be_described_is_told_when_the_agent_is_looked_at():
 
     with pytest.raises(TypeError, match="tool 'find' takes self; write @staticmethod"):
         Wrong().resources  # noqa: B018
+
+
+def test_description_of_two_lines_stays_one_paragraph():
+    def order(item: str) -> None:
+        """Order an item
+        from the shop.
+
+        More of it.
+        """
+
+    assert Tool.from_callable(order).metadata.description == "Order an item\nfrom the shop.\n\nMore of it."

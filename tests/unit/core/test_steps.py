@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentflow import Agent
+from agentflow import Agent, Retry
 from agentflow.api.memory_codec import encode_value
 from agentflow.core.delta import Table
 from agentflow.core.inputs import (
@@ -229,6 +229,36 @@ def test_a_result_answers_later_attempts_and_an_error_only_its_own() -> None:
     fail(world, "t/0/0:a")
     assert world.request("t/0/0:a", call(".0")) == ["resolve t/0/0:a.0 result r"]
     assert world.request("t/0/0:a", call(".1")) == ["run t/0/0:a.1"]
+
+
+FAILING = Agent("A").add_action("a", [INPUT], nothing, on_error="fail", retry=Retry(attempts=1))
+BOOM = ErrorReport("KeyError", "'x'")
+
+
+def test_an_error_that_stopped_the_job_is_tried_again_when_the_job_is_started_again() -> None:
+    world = World(FAILING)
+    world.record("k", 0)
+    for attempt in (1, 2, 3):
+        world.request("t/0/0:a", call(".0"))
+        world.end_step("t/0/0:a", call(".0"), b"boom", ERROR)
+        world.append()
+        assert world.apply(ActionFailed(world.tasks["t/0/0:a"], BOOM))[0] == "fail job KeyError"
+        world.crash()
+        assert world.record("k", 0) == [f"start t/0/0:a attempt {attempt}"]
+        assert world.request("t/0/0:a", call(".0")) == ["resolve t/0/0:a.0 error boom"]
+        assert world.apply(ActionFailed(world.tasks["t/0/0:a"], BOOM)) == ["retry t/0/0:a"]
+        assert world.apply(TimeAdvanced()) == [f"start t/0/0:a attempt {attempt + 1}"]
+
+
+def test_a_divergence_behind_a_recorded_error_is_not_tried_again() -> None:
+    world = World(FAILING)
+    world.record("k", 0)
+    world.request("t/0/0:a", call(".0"))
+    world.end_step("t/0/0:a", call(".0"), b"boom", ERROR)
+    world.append()
+    world.crash()
+    world.record("k", 0)
+    assert world.complete("t/0/0:a")[0] == "fail job Divergence"
 
 
 def test_other_arguments_in_a_later_attempt_are_a_new_step() -> None:
