@@ -144,7 +144,7 @@ def _is_agentflow(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
     try:
         connection.request("GET", "/agentflow")
-        return b"/livez, /readyz, /metrics" in connection.getresponse().read(100)
+        return b"/livez, /readyz, " in connection.getresponse().read(100)
     except (OSError, http.client.HTTPException):
         return False
     finally:

@@ -181,7 +181,8 @@ def test_control_character_is_told():
 @pytest.mark.parametrize("depth", [65, 200_000])
 def test_deep_nesting_is_told_instead_of_ending_the_process(depth):
     (problem,) = problems("config: " + "[" * depth + "]" * depth)
-    assert problem.split("\n")[0] == "job.yaml:1: this is nested more than 64 deep"
+    by_the_parser = "job.yaml:1: this is not YAML: exceeded maximum nesting depth"  # of newer ones, which look ahead
+    assert problem.split("\n")[0] in ("job.yaml:1: this is nested more than 64 deep", by_the_parser)
 
 
 def test_aliases_that_multiply_are_told_instead_of_filling_memory():
