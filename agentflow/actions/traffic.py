@@ -22,6 +22,7 @@ from agentflow.api.budgets import RateLimit
 from agentflow.api.resources import Resource
 
 _WINDOW_S: Final = 60.0
+_LEAST_S: Final = 0.001
 _LANES_MAX: Final = 4096  # above it, lanes that limit nothing are forgotten
 
 _Call = tuple["asyncio.Future[Admission | None]", float, bool]
@@ -57,7 +58,9 @@ class Window:
         for when, entry in entries:
             freed += entry
             if freed >= excess:
-                return when + _WINDOW_S - now
+                return max(
+                    when + _WINDOW_S - now, _LEAST_S
+                )  # it is not a minute ago, even where the sum is rounded to now
         return _WINDOW_S
 
     def expire(self, now: float) -> None:

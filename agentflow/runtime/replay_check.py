@@ -40,7 +40,8 @@ from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.runtime.step_runner import StepRunner
 
-_DIVERGENCE = "Divergence"
+_CANNOT_GO_ON = frozenset({"Divergence", "ConfigError"})
+"""The latter of models and tools that cannot be built: what is recorded behind them cannot be compared."""
 _LONG_AGO_MS = 0  # so that nothing is due
 _NEVER_MS = 2**31
 
@@ -127,6 +128,7 @@ class _Replay:
         self._found: dict[tuple[str, str], DivergingRun] = {}
         self._loop = asyncio.get_running_loop()
         self._last_s = self._loop.time()
+        self._is_due = False  # something was decided that is not carried out yet
 
     async def run(self, patience_s: float) -> list[DivergingRun]:
         """Let everything go on until nothing does any more, for as long as `patience_s` between two things."""
@@ -136,18 +138,24 @@ class _Replay:
         operator._waiting.start_all(list(operator._runs))  # noqa: SLF001
         self._loop.call_soon(self._carry_out)
         await asyncio.sleep(0)
-        while self._runner.is_busy and self._loop.time() - self._last_s < patience_s:  # noqa: ASYNC110 (user code)
+        while self._is_at_work and self._loop.time() - self._last_s < patience_s:  # noqa: ASYNC110 (user code)
             await asyncio.sleep(0.01)
         await self._runner.close()
         self._threads.close()
         return list(self._found.values())
 
+    @property
+    def _is_at_work(self) -> bool:
+        return self._is_due or self._runner.is_busy
+
     def _apply(self, received: Input) -> None:
         self._last_s = self._loop.time()
         self.operator.apply(received, _LONG_AGO_MS)
+        self._is_due = True
         self._loop.call_soon(self._carry_out)
 
     def _carry_out(self) -> None:
+        self._is_due = False
         for effect in self.operator.take_effects():
             self._carry_out_one(effect)
 
@@ -170,7 +178,7 @@ class _Replay:
             self._judge(effect.task.run.id, {"task": effect.task.path}, effect.error)
 
     def _judge(self, run: str, reason: Mapping[str, Any], error: ErrorReport) -> None:
-        if error.type == _DIVERGENCE:
+        if error.type in _CANNOT_GO_ON:
             self._find(run, str(reason.get("task", "")), error.message)
 
     def _find(self, run: str, task: str, message: str) -> None:

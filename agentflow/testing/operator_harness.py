@@ -44,6 +44,7 @@ from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.action_runner import ActionRunner
 from agentflow.runtime.blocking import BlockingThreads, Call
 from agentflow.runtime.codecs import KeyBy, KeyReader, encode_key, input_decoder
+from agentflow.runtime.resources import Resources
 from agentflow.runtime.services import OperatorServices
 from agentflow.runtime.settings import JobSettings
 from agentflow.state.memory import MemoryKeyedState, MemoryStorage
@@ -126,6 +127,8 @@ class OperatorHarness:
 
     async def _new_runner(self) -> ActionRunner:
         services = OperatorServices(self._operator, self._settings, "harness", self._state, encode_json)
+        self._resources = Resources()
+        services.resources = self._resources.of(self._plan)
         threads = _InlineThreads(1)
         return ActionRunner(services, JSON, self._received, self._failed, threads, self._settings.blocking.leaked_max)
 
@@ -225,6 +228,7 @@ class OperatorHarness:
 
     def _end(self) -> None:
         self._loop.run_until_complete(self._runner.close())
+        self._loop.run_until_complete(self._resources.close())
         self._state.close()
 
     def _offset_restored(self) -> int:

@@ -146,6 +146,51 @@ def test_changed_code_that_unfinished_runs_would_diverge_from_is_refused(place: 
         until(lambda: outputs(place), place)
 
 
+ASKING = """\
+from agentflow import Agent, BaseChatModelConnection, BaseChatModelSetup, EventType, ResourceDescriptor, action
+from agentflow import chat_model_connection, chat_model_setup
+from agentflow.api.chat_messages import ChatMessage
+
+
+class Local(BaseChatModelConnection):
+    api_key: str
+
+    async def chat(self, messages, tools=None, output_schema=None, **kwargs):
+        return ChatMessage("assistant", "as you wish")
+
+
+class Orders(Agent):
+    @chat_model_connection
+    def local():
+        return ResourceDescriptor(Local, api_key="${env:MODEL_KEY}")
+
+    @chat_model_setup
+    def model():
+        return ResourceDescriptor(BaseChatModelSetup, connection="local", model="m")
+
+    @action(EventType.InputEvent)
+    async def order(event, ctx):
+        await ctx.chat("model", event.input["order"])
+        await ctx.wait_for("approval", timeout="1h", correlation=ctx.key)
+"""
+
+
+def test_runs_whose_models_cannot_be_built_are_not_said_to_go_on(
+    place: Path, agentflow: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_KEY", "sk-0123456789")
+    (place / "orders.py").write_text(ASKING)
+    sys.modules.pop("orders", None)
+    with running(place):
+        until((place / "state" / "subtask-0" / "journal").exists, place)
+        until(lambda: all_wait(agentflow), place)
+    assert agentflow("runs", "check", "job.yaml") == []
+    monkeypatch.delenv("MODEL_KEY")
+    found = agentflow("runs", "check", "job.yaml", status=3)
+    assert len(found) == len(INPUTS)
+    assert "the environment variable MODEL_KEY of 'api_key' is not set" in found[0]["message"]
+
+
 def test_what_cannot_be_seen_or_sent_is_told_with_its_fix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "list", "job.yaml"]) == 1
     assert "there is no state" in capsys.readouterr().err

@@ -40,6 +40,32 @@ class Waiting(Agent):
         await ctx.wait_for("approval")
 """
 
+OPENED = """\
+from pathlib import Path
+
+from agentflow import Agent, EventType, OutputEvent, Resource, ResourceType, action
+
+
+class Held(Resource):
+    @classmethod
+    def resource_type(cls):
+        return ResourceType.TOOL
+
+    async def close(self):
+        Path("closed").write_text("")
+
+
+class Opening(Agent):
+    def __init__(self):
+        super().__init__()
+        self.add_resource("held", ResourceType.TOOL, Held())
+
+    @action(EventType.InputEvent)
+    async def open(event, ctx):
+        await ctx.get_resource("held", ResourceType.TOOL)
+        ctx.send_event(OutputEvent({"n": 1}))
+"""
+
 
 @pytest.fixture
 def place(tmp_path, kafka):
@@ -97,6 +123,14 @@ def test_a_running_job_does_not_notice(place):
     assert before == after
     assert "restarts" not in log
     assert log.count("subtasks assigned") == 1
+
+
+def test_what_the_agent_has_opened_is_closed(place):
+    (place.path / "opened.py").write_text(OPENED)
+    place.topics.create(place.source, 1)
+    place.write(1)
+    verify(place, "--records", "1", "--set", "agent=opened:Opening")
+    assert (place.path / "closed").exists()
 
 
 def test_keys_from_values_go_through_a_repartition_topic_there_too(place):

@@ -167,6 +167,7 @@ class _Course:
             for task in (running, following, filling):
                 task.cancel()
             await asyncio.wait([running, following, filling])
+            await self._job.resources.close()
             self._tell()
         return problem and problem + self._trouble
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentflow.actions import traffic
-from agentflow.actions.traffic import Admission, Gate, Traffic
+from agentflow.actions.traffic import Admission, Gate, Traffic, Window
 from agentflow.api.budgets import RateLimit
 from agentflow.testing import ScriptedConnection, VirtualTimeLoop
 
@@ -85,6 +85,15 @@ def test_no_window_of_a_minute_and_no_moment_exceeds_a_limit(
     assert most_within_a_minute([(when, 1) for when, *_ in caller.admitted]) <= requests
     assert most_within_a_minute([(when, of_call) for when, *_, of_call in caller.admitted]) <= tokens
     assert (gate.active, gate.waiting) == (0, 0)
+
+
+def test_window_is_not_over_before_its_minute_however_sums_are_rounded() -> None:
+    began, now = 120.33533333333334, 180.33533333333332
+    window = Window(1)
+    window.add(1, began)
+    assert now - began < 60
+    assert began + 60 - now == 0
+    assert window.wait_s(1, now) > 0
 
 
 def test_concurrency_is_never_exceeded_and_always_used() -> None:

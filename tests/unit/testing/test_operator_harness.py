@@ -7,7 +7,17 @@ import doctest
 
 import pytest
 
-from agentflow import Agent, Event, EventType, JobFailed, OutputEvent, Retry, TimerEvent
+from agentflow import (
+    Agent,
+    Event,
+    EventType,
+    JobFailed,
+    OutputEvent,
+    Resource,
+    ResourceType,
+    Retry,
+    TimerEvent,
+)
 from agentflow.core.effects import EmitRecord, ScheduleRetry, StartAction, TakeSnapshot
 from agentflow.errors import MissingKey
 from agentflow.testing import OperatorHarness, operator_harness
@@ -134,3 +144,28 @@ def test_dead_letters_and_job_failures_are_told():
 def test_a_record_without_a_key_is_refused():
     with harness_of(("count", EventType.InputEvent, count, {})) as harness, pytest.raises(MissingKey):
         harness.process_record({"n": 1})
+
+
+def test_what_an_action_has_opened_is_closed_with_the_harness():
+    said = []
+
+    class Held(Resource):
+        @classmethod
+        def resource_type(cls):
+            return ResourceType.TOOL
+
+        async def open(self):
+            said.append("open")
+
+        async def close(self):
+            said.append("close")
+
+    async def use(event, ctx):
+        await ctx.get_resource("held", ResourceType.TOOL)
+
+    agent = Agent("A").add_action("use", [EventType.InputEvent], use)
+    with OperatorHarness(agent.add_resource("held", ResourceType.TOOL, Held()), key_by="k") as harness:
+        harness.process_record({"k": 1})
+        harness.process_record({"k": 2})
+        assert said == ["open"]
+    assert said == ["open", "close"]
