@@ -178,7 +178,9 @@ class ModelRequest:
                 refusals += 1
                 closed_s, is_answered = error.retry_after_s, True
                 wait_s = 0.0 if closed_s else min(_BACKOFF_S * 2.0 ** min(refusals - 1, 16), _BACKOFF_MAX_S)
-                if self._has_fallback or now() + (closed_s or wait_s) > give_up_at:
+                is_too_long = now() + (closed_s or wait_s) > give_up_at
+                closed_s = None if closed_s is None else min(closed_s, policy.rate_limit_wait_s)
+                if self._has_fallback or is_too_long:
                     raise
             except ModelUnavailable:
                 is_failed = True

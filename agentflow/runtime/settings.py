@@ -154,9 +154,11 @@ class TimerSettings(_Section, frozen=True):
 
 
 class BlockingSettings(_Section, frozen=True):
-    """`blocking.*`: threads of blocking actions."""
+    """`blocking.*`: threads of blocking actions, plain tools and plain steps."""
 
-    threads_max: Annotated[Count, Meta(description="Blocking actions that run at once.")] = 32
+    threads_max: Annotated[
+        Count, Meta(description="Blocking actions, and plain tools and steps, that run at once.")
+    ] = 32
     leaked_max: Annotated[
         Count, Meta(description="Threads left behind by timed-out actions at which the subtask restarts.")
     ] = 16
