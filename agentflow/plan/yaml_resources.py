@@ -13,6 +13,7 @@ from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.chat_models import BaseChatModelSetup
 from agentflow.api.failure import Retry
 from agentflow.api.prompts import Prompt
+from agentflow.api.references import meant_reference
 from agentflow.api.resources import RESOURCE_MARK, Resource, ResourceDescriptor, ResourceMark, ResourceType
 from agentflow.api.steps import reconcile
 from agentflow.api.tools import FunctionTool, Tool
@@ -149,6 +150,10 @@ class ResourceBuilder:
         return found
 
     def _check_arguments(self, clazz: type[Resource], entry: Entry) -> None:
+        for name, value in entry.arguments.items():
+            if (meant := meant_reference(name, value)) is not None:
+                what = f"{entry.label}: '{name}' is {value}, which nothing replaces"
+                self._problems.add(what, entry.keys[name], note=f"write {meant}")
         parameters = inspect.signature(clazz).parameters.values()
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return

@@ -51,6 +51,16 @@ BUILT = {
                             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ a function is wanted
         """,
     ),
+    "secret as in a shell": (
+        """
+        chat_model_connections: [{name: c, class: openai, api_key: '${OPENAI_API_KEY}'}]
+        """,
+        """
+        agents.yaml:1: connection 'c': 'api_key' is ${OPENAI_API_KEY}, which nothing replaces
+          1 | chat_model_connections: [{name: c, class: openai, api_key: '${OPENAI_API_KEY}'}]
+                                                                ^^^^^^^ write ${env:OPENAI_API_KEY}
+        """,
+    ),
     "argument that is no parameter": (
         """
         tools:
