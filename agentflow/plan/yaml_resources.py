@@ -23,6 +23,7 @@ from agentflow.plan.agent_specs import SECTIONS, ToolSpec
 from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.named_objects import attribute_of, find_function, import_module
 from agentflow.plan.problems import nearest
+from agentflow.plan.resource_arguments import has_own_constructor, hints_of, read_argument
 
 Lists = Mapping[str, Sequence[Entry | NameOf]]
 """The lists of an agent."""
@@ -163,6 +164,17 @@ class ResourceBuilder:
                 near = nearest(name, names)
                 note = f"did you mean '{near}'?" if near else f"it has: {', '.join(names)}"
                 self._problems.add(f"{entry.label}: {clazz.__name__} has no '{name}'", entry.keys[name], note=note)
+        if not has_own_constructor(clazz):
+            self._check_values(hints_of(clazz), entry)
+
+    def _check_values(self, hints: Mapping[str, Any], entry: Entry) -> None:
+        for name, value in entry.arguments.items():
+            if _OPEN_REFERENCE in str(value):
+                continue  # it has its value where the resource is built
+            try:
+                read_argument(hints, name, value)
+            except msgspec.ValidationError as error:
+                self._problems.add(f"{entry.label}: '{name}' does not fit", entry.keys[name], note=str(error))
 
     def prompt(self, entry: Entry, document: AgentDocument) -> Prompt | None:
         """Return a prompt; None, and a problem, when it has no text, or its file has none."""

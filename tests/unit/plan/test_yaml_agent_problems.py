@@ -61,6 +61,19 @@ BUILT = {
                                                                 ^^^^^^^ write ${env:OPENAI_API_KEY}
         """,
     ),
+    "values that do not fit": (
+        """
+        chat_model_connections: [{name: c, class: openai, api_key: '${env:KEY}'}]
+        chat_model_setups:
+          - {name: m, connection: c, model: x, max_retries: many, temperature: 0.5}
+          - {name: n, connection: c, model: x, max_retries: '${env:RETRIES}', budgets: [{per: run, cals: 3}]}
+        """,
+        """
+        agents.yaml:3: chat model 'm': 'max_retries' does not fit
+          3 |   - {name: m, connection: c, model: x, max_retries: many, temperature: 0.5}
+                                                     ^^^^^^^^^^^ Expected `int | null`, got `str`
+        """,
+    ),
     "argument that is no parameter": (
         """
         tools:
