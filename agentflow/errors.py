@@ -285,7 +285,10 @@ class StepFailed(ActionError):
     """
 
     def __init__(self, what: str, *, original: str, original_text: str, traceback: str) -> None:
-        super().__init__(what, fix="declare its class in Agent(errors=[…]), to catch it as what it is")
+        is_ours = original.startswith("agentflow.")  # whose fix is in its text
+        super().__init__(
+            what, fix="" if is_ours else "declare its class in Agent(errors=[…]), to catch it as what it is"
+        )
         self.original = original
         self.original_text = original_text
         self.traceback = traceback

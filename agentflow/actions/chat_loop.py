@@ -28,7 +28,7 @@ from agentflow.errors import BudgetExhausted, OutputInvalid
 async def chat(
     ctx: RunnerContext,
     model: str,
-    messages: Sequence[ChatMessage | str] | str,
+    messages: Sequence[ChatMessage | str] | ChatMessage | str,
     *,
     prompt_args: Mapping[str, Any] | None = None,
     output: Any = None,  # noqa: ANN401 (a type or a schema)
@@ -42,7 +42,7 @@ async def chat(
     kept = ctx.chat_history(history) if isinstance(history, str) else history
     conversation = [] if kept is None else kept.messages()
     known = len(conversation)
-    conversation += read_messages([messages] if isinstance(messages, str) else messages)
+    conversation += read_messages(messages)
     turns_most = turns_max(ctx, model, max_turns)
     retries = Retries()
     for _ in range(turns_most):

@@ -31,7 +31,7 @@ class ChatRequestEvent(Event):
     def __init__(
         self,
         model: str,
-        messages: Sequence[ChatMessage | str],
+        messages: Sequence[ChatMessage | str] | ChatMessage | str,
         prompt_args: Mapping[str, Any] | None = None,
         output_schema: Any = None,  # noqa: ANN401 (a type or a schema)
         *,

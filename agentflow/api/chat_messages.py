@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 
 import msgspec
@@ -176,5 +177,7 @@ def read_message(value: Any) -> ChatMessage:  # noqa: ANN401 (as an event or mem
 
 
 def read_messages(values: Any) -> list[ChatMessage]:  # noqa: ANN401 (as above)
-    """Return messages that were encoded; a text is a message of the user."""
+    """Return messages that were encoded; a text is a message of the user. One message is a conversation too."""
+    if isinstance(values, (str, ChatMessage, Mapping)):
+        values = [values]
     return [ChatMessage(content=value) if isinstance(value, str) else read_message(value) for value in values]

@@ -6,7 +6,6 @@ Flink Agents. Neither retries, limits or waits: that belongs to the engine, whic
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import functools
 import inspect
@@ -72,6 +71,10 @@ class ChatRequest(msgspec.Struct, kw_only=True):
     idempotency_key: str = ""
 
 
+async def _here(call: Callable[[], Any]) -> Any:  # noqa: ANN401 (what it returns)
+    return call()
+
+
 class BaseChatModelConnection(Resource):
     """A way to a provider: its address, its credentials, one pool of HTTP connections."""
 
@@ -108,7 +111,7 @@ class BaseChatModelConnection(Resource):
         Raises:
             ModelError: By its kind; what another error means is not known, and it counts as one that may pass.
         """
-        return await self.complete_by_chat(request, asyncio.to_thread)
+        return await self.complete_by_chat(request, _here if self.context is None else self.context.in_thread)
 
     @property
     def has_chat_alone(self) -> bool:

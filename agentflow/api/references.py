@@ -11,12 +11,19 @@ REFERENCE: Final = re.compile(r"\$(?P<escape>\$)\{|\$\{(?P<kind>[A-Za-z]\w*):(?P
 MASK: Final = "***"
 """Stands where a secret stood."""
 
+_OF_A_SHELL = re.compile(r"\$\{?([A-Z][A-Z0-9_]+)\}?").fullmatch
 _SECRET_NAME = re.compile("passw|secret|token$|apikey|authorization|credential|privatekey").search
 
 
 def has_reference(text: str) -> bool:
     """Whether a text has a reference (or something that looks like one)."""
     return REFERENCE.search(text) is not None
+
+
+def meant_reference(name: str, value: object) -> str | None:
+    """Return the reference that is meant where a secret is written as in a shell, which nothing replaces: ``${OPENAI_API_KEY}``."""
+    written = _OF_A_SHELL(value) if isinstance(value, str) and is_secret_name(name) else None
+    return None if written is None else f"${{env:{written[1]}}}"
 
 
 def is_secret_name(name: str) -> bool:

@@ -86,6 +86,10 @@ class ResourceContext(Protocol):
         """Return ``resource`` when it is open; the first one who asks opens it."""
         ...
 
+    def in_thread(self, call: Callable[[], Any]) -> Awaitable[Any]:
+        """Return what a function returns that may block."""
+        ...
+
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field,))
 class Resource:

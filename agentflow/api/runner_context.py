@@ -458,7 +458,7 @@ class RunnerContext(Reporting, msgspec.Struct, eq=False, weakref=True, repr_omit
     def chat(
         self,
         model: str,
-        messages: Sequence[ChatMessage | str] | str,
+        messages: Sequence[ChatMessage | str] | ChatMessage | str,
         *,
         prompt_args: Mapping[str, Any] | None = None,
         output: Any = None,  # noqa: ANN401 (a type or a schema)

@@ -13,6 +13,8 @@ from agentflow.core.records import FILE_HEADER, ErrorReport, Record
 from agentflow.core.runs import ActionTask, Run
 from agentflow.errors import JobFailed
 
+_SHOWN_CHARS = 200
+
 
 class FailurePolicy(msgspec.Struct, frozen=True):
     """The job's part of the failure policy.
@@ -91,6 +93,12 @@ def _readable(value: bytes | None, codec: str) -> dict[str, object]:
         return {"value-base64": base64.b64encode(value).decode()}
 
 
+def _short(text: str) -> str:
+    """Return a place as it can be read: that of a task behind many others has thousands of characters."""
+    half = _SHOWN_CHARS // 2
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:half]}…{text[-half:]}"
+
+
 def retry_wait_ms(task: ActionTask) -> int:
     """Return how long to wait before the next attempt; the jitter derives from the task's id, so a replay agrees."""
     fraction = zlib.crc32(f"{task.id}#{task.attempt}".encode()) / 2**32
@@ -107,7 +115,7 @@ def job_failure(effect: FailJob) -> JobFailed:
     tries = f" {attempts} times (last:" if attempts and int(attempts) > 1 else " ("
     failure = JobFailed(
         f"{what}{tries} {error})".replace("( ", "("),
-        where={name: value for name, value in reason.items() if value},
+        where={name: _short(value) for name, value in reason.items() if value},
         fix="configure dead-letter, or on_error='skip' or 'dead-letter' for the action, to go on without such records",
     )
     failure.user_traceback = error.traceback

@@ -78,7 +78,7 @@ def compile_agent(
         problems.add(f"on_new_input={agent.on_new_input!r}", expected=f"one of: {', '.join(_ON_NEW_INPUT)}")
     resources = _resources(agent, shared, problems)
     declared = agent.actions
-    if any(resource.type in _OF_MODELS for resource in resources):
+    if any(resource.type in _OF_MODELS for resource in resources) or _awaits_models(declared):
         declared += _built_in({name for name, _, _ in declared})
     if not declared:
         problems.add(
@@ -101,8 +101,11 @@ def compile_agent(
 def _resources(agent: Agent, shared: Sequence[Declared], problems: ProblemList) -> tuple[PlannedResource, ...]:
     try:
         own = agent.resources
-    except (TypeError, ValueError) as error:  # a function that cannot be a tool
-        problems.add(str(error), expected="tools with named parameters whose types a JSON schema can tell")
+    except (TypeError, ValueError) as error:  # a function that cannot be a tool, or that makes no resource
+        problems.add(
+            str(error),
+            expected="tools with named parameters whose types a JSON schema can tell; other resources: functions without parameters",
+        )
         return ()
     own += [needed for _, _, made in own if isinstance(made, Tool) for needed in made.resources]
     names = {(kind, name) for name, kind, _ in own}
@@ -110,6 +113,12 @@ def _resources(agent: Agent, shared: Sequence[Declared], problems: ProblemList) 
     planned = plan_resources(others + own, problems)
     check_links(planned, problems)
     return planned
+
+
+def _awaits_models(declared: Sequence[tuple[str, ActionDeclaration, Callable[..., Any]]]) -> bool:
+    """Whether actions await answers that none of them gives: requests of an agent without models are to fail, not to get lost."""
+    listens = [condition for _, declaration, _ in declared for condition in declaration.trigger_conditions]
+    return EventType.ChatResponseEvent in listens and EventType.ChatRequestEvent not in listens
 
 
 def _built_in(names: set[str]) -> list[tuple[str, ActionDeclaration, Callable[..., Any]]]:

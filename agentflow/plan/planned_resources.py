@@ -108,6 +108,15 @@ def plan_resources(declared: list[tuple[str, ResourceType, Any]], problems: Prob
                 fix="give one of them another name",
             )
         seen.add((str(resource_type), str(name)))
+        if instance is None or (resource_type is ResourceType.PROMPT and isinstance(instance, str)):
+            is_prompt = resource_type is ResourceType.PROMPT
+            problems.add(
+                f"it is {instance!r}",
+                place=place,
+                expected="a Prompt" if is_prompt else "a ResourceDescriptor, or an instance",
+                fix="Prompt.from_text('…')" if is_prompt else "let its function return one",
+            )
+            continue
         if is_dumping(instance):
             planned.append(PlannedResource(name, resource_type, instance, None))
             continue

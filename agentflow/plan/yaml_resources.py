@@ -13,6 +13,7 @@ from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.chat_models import BaseChatModelSetup
 from agentflow.api.failure import Retry
 from agentflow.api.prompts import Prompt
+from agentflow.api.references import meant_reference
 from agentflow.api.resources import RESOURCE_MARK, Resource, ResourceDescriptor, ResourceMark, ResourceType
 from agentflow.api.steps import reconcile
 from agentflow.api.tools import FunctionTool, Tool
@@ -22,6 +23,7 @@ from agentflow.plan.agent_specs import SECTIONS, ToolSpec
 from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.named_objects import attribute_of, find_function, import_module
 from agentflow.plan.problems import nearest
+from agentflow.plan.resource_arguments import has_own_constructor, hints_of, read_argument
 
 Lists = Mapping[str, Sequence[Entry | NameOf]]
 """The lists of an agent."""
@@ -149,6 +151,10 @@ class ResourceBuilder:
         return found
 
     def _check_arguments(self, clazz: type[Resource], entry: Entry) -> None:
+        for name, value in entry.arguments.items():
+            if (meant := meant_reference(name, value)) is not None:
+                what = f"{entry.label}: '{name}' is {value}, which nothing replaces"
+                self._problems.add(what, entry.keys[name], note=f"write {meant}")
         parameters = inspect.signature(clazz).parameters.values()
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return
@@ -158,6 +164,17 @@ class ResourceBuilder:
                 near = nearest(name, names)
                 note = f"did you mean '{near}'?" if near else f"it has: {', '.join(names)}"
                 self._problems.add(f"{entry.label}: {clazz.__name__} has no '{name}'", entry.keys[name], note=note)
+        if not has_own_constructor(clazz):
+            self._check_values(hints_of(clazz), entry)
+
+    def _check_values(self, hints: Mapping[str, Any], entry: Entry) -> None:
+        for name, value in entry.arguments.items():
+            if _OPEN_REFERENCE in str(value):
+                continue  # it has its value where the resource is built
+            try:
+                read_argument(hints, name, value)
+            except msgspec.ValidationError as error:
+                self._problems.add(f"{entry.label}: '{name}' does not fit", entry.keys[name], note=str(error))
 
     def prompt(self, entry: Entry, document: AgentDocument) -> Prompt | None:
         """Return a prompt; None, and a problem, when it has no text, or its file has none."""

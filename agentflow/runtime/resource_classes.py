@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ import msgspec
 from agentflow.api.resources import Resource, ResourceDescriptor, ResourceType
 from agentflow.errors import ConfigError
 from agentflow.plan.problems import nearest
+from agentflow.plan.resource_arguments import has_own_constructor, hints_of, read_argument
 from agentflow.runtime.secrets import Secrets
 
 
@@ -69,8 +69,8 @@ def build(
     defaults = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
     arguments = secrets.resolve({**defaults, **descriptor.arguments}, place=place)
     fields = {field.name: field for field in dataclasses.fields(found) if field.init}  # type: ignore[arg-type]
-    if found.__init__.__code__.co_filename != "<string>":
-        return _made(found, arguments, place, secrets)  # a constructor of its own
+    if has_own_constructor(found):
+        return _made(found, arguments, place, secrets)
     problems = [_unknown(place, argument, fields) for argument in arguments if argument not in fields]
     missing = [
         field.name
@@ -81,25 +81,16 @@ def build(
     ]
     if missing:
         problems.append(f"{place}: {found.__name__} needs {', '.join(map(repr, missing))}")
-    hints = _hints(found)
+    hints = hints_of(found)
     converted = {}
     for argument, value in arguments.items():
         try:
-            converted[argument] = msgspec.convert(value, hints.get(argument, Any), strict=False, dec_hook=_as_it_is)
+            converted[argument] = read_argument(hints, argument, value)
         except msgspec.ValidationError as error:
             problems.append(f"{place}: argument '{argument}': {secrets.scrub(str(error))}")
-        except TypeError:  # a type that msgspec does not know: whatever it is
-            converted[argument] = value
     if problems:
         raise ConfigError(problems)
     return _made(found, converted, place, secrets)
-
-
-def _hints(found: type[Resource]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(found)
-    except NameError:  # a type that is imported for type checkers only: its arguments are taken as they are
-        return {}
 
 
 def _made(found: type[Resource], arguments: dict[str, Any], place: str, secrets: Secrets) -> Resource:
@@ -122,7 +113,3 @@ def _unknown(place: str, argument: str, fields: dict[str, Any]) -> str:
     return f"{place}: unknown argument '{argument}'" + (
         f"; did you mean '{near}'?" if near else f"; it takes: {', '.join(fields)}"
     )
-
-
-def _as_it_is(kind: type, value: Any) -> Any:  # noqa: ANN401, ARG001 (a type that msgspec leaves to us)
-    return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -190,6 +190,10 @@ class AgentResources:
     async def opened(self, resource: ResourceT) -> ResourceT:
         """Return a resource when it is open; the first one who asks opens it."""
         return await self._resources.opened(resource)
+
+    async def in_thread(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401 (what it returns)
+        """Return what a function returns that may block."""
+        return await asyncio.to_thread(call)
 
     @property
     def has_secrets(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from agentflow.api.references import MASK, REFERENCE, has_reference, is_secret_name
+from agentflow.api.references import MASK, REFERENCE, has_reference, is_secret_name, meant_reference
 from agentflow.errors import ConfigError
 
 _PUBLIC_NAMES: Final = frozenset(
@@ -37,7 +37,7 @@ class Secrets:
             place: What the argument belongs to, for errors.
 
         Raises:
-            ConfigError: A reference leads nowhere.
+            ConfigError: A reference leads nowhere, or is written as in a shell.
         """
         if isinstance(value, dict):
             return {inner: self.resolve(one, inner, place) for inner, one in value.items()}
@@ -50,6 +50,8 @@ class Secrets:
             if is_secret_name(name):
                 self._remember(resolved)
             return resolved
+        if (meant := meant_reference(name, value)) is not None:
+            raise ConfigError([f"{place}: '{value}' of '{name}' is no reference: write {meant}"])
         if is_secret_name(name) and len(value) >= _LEAST:
             self._remember(value)
         return value

@@ -62,6 +62,8 @@ OPTIONS = st.fixed_dictionaries(
 )
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
 
+VALUE = JSON.filter(lambda value: value is not None and not isinstance(value, str))  # which no prompt is
+
 
 @st.composite
 def agents(draw):
@@ -81,7 +83,7 @@ def agents(draw):
     for name, kind in draw(st.lists(names, max_size=3, unique=True)):
         arguments = st.dictionaries(st.text(), JSON, max_size=2)
         descriptor = st.builds(ResourceDescriptor, st.just("shop.Tool"), arguments)
-        agent.add_resource(name, kind, draw(descriptor | JSON | st.builds(Payload, st.integers(0, 9))))
+        agent.add_resource(name, kind, draw(descriptor | VALUE | st.builds(Payload, st.integers(0, 9))))
     return agent
 
 

@@ -19,12 +19,12 @@ from agentflow.api.agent import Agent
 from agentflow.api.chat_events import ChatRequestEvent, ChatResponseEvent
 from agentflow.api.chat_messages import ChatMessage, MessageRole
 from agentflow.api.events import Event, EventType, OutputEvent
-from agentflow.api.output_schemas import schema_of
+from agentflow.api.output_schemas import as_type, schema_of
 from agentflow.api.prompts import Prompt
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.tools import Tool, ToolMetadata, ToolType
-from agentflow.errors import RecordError, ToolArgumentsInvalid
+from agentflow.errors import OutputInvalid, RecordError, ToolArgumentsInvalid
 
 _PLAIN: Final = (bool, int, float, str)
 
@@ -58,12 +58,13 @@ class ReActAgent(Agent):
         self.prompt = prompt
         self.max_turns = max_turns
         self.output_schema = None if output_schema is None else schema_of(output_schema)
+        self._output_type = output_schema
         self.chat_model: str = chat_model if isinstance(chat_model, str) else f"{self.name}.chat_model"
         if not isinstance(chat_model, str):
             self.add_resource(self.chat_model, ResourceType.CHAT_MODEL, chat_model)
         self.tools = [self._tool_name(tool) for tool in tools]
         self.add_action("start_action", EventType.InputEvent, self._start)
-        self.add_action("stop_action", EventType.ChatResponseEvent, _stop)
+        self.add_action("stop_action", EventType.ChatResponseEvent, self._stop)
 
     def as_tool(self, name: str, description: str) -> AgentTool:
         """Return this agent as a tool for another one's model: its conversation is part of the other one's run, each call a step.
@@ -110,6 +111,22 @@ class ReActAgent(Agent):
                 max_turns=self.max_turns,
             )
         )
+
+    def _stop(self, event: Event, ctx: RunnerContext) -> None:
+        answered = ChatResponseEvent.from_event(event)
+        if answered.error is not None:
+            ctx.send_event(OutputEvent({"error": answered.error}))
+            return
+        response = answered.response
+        output = response.output
+        if output is not None and not isinstance(
+            self._output_type, Mapping
+        ):  # an event carries what fits the schema; a type may want more, and have less
+            try:
+                output = as_type(output, self._output_type)
+            except ValueError as error:
+                raise OutputInvalid(str(error), response.content) from None
+        ctx.send_event(OutputEvent(response.content if output is None else output))
 
     def _tool_name(self, tool: Any) -> str:  # noqa: ANN401 (a name, a function, a tool)
         """Return the name of a tool; what is not a name becomes a resource of the agent."""
@@ -161,15 +178,6 @@ class AgentTool(Tool):
     def model_dump_json(self) -> str:
         """Return what the other model is told of it, for a stored plan."""
         return msgspec.json.encode(self.metadata, order="sorted").decode()
-
-
-def _stop(event: Event, ctx: RunnerContext) -> None:
-    answered = ChatResponseEvent.from_event(event)
-    if answered.error is not None:
-        ctx.send_event(OutputEvent({"error": answered.error}))
-        return
-    response = answered.response
-    ctx.send_event(OutputEvent(response.content if response.output is None else response.output))
 
 
 def _prompt_args(value: Any) -> dict[str, Any]:  # noqa: ANN401 (an input)

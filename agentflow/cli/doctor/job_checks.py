@@ -99,7 +99,7 @@ def secrets(subject: Subject) -> Sequence[Finding]:
     """Look where secrets come from, and who can read them."""
     assert subject.layer is not None, "needs the job file"
     findings = [*_references(subject.layer, subject.variables), *_literals(subject.layer), *_files(subject)]
-    return findings or [skipped("the job file has no references and no secrets")]
+    return findings or [skipped("the job's own keys have no references and no secrets")]
 
 
 def _references(layer: Layer, variables: Mapping[str, str]) -> Iterator[Finding]:

@@ -203,6 +203,7 @@ def _built(clazz: str, **arguments: Any) -> Any:
         (NAME, {"api_key": "${env:UNSET}"}, "environment variable UNSET of 'api_key' is not set"),
         (NAME, {"api_key": "${file:/nowhere/at/all}"}, "the file '/nowhere/at/all' of 'api_key' cannot be read"),
         (NAME, {"api_key": "${vault:x}"}, "is no reference"),
+        (NAME, {"api_key": "$KEY_OF_IT"}, "'$KEY_OF_IT' of 'api_key' is no reference: write ${env:KEY_OF_IT}"),
         ("no.such.module.Class", {}, "cannot be imported"),
         (f"{__name__}.Nothing", {}, "has no class 'Nothing'"),
         (f"{__name__}.NAME", {}, "is no class of resources"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pydantic
 import pytest
 
 from agentflow import Engine, RunFailed
@@ -106,3 +107,25 @@ async def test_agent_as_a_tool_that_fails_is_told_to_the_outer_model() -> None:
     agent = ReActAgent(name="outer", chat_model=outer, tools=[failing.as_tool("ask", "Answers.")])
     assert await run(agent, "how much?") == "sorry"
     assert "no such model" in outer.requests[1].messages[-1].text
+
+
+class Even(pydantic.BaseModel):
+    total: int
+
+    @pydantic.field_validator("total")
+    @classmethod
+    def _is_even(cls, total: int) -> int:
+        if total % 2:
+            raise ValueError("it is odd")
+        return total
+
+
+async def test_output_has_the_fields_of_its_type_and_no_others() -> None:
+    model = ScriptedChatModel(['{"total": 4, "more": "of it"}'])
+    assert await run(ReActAgent(chat_model=model, output_schema=Even), "2 + 2") == {"total": 4}
+
+
+async def test_answer_that_the_type_refuses_and_its_schema_does_not_is_no_output() -> None:
+    model = ScriptedChatModel(['{"total": 5}'])
+    with pytest.raises(RunFailed, match="it is odd"):
+        await run(ReActAgent(chat_model=model, output_schema=Even), "2 + 3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from agentflow.api.chat_events import ChatRequestEvent
 from agentflow.api.chat_messages import (
     ChatMessage,
     FilePart,
@@ -74,6 +75,12 @@ def test_read_messages_are_copies_but_for_messages_that_were_never_encoded():
 def test_what_is_no_message_is_a_value_error(value):
     with pytest.raises(ValueError, match=r"Expected|Invalid"):
         read_message(value)
+
+
+@pytest.mark.parametrize("one", ["hello", ChatMessage(content="hello"), {"role": "user", "content": "hello"}])
+def test_one_message_is_a_conversation_too(one):
+    assert [message.text for message in read_messages(one)] == ["hello"]
+    assert [message.text for message in ChatRequestEvent("m", one).messages] == ["hello"]
 
 
 def test_the_text_of_a_message_is_its_content_or_that_of_its_parts():

@@ -381,6 +381,18 @@ def test_agent_with_models_or_tools_gets_the_built_in_actions_behind_its_own(kin
     assert [action.name for action in plan.actions] == ["act", "chat_model_action", "tool_call_action"]
 
 
+def test_agent_that_awaits_answers_and_has_no_model_gets_the_built_in_actions_that_say_so():
+    agent = Agent("a").add_action("act", [EventType.ChatResponseEvent], top_level)
+    assert [action.name for action in AgentPlan.from_agent(agent).actions] == [
+        "act",
+        "chat_model_action",
+        "tool_call_action",
+    ]
+    own = Agent("a").add_action("serve", [EventType.ChatRequestEvent], top_level)
+    own.add_action("act", [EventType.ChatResponseEvent], top_level)
+    assert [action.name for action in AgentPlan.from_agent(own).actions] == ["serve", "act"]
+
+
 def test_action_of_the_agent_takes_the_place_of_a_built_in_one():
     agent = Agent("a").add_action("chat_model_action", [EventType.ChatRequestEvent], top_level)
     agent.add_resource("r", ResourceType.CHAT_MODEL, ResourceDescriptor("shop.Thing"))

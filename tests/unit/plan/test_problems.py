@@ -430,7 +430,6 @@ def _with_resource(*arguments):
         _Model(stars=5),
         "text",
         {"a": 1},
-        None,
     ],
 )
 def test_resource_that_can_be_stored_is_accepted(instance):
@@ -454,6 +453,8 @@ def test_resource_that_can_be_stored_is_accepted(instance):
         (("r", "toool", "x"), "its type is 'toool'"),
         (("r", None, "x"), "its type is None"),
         ((" ", ResourceType.TOOL, "x"), "its name is ' '"),
+        (("r", ResourceType.TOOL, None), "it is None"),
+        (("r", ResourceType.PROMPT, "a text"), "expected: a Prompt\n  help: Prompt.from_text('…')"),
     ],
 )
 def test_resource_that_cannot_be_planned_is_refused(resource, said):

@@ -51,6 +51,29 @@ BUILT = {
                             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ a function is wanted
         """,
     ),
+    "secret as in a shell": (
+        """
+        chat_model_connections: [{name: c, class: openai, api_key: '${OPENAI_API_KEY}'}]
+        """,
+        """
+        agents.yaml:1: connection 'c': 'api_key' is ${OPENAI_API_KEY}, which nothing replaces
+          1 | chat_model_connections: [{name: c, class: openai, api_key: '${OPENAI_API_KEY}'}]
+                                                                ^^^^^^^ write ${env:OPENAI_API_KEY}
+        """,
+    ),
+    "values that do not fit": (
+        """
+        chat_model_connections: [{name: c, class: openai, api_key: '${env:KEY}'}]
+        chat_model_setups:
+          - {name: m, connection: c, model: x, max_retries: many, temperature: 0.5}
+          - {name: n, connection: c, model: x, max_retries: '${env:RETRIES}', budgets: [{per: run, cals: 3}]}
+        """,
+        """
+        agents.yaml:3: chat model 'm': 'max_retries' does not fit
+          3 |   - {name: m, connection: c, model: x, max_retries: many, temperature: 0.5}
+                                                     ^^^^^^^^^^^ Expected `int | null`, got `str`
+        """,
+    ),
     "argument that is no parameter": (
         """
         tools:

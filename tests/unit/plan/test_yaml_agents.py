@@ -58,7 +58,7 @@ def test_agent_has_its_actions_with_all_their_options():
         """)
     agent = document.agents["reviews"]
     assert (type(agent), agent.name, agent.__doc__) == (Agent, "reviews", "Looks at reviews.")
-    review, answer = AgentPlan.from_agent(agent).actions
+    review, answer, *_ = AgentPlan.from_agent(agent).actions
     assert (review.name, review.function) == ("review", yaml_shop.review)
     assert review.trigger_types == ("_input_event", "_chat_response_event", "scored")
     assert (review.conditions, review.config) == (("attributes.stars < 3",), {"limit": 3, "names": ["a", "b"]})
