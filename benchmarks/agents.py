@@ -326,12 +326,12 @@ def refused_fairness(factor: float) -> float:
 
 
 def _good_rate(factor: float, *, is_bad_there: bool) -> tuple[float, list[float]]:
-    rounds = max(2, int(6 * factor))
+    rounds = max(2, int(4 * factor))
     times: list[float] = []
 
     async def measure() -> float:
         script = f"{ROOT}/benchmarks/agents.py:refusing"
-        limits = [{"per": "model", "concurrency": 20}]
+        limits = [{"per": "model", "concurrency": 10}]  # so that limits decide, and not the processor
         with model_server("--script", script, "--no-requests") as url, tempfile.TemporaryDirectory() as directory:
             agent = Agent("two").add_action("ask", EventType.InputEvent, ask_named)
             connection = ResourceDescriptor("openai", api_key="sk-local", base_url=f"{url}/v1")
