@@ -1,9 +1,11 @@
-"""Conversations of the built-in actions, in sensory memory: what was asked, and each message as an entry of its own.
+"""Conversations of the built-in actions, in sensory memory: what was asked, and the messages of each turn as an entry of its own.
 
 __chat__.REQUEST.request        what the request says: model, prompt_args, output_schema, tenant, stream; how many messages it has (history)
-__chat__.REQUEST.messages.N     one message; appended, never written again
+__chat__.REQUEST.turns.N        messages that were added together; appended, never written again
 __chat__.REQUEST.retries        [calls that were made again, seconds waited for that]
 __chat_tools__.TOOL_REQUEST     id of the request whose model wants the tools
+
+Requests and turns are msgpack: nobody else reads them, and they are written as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import msgspec
 
 from agentflow.actions.model_calls import Retries
-from agentflow.api.chat_messages import ChatMessage, read_message
+from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.runner_context import RunnerContext
 
 
@@ -40,13 +42,14 @@ class Conversation:
     @property
     def request(self) -> dict[str, Any]:
         """What was asked."""
-        request: dict[str, Any] = self._memory.get(f"{self._path}.request")
+        request: dict[str, Any] = msgspec.msgpack.decode(self._memory.get(f"{self._path}.request"))
         return request
 
     @property
     def messages(self) -> list[ChatMessage]:
         """All messages, oldest first."""
-        return [read_message(self._memory.get(f"{self._path}.messages.{place:06}")) for place in range(self._length())]
+        turns = (self._memory.get(f"{self._path}.turns.{number:06}") for number in range(self._turns()))
+        return [message for turn in turns for message in _decode(turn)]
 
     @property
     def retries(self) -> Retries:
@@ -62,9 +65,8 @@ class Conversation:
             retries: Calls that were made again, so far.
         """
         if request is not None:
-            self._memory.set(f"{self._path}.request", request)
-        for place, message in enumerate(messages, self._length()):
-            self._memory.set(f"{self._path}.messages.{place:06}", msgspec.to_builtins(message, builtin_types=(bytes,)))
+            self._memory.set(f"{self._path}.request", _encode(request))
+        self._memory.set(f"{self._path}.turns.{self._turns():06}", _encode(messages))
         if retries.count:
             self._memory.set(f"{self._path}.retries", [retries.count, retries.wait_s])
 
@@ -76,9 +78,13 @@ class Conversation:
         """Forget it."""
         self._memory.delete(self._path)
 
-    def _length(self) -> int:
-        path = f"{self._path}.messages"
+    def _turns(self) -> int:
+        path = f"{self._path}.turns"
         return len(self._memory.get(path).get_field_names()) if self._memory.is_exist(path) else 0
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[ChatMessage]).decode
 
 
 def _digest(event_id: str) -> str:

@@ -93,8 +93,8 @@ def test_other_packages_are_shown_from_warning():
 
 def test_other_packages_are_shown_whole_at_debug():
     stream = configured(level="debug")
-    logging.getLogger("httpx").debug("details")
-    assert without_time(stream.getvalue()) == ["debug   details  logger=httpx"]
+    logging.getLogger("a_library").debug("details")
+    assert without_time(stream.getvalue()) == ["debug   details  logger=a_library"]
 
 
 def test_traceback_follows_its_line():
