@@ -19,6 +19,7 @@ from agentflow.actions.policies import ChatPolicy
 from agentflow.actions.structured_output import asks_natively, output_instruction
 from agentflow.actions.tool_lists import tools_of
 from agentflow.actions.traffic import Gate
+from agentflow.api.chat_history import estimated_tokens
 from agentflow.api.chat_messages import ChatMessage, MessageRole, ToolCall, Usage
 from agentflow.api.chat_models import (
     BaseChatModelConnection,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 _BACKOFF_S = 0.5
 _BACKOFF_MAX_S = 20.0
 _ANSWER_TOKENS = 512  # what an answer is taken to have where nothing limits it
-_CHARS_PER_TOKEN = 4
 
 
 class StreamTarget(Protocol):
@@ -147,7 +147,7 @@ class ModelRequest:
 
     def _estimate(self, request: ChatRequest) -> list[float]:
         """Return what a call is taken to cost, before it is made: one call, tokens of the prompt, their price."""
-        tokens = sum(len(message.text) for message in request.messages) // _CHARS_PER_TOKEN
+        tokens = sum(map(estimated_tokens, request.messages))
         return [1, tokens, self._policy.cost(Usage(tokens))]
 
     async def _within_limits(
