@@ -45,16 +45,17 @@ async def chat(
     conversation += read_messages(messages)
     turns_most = turns_max(ctx, model, max_turns)
     retries = Retries()
+    asked = ChatTurn(
+        model=model,
+        messages=(),
+        prompt_args=dict(prompt_args or {}),
+        tools=tools,
+        output_schema=None if output is None else schema_of(output),
+        tenant=tenant,
+        stream=stream,
+    )
     for _ in range(turns_most):
-        turn = ChatTurn(
-            model=model,
-            messages=tuple(conversation),
-            prompt_args=dict(prompt_args or {}),
-            tools=tools,
-            output_schema=None if output is None else schema_of(output),
-            tenant=tenant,
-            stream=stream,
-        )
+        turn = msgspec.structs.replace(asked, messages=tuple(conversation))
         answer = await one_answer(ctx, turn, output, retries)
         if not answer.tool_calls:
             if kept is not None:

@@ -121,8 +121,10 @@ class ModelRequest:
         setup, connection = self._setup, self._connection
         try:
             request = await self._request(idempotency_key)
-            await self._meter.reserve(self._estimate(request))
-            return self._finished(await self._within_limits(connection, request, attempt), idempotency_key)
+            estimate = self._estimate(request)
+            await self._meter.reserve(estimate)
+            answer = await self._within_limits(connection, request, attempt, tokens=estimate[1])
+            return self._finished(answer, idempotency_key)
         except ToolServerUnavailable as error:  # it was not called: it would not know its tools
             raise ModelUnavailable(error.what, connection.provider, setup.model, None, None, idempotency_key) from None
         except ModelError as error:
@@ -151,14 +153,13 @@ class ModelRequest:
         return [1, tokens, self._policy.cost(Usage(tokens))]
 
     async def _within_limits(
-        self, connection: BaseChatModelConnection, request: ChatRequest, attempt: int
+        self, connection: BaseChatModelConnection, request: ChatRequest, attempt: int, *, tokens: float
     ) -> ChatMessage:
-        """Call when the gate lets it; while the provider refuses for its own limits, again."""
+        """Call when the gate lets it; while the provider refuses for its own limits, again. The prompt is taken to have ``tokens``."""
         ctx, setup, policy, turn = self._ctx, self._setup, self._policy, self._turn
         gate = ctx.resources.traffic.gate(connection, policy.breaker_failures, policy.breaker_open_s)
         now = asyncio.get_running_loop().time
-        answer_tokens = request.options.get("max_tokens") or _ANSWER_TOKENS
-        tokens = self._estimate(request)[1] + answer_tokens
+        tokens += request.options.get("max_tokens") or _ANSWER_TOKENS
         give_up_at = now() + policy.rate_limit_wait_s
         refusals = 0
         while True:

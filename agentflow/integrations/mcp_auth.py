@@ -9,14 +9,15 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from agentflow.api.references import MASK
+
 _SECRET_NAME = re.compile(r"auth|cookie|credential|key|pass|secret|token", re.IGNORECASE)
-_MASK = "***"
 _TOKENS_KEPT = 4  # those that were renewed: an answer that is late may still speak of one
 
 
 class _Auth(msgspec.Struct, frozen=True, tag_field="type"):
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({_MASK})"
+        return f"{type(self).__name__}({MASK})"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -140,7 +141,7 @@ class Secrets:
     def mask(self, text: str) -> str:
         """Return a text without any of them."""
         for secret in sorted((*self._fixed, *self._tokens), key=len, reverse=True):
-            text = text.replace(secret, _MASK)
+            text = text.replace(secret, MASK)
         return text
 
 

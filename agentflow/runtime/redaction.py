@@ -16,10 +16,10 @@ from typing import Any
 
 import msgspec
 
+from agentflow.api.references import MASK
 from agentflow.errors import ConfigError
 from agentflow.runtime.settings import RedactionSettings
 
-MASK = "***"
 _SECRET_NAME = re.compile("passw|secret|token|apikey|authorization|credential|privatekey").search
 _OPEN, _BUT_NUMBERS, _ALWAYS = range(3)
 
