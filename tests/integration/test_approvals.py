@@ -95,10 +95,10 @@ async def test_the_model_is_told_why_a_call_was_denied_and_not_by_whom() -> None
     async with Engine(desk.agent, in_memory=True, config=CONFIG) as engine:
         run = await engine.send("ann", "refund me")
         (wait,) = await asked(engine)
-        await engine.deny(wait.id[:6], reason="too much", by="bea")
+        await engine.deny(wait.id[:6], reason="too much", by="zoe")
         assert await engine.result(run) == ["sorry"]
     assert (desk.made, desk.told) == ([], ["The call of tool `refund` was denied: too much"])
-    assert "bea" not in str(desk.model.requests)
+    assert "zoe" not in str(desk.model.requests)
 
 
 async def test_a_person_may_change_the_arguments_but_not_the_injected_ones() -> None:

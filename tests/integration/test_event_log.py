@@ -491,6 +491,7 @@ def test_a_run_is_sampled_whole_or_not_at_all_the_same_every_time(tmp_path):
 # -- recovery
 def test_what_is_written_again_after_a_recovery_has_the_ids_it_had(tmp_path):
     is_second = False
+    hangs = asyncio.Event()
 
     async def act(event, ctx):
         ctx.send_event(Event("note", {"n": 1}))
@@ -498,10 +499,11 @@ def test_what_is_written_again_after_a_recovery_has_the_ids_it_had(tmp_path):
         if is_second:
             ctx.send_event(OutputEvent("done"))
         else:
+            hangs.set()
             await asyncio.Event().wait()
 
     async def stop(job):
-        while job.status.checkpoint == 0:
+        while not hangs.is_set():
             await job.checkpoint_now()
         job.request_stop()
         job.request_stop()
