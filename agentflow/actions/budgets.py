@@ -100,6 +100,11 @@ class Meter:
         self._leaf = {"run": task, "key": f"{self._run_digest}_{task}", "day": f"{self._run_digest}_{task}"}
 
     @property
+    def has_budgets(self) -> bool:
+        """Whether anything is checked."""
+        return bool(self._budgets)
+
+    @property
     def counts_calls(self) -> bool:
         """Whether some budget counts calls: then a call that may have happened is one."""
         return any(budget.calls is not None for budget in self._budgets)

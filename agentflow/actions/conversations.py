@@ -32,6 +32,7 @@ class Conversation:
     def __init__(self, ctx: RunnerContext, request_id: str) -> None:
         self._memory = ctx.sensory_memory
         self._path = f"__chat__.{_digest(request_id)}"
+        self._count = 0  # turns that are known
 
     @classmethod
     def of_tools(cls, ctx: RunnerContext, tool_request_id: str) -> tuple[str, Conversation] | None:
@@ -48,8 +49,11 @@ class Conversation:
     @property
     def messages(self) -> list[ChatMessage]:
         """All messages, oldest first."""
-        turns = (self._memory.get(f"{self._path}.turns.{number:06}") for number in range(self._turns()))
-        return [message for turn in turns for message in _decode(turn)]
+        self._count, found = 0, []
+        while (turn := self._memory.get(self._next_turn)) is not None:
+            found += _decode(turn)
+            self._count += 1
+        return found
 
     @property
     def retries(self) -> Retries:
@@ -57,7 +61,7 @@ class Conversation:
         return Retries(*(self._memory.get(f"{self._path}.retries") or ()))
 
     def append(self, request: dict[str, Any] | None, messages: Sequence[ChatMessage], retries: Retries) -> None:
-        """Add messages; what is there is not written again.
+        """Add messages behind those that `messages` has shown; what is there is not written again.
 
         Args:
             request: What was asked, with the first messages; None: it is known.
@@ -66,7 +70,8 @@ class Conversation:
         """
         if request is not None:
             self._memory.set(f"{self._path}.request", _encode(request))
-        self._memory.set(f"{self._path}.turns.{self._turns():06}", _encode(messages))
+        self._memory.set(self._next_turn, _encode(messages))
+        self._count += 1
         if retries.count:
             self._memory.set(f"{self._path}.retries", [retries.count, retries.wait_s])
 
@@ -78,9 +83,9 @@ class Conversation:
         """Forget it."""
         self._memory.delete(self._path)
 
-    def _turns(self) -> int:
-        path = f"{self._path}.turns"
-        return len(self._memory.get(path).get_field_names()) if self._memory.is_exist(path) else 0
+    @property
+    def _next_turn(self) -> str:
+        return f"{self._path}.turns.{self._count:06}"
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -149,6 +149,8 @@ class ModelRequest:
 
     def _estimate(self, request: ChatRequest) -> list[float]:
         """Return what a call is taken to cost, before it is made: one call, tokens of the prompt, their price."""
+        if not (self._policy.limits or self._meter.has_budgets):
+            return [1, 0, 0.0]  # nobody asks
         tokens = sum(map(estimated_tokens, request.messages))
         return [1, tokens, self._policy.cost(Usage(tokens))]
 

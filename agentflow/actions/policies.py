@@ -8,6 +8,7 @@ Configuration keys (the job file's section ``config``): ``error-handling-strateg
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -101,8 +102,9 @@ def chat_policy(setup: BaseChatModelSetup, config: Configuration) -> ChatPolicy:
     return kept[1]
 
 
+@functools.lru_cache(maxsize=64)
 def tool_defaults(config: Configuration) -> ToolDefaults:
-    """Return how tools are called that do not say it themselves.
+    """Return how tools are called that do not say it themselves; read once per configuration.
 
     Raises:
         ConfigError: A value is wrong.

@@ -22,6 +22,7 @@ from agentflow.actions.approvals import Denied, approved
 from agentflow.actions.call_reports import cut
 from agentflow.actions.policies import tool_defaults
 from agentflow.actions.tool_lists import declared_tool, find_tool
+from agentflow.api.callables import is_coroutine_function
 from agentflow.api.chat_messages import ToolCall
 from agentflow.api.chat_models import BaseChatModelSetup
 from agentflow.api.durations import duration_ms
@@ -151,20 +152,15 @@ class _ToolRequest:
             Exception: What the tool raises, where it has a retry policy.
         """
         ctx, name, tool = self._ctx, self._name, self._tool
-        kind = ToolType.MCP if tool is None else tool.tool_type()
-        metadata: dict[str, Any] = {
-            ToolExecutionMetadataKeys.TOOL_CALL_ID: self._call["id"],
-            ToolExecutionMetadataKeys.TOOL_TYPE: str(kind),
-        }
+        metadata = self._metadata() if ctx.is_observed else {}
         ctx.report_execution_started(ExecutionEntityTypes.TOOL, name, metadata)
         began = time.monotonic()
         try:
-            meta = {"agentflow/idempotency-key": ctx.idempotency_key}
             async with asyncio.timeout(self._timeout_s):
                 tool = tool or await find_tool(ctx, self._setup, self._tools, name)
                 if tool is None:
                     return _missing(name, self._setup)
-                bound = tool.bind(arguments, injected_arguments(ctx, tool), meta=meta)
+                bound = tool.bind(arguments, injected_arguments(ctx, tool), meta=self._meta(tool))
                 await tool
                 result = await self._called(bound)
             outcome = self._outcome(result)
@@ -182,6 +178,18 @@ class _ToolRequest:
         content = {"arguments": arguments, "result": cut(outcome.text)} if ctx.wants_content else None
         ctx.report_execution_succeeded(ExecutionEntityTypes.TOOL, name, metadata, content=content)
         return outcome
+
+    def _metadata(self) -> dict[str, Any]:
+        """Return what observers are told of the call."""
+        kind = ToolType.MCP if self._tool is None else self._tool.tool_type()
+        return {
+            ToolExecutionMetadataKeys.TOOL_CALL_ID: self._call["id"],
+            ToolExecutionMetadataKeys.TOOL_TYPE: str(kind),
+        }
+
+    def _meta(self, tool: Tool) -> dict[str, Any] | None:
+        """Return what goes along with the call; functions have no place for it."""
+        return None if isinstance(tool, FunctionTool) else {"agentflow/idempotency-key": self._ctx.idempotency_key}
 
     @property
     def on_in_doubt(self) -> OnInDoubt:
@@ -205,7 +213,7 @@ class _ToolRequest:
 
     async def _called(self, bound: Callable[[], Any]) -> Any:  # noqa: ANN401 (a tool's result)
         """Call a tool: a coroutine function here, any other in a thread."""
-        if inspect.iscoroutinefunction(getattr(bound, "func", bound)):
+        if is_coroutine_function(bound):
             return await bound()
         result = await self._ctx._services.in_thread(bound)  # noqa: SLF001 (the context's engine side)
         return await result if inspect.isawaitable(result) else result

@@ -1,9 +1,30 @@
-"""Work that ends when something else has failed."""
+"""Where errors of a subtask end, and work that ends when something else has failed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+
+
+class Edge:
+    """The edge of a subtask, to be entered by what the loop calls: an error ends in ``fail``, and not in the loop.
+
+    What ends the process passes: KeyboardInterrupt and SystemExit.
+    """
+
+    def __init__(self, fail: Callable[[BaseException], None]) -> None:
+        self._fail = fail
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        """Take the error."""
+        if error is None or isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return False
+        self._fail(error)
+        return True
 
 
 async def unless_failed(work: Awaitable[None], failure: asyncio.Future[None]) -> None:

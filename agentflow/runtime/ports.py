@@ -325,6 +325,10 @@ class Journal(Protocol):
         """
         ...
 
+    def append_now(self, records: Sequence[tuple[int, bytes]]) -> int | None:
+        """Append as `append` does, and be done; None where that would hold up the loop: nothing is appended then."""
+        ...
+
     async def read(self, position: int) -> tuple[Sequence[tuple[int, bytes]], int]:
         """Return what earlier owners appended, from ``position`` on, and the position behind it; before the first `append`."""
         ...

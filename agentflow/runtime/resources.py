@@ -161,6 +161,9 @@ class AgentResources:
         self._resources = resources
         self._agent = plan.name
         self._planned = {(planned.type, planned.name): planned for planned in plan.resources}
+        self._names: dict[ResourceType, list[str]] = {}
+        for planned in plan.resources:
+            self._names.setdefault(planned.type, []).append(planned.name)
         self.config = plan.config.to_dict()
         self.listens = frozenset(plan.actions_by_event)
         self.traffic = resources.traffic
@@ -185,7 +188,7 @@ class AgentResources:
 
     def names(self, type: ResourceType) -> Sequence[str]:  # noqa: A002 (as above)
         """Return the names of the agent's resources of a kind, in the order of their declaration."""
-        return [name for kind, name in self._planned if kind == type]
+        return self._names.get(type, ())
 
     async def opened(self, resource: ResourceT) -> ResourceT:
         """Return a resource when it is open; the first one who asks opens it."""

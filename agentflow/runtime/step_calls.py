@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+from agentflow.api.callables import is_coroutine_function
 from agentflow.api.encoding import NOT_ENCODABLE, encode_msgpack
 from agentflow.api.runner_context import RunnerContext
 from agentflow.core.inputs import StepCall, StepEnded
@@ -15,7 +15,7 @@ from agentflow.core.journal_records import ATTEMPT, ERROR
 from agentflow.errors import RecordTooLarge
 from agentflow.runtime.observation import StepSeen, monotonic_ns
 from agentflow.runtime.step_cache import keep_result
-from agentflow.runtime.step_values import decode_result, describe_error, encode_error, encode_result, innermost
+from agentflow.runtime.step_values import decode_result, describe_error, encode_error, encode_result
 from agentflow.runtime.step_work import StepWork
 from agentflow.runtime.task_steps import TaskSteps
 
@@ -28,13 +28,6 @@ def step_id(steps: TaskSteps, call: StepCall) -> str:
     task = steps.task
     position = task.run.record.first_position
     return f"{position}/{task.path}{call.path}/{call.function}:{call.digest.hex()}"
-
-
-def is_coroutine_function(function: Callable[..., Any]) -> bool:
-    """Return whether a function is a coroutine function, also below decorators."""
-    if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
-        return True  # as nearly always, and ten times as fast
-    return inspect.iscoroutinefunction(innermost(function))
 
 
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]

@@ -10,10 +10,12 @@ import itertools
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from types import CoroutineType
 from typing import Any
 
 import msgspec
 
+from agentflow.api.callables import is_coroutine_function
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import StepIntent
 from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
@@ -31,7 +33,6 @@ from agentflow.runtime.step_calls import (
     call_anywhere,
     encoded_about,
     failed,
-    is_coroutine_function,
     place_of,
     recordable,
     seen,
@@ -438,7 +439,8 @@ class StepRunner:
         outer.groups += 1
         branches: list[asyncio.Future[Any]] = []
         for place, awaitable in enumerate(aws):
-            branch = asyncio.ensure_future(awaitable)
+            is_plain = type(awaitable) is CoroutineType  # as nearly always; asyncio asks in a slower way
+            branch = self._loop.create_task(awaitable) if is_plain else asyncio.ensure_future(awaitable)  # type: ignore[arg-type]
             if isinstance(branch, asyncio.Task):
                 steps.name(branch, f"{outer.name}/{group}[{place}]")
             branches.append(branch)

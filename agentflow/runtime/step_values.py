@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import typing
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any, Final
 
 import msgspec
 
+from agentflow.api.callables import innermost
 from agentflow.api.encoding import text_of, traceback_of
 from agentflow.errors import (
     AgentflowError,
@@ -78,18 +77,6 @@ _encode_result = msgspec.msgpack.Encoder(enc_hook=_encode_foreign).encode
 _encode_plain = msgspec.msgpack.Encoder().encode
 _decode_plain = msgspec.msgpack.Decoder().decode
 _decode_error = msgspec.msgpack.Decoder(StepError).decode
-
-
-def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function below `functools.partial` and bound methods."""
-    while type(function) is not FunctionType:
-        if isinstance(function, functools.partial):
-            function = function.func
-        elif inspect.ismethod(function):
-            function = function.__func__
-        else:
-            break
-    return function
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,7 +1,7 @@
 """One subtask: source → mailbox → operators → effects → sinks, and its checkpoints.
 
 Work is done in turns of the loop. A turn is a plain callback: it drains the mailbox, carries out every effect, and leaves no
-effect behind. So a barrier between two turns sees all operators of the chain at one point of the input, and a first step of
+effect behind; so is a callback that takes what has ended, an action or an append to the journal. So a barrier between two turns sees all operators of the chain at one point of the input, and a first step of
 a coroutine action (`start_eagerly`) is never inside another task.
 """
 
@@ -60,7 +60,7 @@ from agentflow.runtime.checkpoint_schedule import CheckpointSchedule
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.draining import Draining
 from agentflow.runtime.epoch_writer import EpochWriter
-from agentflow.runtime.failing import look_at, unless_failed
+from agentflow.runtime.failing import Edge, look_at, unless_failed
 from agentflow.runtime.figures import SubtaskFigures, figures_of
 from agentflow.runtime.journal_writer import JournalWriter
 from agentflow.runtime.mailbox import Mailbox
@@ -117,6 +117,7 @@ class Subtask:
         self._loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[None] = self._loop.create_future()
         self._failure.add_done_callback(look_at)
+        self._edge = Edge(self.fail)
         self._checkpointed = source if isinstance(source, CheckpointedSource) else None
         self._answers: deque[tuple[int, _Answer]] = deque()
         self._journal: JournalWriter | None = None
@@ -158,7 +159,7 @@ class Subtask:
         """Record durable steps in ``journal``, which has been read up to ``position``; called behind `add_stage`."""
         first = self._stages[0].observation
         seen = None if first is None else first.turn.notes.append
-        writer = self._journal = self._epochs.journal = JournalWriter(journal, self._deliver, self.fail, position, seen)
+        writer = self._journal = self._epochs.journal = JournalWriter(journal, self._take, self.fail, position, seen)
         self._carry_out[PersistStep] = lambda index, effect, _: writer.append(index, effect.record)
 
     def use_signals(self, signals: Signals, reader: SignalReader) -> None:
@@ -287,7 +288,7 @@ class Subtask:
         if type(received) is WaitRequested or (type(received) is StepEnded and received.retry is not None):
             self._deliver(index, received)
         elif not self._failure.done():
-            try:
+            with self._edge:
                 operator = self._stages[index].operator
                 effects, before = operator.effects, len(operator.effects)
                 operator.apply(received, self._clock.now_ms())
@@ -295,25 +296,30 @@ class Subtask:
                     last = effects[-1]
                     if type(last) in (RunStep, ResolveStep) and last.path == received.call.path:  # type: ignore[union-attr]
                         return effects.pop()  # type: ignore[return-value]
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
-                self.fail(error)
         return None
 
     def carry_out_step(self, index: int) -> None:
         """Carry out what follows from `decide_step`, at once."""
         if self._failure.done() or self._is_in_effects:
             return  # in the middle of effects, they are read right behind this one
-        try:
+        with self._edge:
             if self._stages[index].operator.effects:
                 self._run_effects(index, self._clock.now_ms())
             else:
                 self._schedule()  # perhaps it waits, as recorded
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
-            self.fail(error)
+
+    def _take(self, index: int, received: ActionCompleted | ActionFailed | JournalAppended) -> None:
+        """Apply what has ended, and carry out what follows, outside of a turn: runs wait for it. A turn does all the rest."""
+        if self._answers:  # it came behind them
+            self._deliver(index, received)
+        elif not self._failure.done():
+            with self._edge:
+                now_ms, stage = self._clock.now_ms(), self._stages[index]
+                if stage.observation is not None:
+                    stage.observation.see(received)
+                stage.operator.apply(received, now_ms)
+                self._run_effects(index, now_ms)
+                self._schedule()
 
     def _answer_step(self, index: int, effect: RefuseStep | ResolveStep | RunStep, _: int) -> None:
         cast("StepRunner", self._stages[index].steps).answer(effect)
@@ -324,7 +330,7 @@ class Subtask:
 
     def deliver_to(self, index: int) -> Callable[[ActionCompleted | ActionFailed], None]:
         """Return the place where the runner of operator ``index`` delivers late answers."""
-        return lambda answer: self._deliver(index, answer)
+        return lambda answer: self._take(index, answer)
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -336,7 +342,7 @@ class Subtask:
         if self._failure.done():
             return
         mailbox = self._mailbox
-        try:
+        with self._edge:
             now_ms = self._clock.now_ms()
             if self._is_restored:
                 self._is_restored = False
@@ -363,10 +369,6 @@ class Subtask:
             self._advance_time(now_ms)
             if self._is_observed:
                 self._tell_observers(now_ms)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
-            self.fail(error)
 
     def _tell_observers(self, now_ms: int) -> None:
         for stage in self._stages:

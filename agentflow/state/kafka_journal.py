@@ -115,6 +115,10 @@ class KafkaJournal:
             self._partition.topic, [part for operator, record in records for part in journal_values(operator, record)]
         )
 
+    def append_now(self, records: Sequence[tuple[int, bytes]]) -> int | None:  # noqa: ARG002 (the port)
+        """See `Journal`: never, the broker is elsewhere."""
+        return None
+
     async def release(self, position: int) -> None:
         """See `Journal`; only now and then: each time costs a connection."""
         if position - self._begins < _CUT_RECORDS:

@@ -20,6 +20,7 @@ from agentflow.state.rocksdb_store import DEFAULT, RocksDBResources, RocksDBStor
 
 JOURNAL_DIRECTORY: Final = "journal"
 FAMILIES: Final = ("default",)
+_WRITING: Final = "writing the journal"
 _SMALL_BYTES = 64 * 2**10
 _FEW = 8  # records; where there are more, the loop has other things to do meanwhile
 _QUICK_S, _QUICK_FEW_S = 0.000_5, 0.002  # what a sync may take that is waited for in place
@@ -63,22 +64,36 @@ class RocksDBJournal:
     async def append(self, records: Sequence[tuple[int, bytes]]) -> int:
         """See `Journal`."""
         async with self._one_at_a_time:
-            store = self._open()
-            batch = store.batch()
-            position = self._next
-            size = 0
-            for operator, record in records:
-                batch.put(_key(position), operator.to_bytes(2, "big") + record)
-                position += 1
-                size += len(record)
-            store.write(batch, "writing the journal")
-            self._next = position
+            store = self._write(records)
             if self._sync_interval_ms is None:
-                quick_s = _QUICK_FEW_S if len(records) <= _FEW else _QUICK_S
-                await store.sync("writing the journal", in_place_s=quick_s if size < _SMALL_BYTES else 0.0)
-            elif self._sync is None:
-                self._sync = asyncio.get_running_loop().call_later(self._sync_interval_ms / 1000, self._sync_now)
-            return position
+                await store.sync(_WRITING)
+            return self._next
+
+    def append_now(self, records: Sequence[tuple[int, bytes]]) -> int | None:
+        """See `Journal`: where the disk has been quick, it is waited for: a thread costs two wake-ups, which is more."""
+        if self._store is None or self._one_at_a_time.locked():
+            return None
+        if self._sync_interval_ms is None:
+            quick_s = _QUICK_FEW_S if len(records) <= _FEW else _QUICK_S
+            if self._store.last_sync_s > quick_s or sum(len(record) for _, record in records) > _SMALL_BYTES:
+                return None
+        store = self._write(records)
+        if self._sync_interval_ms is None:
+            store.sync_in_place(_WRITING)
+        return self._next
+
+    def _write(self, records: Sequence[tuple[int, bytes]]) -> RocksDBStore:
+        """Write records unsynced; where syncs have an interval, one follows."""
+        store = self._open()
+        batch, position = store.batch(), self._next
+        for operator, record in records:
+            batch.put(_key(position), operator.to_bytes(2, "big") + record)
+            position += 1
+        store.write(batch, _WRITING)
+        self._next = position
+        if self._sync_interval_ms is not None and self._sync is None:
+            self._sync = asyncio.get_running_loop().call_later(self._sync_interval_ms / 1000, self._sync_now)
+        return store
 
     def _sync_now(self) -> None:
         self._sync, self._syncing = None, asyncio.ensure_future(self._sync_late())
@@ -88,7 +103,7 @@ class RocksDBJournal:
         async with self._one_at_a_time:
             if self._store is not None:
                 with contextlib.suppress(StateError):
-                    await self._store.sync("writing the journal")
+                    await self._store.sync(_WRITING)
 
     async def release(self, position: int) -> None:
         """See `Journal`."""

@@ -157,7 +157,7 @@ class RocksDBStore:
         self._families: list[Rdict] = []
         self._failure: StateError | None = None
         self._is_closed = False
-        self._last_sync_s = math.inf  # not known yet
+        self.last_sync_s = math.inf  # not known yet
         # Their threads start with the first use.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentflow-sync")
         self._reclaimer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="agentflow-reclaim")
@@ -259,19 +259,21 @@ class RocksDBStore:
             self._failure = self.error(error, doing)
             raise self._failure from error
 
-    async def sync(self, doing: str, *, in_place_s: float = 0.0) -> None:
-        """Make everything written so far durable, without holding up the loop.
+    def sync_in_place(self, doing: str) -> None:
+        """Make everything written so far durable; the loop waits."""
+        self.check_writable(doing)
+        try:
+            self._flush()
+        except Exception as error:  # the binding raises bare Exception
+            self._failure = self.error(error, doing)
+            raise self._failure from error
 
-        Where the disk took less than ``in_place_s`` the last time, it is waited for in place: a thread costs two wake-ups, which is
-        more than a quick disk takes.
-        """
+    async def sync(self, doing: str) -> None:
+        """Make everything written so far durable, without holding up the loop."""
         self.check_writable(doing)
         self._failure = interrupted = interrupted_error(self.directory, doing)
         try:
-            if self._last_sync_s < in_place_s:
-                self._flush()
-            else:
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._flush)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._flush)
         except Exception as error:  # the binding raises bare Exception
             self._failure = self.error(error, doing)
             raise self._failure from error
@@ -281,7 +283,7 @@ class RocksDBStore:
     def _flush(self) -> None:
         began = time.monotonic()
         self._db.flush_wal(True)
-        self._last_sync_s = time.monotonic() - began
+        self.last_sync_s = time.monotonic() - began
 
     async def link(self, path: Path, doing: str) -> None:
         """Link the files of everything written so far into a new directory; nothing may be written meanwhile.
