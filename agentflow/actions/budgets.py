@@ -1,16 +1,15 @@
 """Budgets of calls of models: checked before a call, counted once behind it, also when calls are made at the same time.
 
-What a task has spent is one entry of memory, written when the task completes: of the run in sensory memory, of the key and its days in
-short-term memory. So it is as exact as all state, and a replayed call, whose outcome is recorded, is counted as it was. Tasks of a
-parallel group do not see each other's writes; what they have spent so far, and what calls on their way have reserved, is kept beside
-the run, in process memory: it is there as long as these tasks are. A process that takes a run over counts what the journal has of its
-running tasks before it lets any of them call: outcomes that they have not asked for again yet, and calls that are in doubt. So do calls
-of an attempt that has failed, or was parked: they count on, and those that the next one asks for again count once.
+What an attempt of a task has spent is one entry of memory, written whatever becomes of the attempt: of the run in sensory memory, of the
+key and its days in short-term memory. A call is in the entry of the attempt that has made it, so an answer that is recorded of an
+earlier one costs nothing again. While an attempt runs, its entry is not in memory yet, or not whole; what it has spent so far, and what
+calls on their way have reserved, is kept beside the run, in process memory, as long as the run is there. A process that takes a run over
+counts what the journal has of its running tasks before it lets any of them call: outcomes that they have not asked for again yet, and
+calls that are in doubt.
 
-    __spent__.run.TASK · __spent__.key.RUN_TASK · __spent__.day.DATE.RUN_TASK       [calls, tokens, money]
+    __spent__.run.TASK_ATTEMPT · __spent__.key.RUN_TASK_ATTEMPT · __spent__.day.DATE.RUN_TASK_ATTEMPT       [calls, tokens, money]
 
-Entries of earlier runs are added up by the first task that comes along outside of a group, or first in it. What a task has spent that
-fails counts for its run, and not for the key: its writes never happen.
+Entries of earlier runs are added up by the first task that comes along outside of a group, or first in it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import msgspec
 
 from agentflow.api.budgets import Budget
 from agentflow.api.chat_messages import ChatMessage, Usage
-from agentflow.api.memory import MemoryObject
+from agentflow.api.memory import MemoryObject, set_anyway
 from agentflow.api.memory_codec import decode_value
 from agentflow.api.runner_context import RunnerContext
 from agentflow.errors import BudgetExhausted
@@ -46,33 +45,78 @@ Spent = list[float]
 """Calls, tokens, money."""
 
 
+class _Account:
+    """What one attempt of a task has spent.
+
+    Attributes:
+        counted: Calls that its context has counted.
+        recorded: Calls that it has made, as the journal says, and its present context has not asked for again.
+        earlier: Costs of recorded calls of earlier attempts, which are in their entries.
+    """
+
+    def __init__(self, task: Any) -> None:  # noqa: ANN401 (the operator's task)
+        self.counted: list[Spent] = []
+        self.recorded: list[Spent] = []
+        self.earlier: list[Spent] = []
+        self._ctx: weakref.ref[RunnerContext] | None = None
+        for step in () if task.recorded is None else task.recorded.steps.values():
+            if (cost := _recorded_cost(step)) is not None:
+                (self.earlier if step.attempt < task.attempt else self.recorded).append(cost)
+
+    def open_for(self, ctx: RunnerContext) -> None:
+        """Note who counts now; what an earlier context of the attempt has counted, which was parked, is asked for again."""
+        if self._ctx is None or self._ctx() is not ctx:
+            self._ctx = weakref.ref(ctx)
+            self.recorded += self.counted
+            self.counted = []
+
+    def count(self, spent: Spent, *, is_recorded: bool) -> None:
+        """Count a call, unless an earlier attempt has made it."""
+        if is_recorded and spent in self.recorded:
+            self.recorded.remove(spent)
+        elif is_recorded and spent in self.earlier:
+            self.earlier.remove(spent)
+            return
+        self.counted.append(spent)
+
+    @property
+    def sum(self) -> Spent:
+        """What it is in all."""
+        return _sum([*self.counted, *self.recorded])
+
+
 class _Ledger:
     """What the running tasks of one run have spent, as far as their memory entries do not show it to each other."""
 
-    def __init__(self) -> None:
-        self.entries: dict[str, Spent] = {}  # path of the entry → as it will be written
-        self.reserved: dict[object, Spent] = {}  # calls on their way
-        self.recorded: dict[
-            str, list[Spent]
-        ] = {}  # task → calls of other contexts, that its present one has not counted
-        self.counted: dict[str, tuple[weakref.ref[RunnerContext], list[Spent]]] = {}  # task → calls that a context has
+    def __init__(self, run: Any) -> None:  # noqa: ANN401 (the operator's run)
+        self.reserved: dict[Meter, Spent] = {}  # calls on their way
+        self._accounts: dict[str, _Account] = {}  # by the leaf of its entry
+        self._run = hashlib.blake2b(run.id.encode(), digest_size=6).hexdigest()
+        for task in run.tasks:
+            if task.outcome is None:
+                self.account(task)
 
-    def counted_by(self, ctx: RunnerContext, task: str) -> list[Spent]:
-        """Return what a context of a task has counted; what an earlier one has, whose writes are lost, is not forgotten.
+    def leaf(self, task: Any, per: str) -> str:  # noqa: ANN401 (the operator's task)
+        """Return the name of an attempt's entry."""
+        own = f"{hashlib.blake2b(task.id.encode(), digest_size=8).hexdigest()}_{task.attempt}"
+        return own if per == "run" else f"{self._run}_{own}"
 
-        Args:
-            ctx: The context.
-            task: What the entries of its task end with.
-        """
-        known = self.counted.get(ctx.task_id)
-        if known is not None and known[0]() is ctx:
-            return known[1]
-        if known is not None:
-            self.recorded.setdefault(ctx.task_id, []).extend(known[1])
-            self.entries = {path: entry for path, entry in self.entries.items() if not path.endswith(task)}
-        calls: list[Spent] = []
-        self.counted[ctx.task_id] = (weakref.ref(ctx), calls)
-        return calls
+    def account(self, task: Any) -> _Account:  # noqa: ANN401 (the operator's task)
+        """Return the account of a task's attempt."""
+        leaf = self.leaf(task, "run")
+        account = self._accounts.get(leaf)
+        if account is None:
+            account = self._accounts[leaf] = _Account(task)
+        return account
+
+    def is_of_run(self, leaf: str) -> bool:
+        """Whether an entry of the key, or of a day, is one of this run."""
+        return leaf.startswith(self._run)
+
+    def sums(self, per: str) -> dict[str, Spent]:
+        """Return what is known of attempts, by the names of their entries."""
+        prefix = "" if per == "run" else f"{self._run}_"
+        return {prefix + leaf: account.sum for leaf, account in self._accounts.items()}
 
 
 _ledgers: weakref.WeakKeyDictionary[Any, _Ledger] = weakref.WeakKeyDictionary()
@@ -89,15 +133,16 @@ class Meter:
     def __init__(self, ctx: RunnerContext, budgets: Sequence[Budget]) -> None:
         self._ctx = ctx
         self._budgets = budgets
-        run = ctx._task.run  # noqa: SLF001 (the context's engine side)
-        self._run = run
+        task = self._task = ctx._task  # noqa: SLF001 (the context's engine side)
         if not budgets:
             return  # nothing is checked, and nothing counted
-        self._ledger = _ledger_of(run)
-        task = hashlib.blake2b(ctx.task_id.encode(), digest_size=8).hexdigest()
-        self._run_digest = hashlib.blake2b(ctx.run_id.encode(), digest_size=6).hexdigest()
-        self._counted = self._ledger.counted_by(ctx, task)
-        self._leaf = {"run": task, "key": f"{self._run_digest}_{task}", "day": f"{self._run_digest}_{task}"}
+        ledger = _ledgers.get(task.run)
+        if ledger is None:
+            ledger = _ledgers[task.run] = _Ledger(task.run)
+        self._ledger = ledger
+        self._account = ledger.account(task)
+        self._account.open_for(ctx)
+        self._periods = list(dict.fromkeys(budget.per for budget in budgets))
 
     @property
     def has_budgets(self) -> bool:
@@ -110,7 +155,7 @@ class Meter:
         return any(budget.calls is not None for budget in self._budgets)
 
     async def reserve(self, estimate: Spent) -> None:
-        """Check that a call may be made, and keep its estimated cost until `release`.
+        """Check that a call may be made, and keep its estimated cost until it is counted, or given back.
 
         Raises:
             BudgetExhausted: It would spend more than there is.
@@ -125,29 +170,31 @@ class Meter:
                 if limit is not None and (spent[place] >= limit or spent[place] + estimate[place] > limit):
                     raise BudgetExhausted(f"{budget.per}.{counted}", limit, spent[place])
         self._ledger.reserved[self] = estimate
+        self._write()
 
     def release(self) -> None:
-        """Give back what was reserved, behind `count`: in between, nobody is to find it neither here nor there."""
-        if self._budgets:
-            self._ledger.reserved.pop(self, None)
+        """Give back what was reserved, if it was not counted."""
+        if self._budgets and self._ledger.reserved.pop(self, None) is not None:
+            self._write()
 
     def count(self, spent: Spent, *, is_recorded: bool) -> None:
         """Count what a call has cost, whether it was made now or its outcome is from the journal."""
         if not self._budgets:
             return
-        recorded = self._ledger.recorded.get(self._ctx.task_id)
-        if is_recorded and recorded is not None and spent in recorded:
-            recorded.remove(spent)
-        self._counted.append(spent)
-        for per in dict.fromkeys(budget.per for budget in self._budgets):
-            memory, folder = self._folder(per)
-            path = f"{folder}.{self._leaf[per]}"
-            before = memory.get(path) or [0, 0, 0.0]
-            entry = [a + b for a, b in zip(before, spent, strict=True)]
-            memory.set(path, entry)
-            self._ledger.entries[f"{per}:{path}"] = entry
+        self._ledger.reserved.pop(self, None)
+        self._account.count(spent, is_recorded=is_recorded)
+        self._write()
+        for per in self._periods:
             if per != "run":
-                self._fold(memory, folder)
+                self._fold(*self._folder(per))
+
+    def _write(self) -> None:
+        """Write what the attempt has spent; a call on its way is one, should nobody hear of it again."""
+        on_their_way = sum(meter._account is self._account for meter in self._ledger.reserved)  # noqa: SLF001 (of the same class)
+        entry = _sum([self._account.sum, [on_their_way, 0, 0.0]])
+        for per in self._periods:
+            memory, folder = self._folder(per)
+            set_anyway(memory, f"{folder}.{self._ledger.leaf(self._task, per)}", entry)
 
     def _folder(self, per: str) -> tuple[MemoryObject, str]:
         if per == "run":
@@ -157,40 +204,28 @@ class Meter:
 
     def _spent(self, per: str) -> Spent:
         memory, folder = self._folder(per)
-        seen = {f"{folder}.{name}": entry for name, entry in _entries(memory, folder)}
-        unseen = dict(self._of_group(per, folder))
-        unseen.update(
-            {
-                path.partition(":")[2]: entry
-                for path, entry in self._ledger.entries.items()
-                if path.startswith(f"{per}:")
-            }
-        )
-        entries = [*seen.values(), *(entry for path, entry in unseen.items() if path not in seen)]
-        entries += self._ledger.reserved.values()
-        entries += (call for calls in self._ledger.recorded.values() for call in calls)
-        return [sum(column) for column in zip([0, 0, 0.0], *entries, strict=True)]
+        entries = {**dict(self._of_group(per, folder)), **dict(_entries(memory, folder)), **self._ledger.sums(per)}
+        return _sum([*entries.values(), *self._ledger.reserved.values()])
 
     def _of_group(self, per: str, folder: str) -> Iterator[tuple[str, Spent]]:
         """Return what tasks of the group have spent that have ended, and are not applied yet."""
-        for member in self._run.group or ():
+        for member in self._task.run.group or ():
             if member.outcome is None:
                 continue
             writes = member.outcome.sensory if per == "run" else member.outcome.writes
             for path, value in (writes or {}).items():
                 if value is not None and path.startswith(f"{folder}."):
                     entry: Any = decode_value(value)
-                    yield path, entry
+                    yield path.removeprefix(f"{folder}."), entry
 
     def _fold(self, memory: MemoryObject, folder: str) -> None:
         """Add up the entries of earlier runs, and forget days that are over."""
-        if self._run.group is not None and self._run.group[0] is not self._ctx._task:  # noqa: SLF001
+        run = self._task.run
+        if run.group is not None and run.group[0] is not self._task:
             return
-        earlier = [(name, entry) for name, entry in _entries(memory, folder) if not name.startswith(self._run_digest)]
+        earlier = [(name, entry) for name, entry in _entries(memory, folder) if not self._ledger.is_of_run(name)]
         if len(earlier) > _FOLD_AT:
-            memory.set(
-                f"{folder}.{_SUM}", [sum(column) for column in zip(*(entry for _, entry in earlier), strict=True)]
-            )
+            memory.set(f"{folder}.{_SUM}", _sum([entry for _, entry in earlier]))
             for name, _ in earlier:
                 if name != _SUM:
                     memory.delete(f"{folder}.{name}")
@@ -212,17 +247,6 @@ def cost_of(answer: ChatMessage) -> Spent:
     return [1, usage.input_tokens + usage.output_tokens, answer.extra_args.get("cost", 0.0)]
 
 
-def _ledger_of(run: Any) -> _Ledger:  # noqa: ANN401 (the operator's run)
-    """Return the ledger of a run; the first one who asks in this process finds what the journal has of the run's tasks."""
-    ledger = _ledgers.get(run)
-    if ledger is None:
-        ledger = _ledgers[run] = _Ledger()
-        for task in run.tasks:
-            calls = [] if task.recorded is None else [*map(_recorded_cost, task.recorded.steps.values())]
-            ledger.recorded[task.id] = [call for call in calls if call is not None]
-    return ledger
-
-
 def _recorded_cost(step: Any) -> Spent | None:  # noqa: ANN401 (a recorded step)
     """Return what a recorded step has cost; None: it is no call of a model, or none was made."""
     if not step.call.function.startswith("chat:"):
@@ -240,3 +264,7 @@ def _entries(memory: MemoryObject, folder: str) -> list[tuple[str, Spent]]:
         return []
     found = memory.get(folder)
     return [(name, found.get(name)) for name in found.get_field_names()]
+
+
+def _sum(entries: Sequence[Spent]) -> Spent:
+    return [sum(column) for column in zip([0, 0, 0.0], *entries, strict=True)]

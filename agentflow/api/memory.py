@@ -96,6 +96,7 @@ class MemoryScope(msgspec.Struct, eq=False):
         limits: Limits of the job.
         writes: The write set: values and marks by path.
         touched: Paths that were read and whose stamp the completion renews.
+        kept: Paths of the write set that are written also if the task does not complete; None: there are none.
         is_open: The task has not ended.
     """
 
@@ -107,6 +108,7 @@ class MemoryScope(msgspec.Struct, eq=False):
     limits: MemoryLimits
     writes: dict[str, object] = {}
     touched: dict[str, None] | None = None
+    kept: dict[str, None] | None = None
     is_open: bool = True
 
     def read(self, path: str) -> object:
@@ -190,28 +192,46 @@ class MemoryScope(msgspec.Struct, eq=False):
         self.is_open = False
         if not self.writes and self.touched is None:
             return None
-        limits, stamp_ms = self.limits, None if self.limits.ttl_ms is None else self.now_ms
-        encoded: dict[str, bytes | None] = {}
-        for path, value in self.writes.items():
-            kind = type(value)
-            if kind is _Mark:
-                encoded[path] = None if value is _DELETED else encode_object(stamp_ms)
-                continue
-            if kind is list or kind is dict:
-                check_value(value, path)
-            stored = encode_value(value, stamp_ms)
-            if len(stored) > limits.value_max:
-                raise ValueTooLarge(
-                    f"the value at memory path '{path}' has {len(stored):,} bytes",
-                    expected=f"at most {limits.value_max:,} bytes (state.value-max)",
-                    fix="store less, or split it over several paths",
-                )
-            encoded[path] = stored
+        stamp_ms = self._stamp_ms
+        encoded = {path: self._encoded(path, value, stamp_ms) for path, value in self.writes.items()}
         for path in self.touched or ():
             stored_now = self.entries.get(path)
             if path not in encoded and stored_now is not None and stamp_of(stored_now) != self.now_ms:
                 encoded[path] = restamp(stored_now, self.now_ms)
         return encoded
+
+    def encoded_kept(self) -> dict[str, bytes | None]:
+        """Encode what is written also if the task does not complete."""
+        stamp_ms = self._stamp_ms
+        return {path: self._encoded(path, self.writes[path], stamp_ms) for path in list(self.kept or ())}
+
+    @property
+    def _stamp_ms(self) -> int | None:
+        return None if self.limits.ttl_ms is None else self.now_ms
+
+    def _encoded(self, path: str, value: object, stamp_ms: int | None) -> bytes | None:
+        kind = type(value)
+        if kind is _Mark:
+            return None if value is _DELETED else encode_object(stamp_ms)
+        if kind is list or kind is dict:
+            check_value(value, path)
+        stored = encode_value(value, stamp_ms)
+        if len(stored) > self.limits.value_max:
+            raise ValueTooLarge(
+                f"the value at memory path '{path}' has {len(stored):,} bytes",
+                expected=f"at most {self.limits.value_max:,} bytes (state.value-max)",
+                fix="store less, or split it over several paths",
+            )
+        return stored
+
+
+def set_anyway(memory: MemoryObject, path: str, value: object) -> None:
+    """Put a value that is written whatever becomes of the task: an account of what has been paid."""
+    scope = memory._scope  # noqa: SLF001 (of this module)
+    ref = memory.set(path, value)
+    if scope.kept is None:
+        scope.kept = {}
+    scope.kept[ref.path] = None
 
 
 def _copied(value: object) -> object:

@@ -35,6 +35,18 @@ class TimerOrder(msgspec.Struct, frozen=True, gc=False):
     payload: bytes = b"\x80"
 
 
+class KeptWrites(msgspec.Struct, array_like=True, gc=False):
+    """Writes of an attempt that happen whatever becomes of it: accounts of what has been paid.
+
+    Attributes:
+        short_term: Path → encoded value.
+        sensory: The same for sensory memory.
+    """
+
+    short_term: dict[str, bytes | None]
+    sensory: dict[str, bytes | None]
+
+
 class RecordReceived(msgspec.Struct, gc=False):
     """A record was read and its key extracted. ``key`` is the canonical encoding of the decoded key (1 is not "1")."""
 
@@ -75,6 +87,7 @@ class ActionCompleted(msgspec.Struct):
         sensory: The same for sensory memory.
         timers: Timers set and cancelled, in order.
         headers: Place in ``sent`` → headers of that output; None when no output has any.
+        kept: What happens of it also where the task fails all the same, such as by a conflict; None: nothing.
     """
 
     task: ActionTask
@@ -83,6 +96,7 @@ class ActionCompleted(msgspec.Struct):
     sensory: dict[str, bytes | None] | None = None
     timers: list[TimerOrder] | None = None
     headers: dict[int, Headers] | None = None
+    kept: KeptWrites | None = None
 
 
 class ActionFailed(msgspec.Struct):
@@ -92,11 +106,25 @@ class ActionFailed(msgspec.Struct):
         task: The task.
         error: Why.
         left: Of a failure that is recorded: the events whose outputs left before waits, and their headers.
+        kept: What happens of it all the same; None: nothing.
     """
 
     task: ActionTask
     error: ErrorReport
     left: tuple[Sequence[SentEvent], Mapping[int, Headers] | None] | None = None
+    kept: KeptWrites | None = None
+
+
+class ActionStopped(msgspec.Struct):
+    """User code of a task was stopped before its end, by the operator or to be parked, and leaves something.
+
+    Attributes:
+        task: The task.
+        kept: What happens of it all the same.
+    """
+
+    task: ActionTask
+    kept: KeptWrites
 
 
 class StepCall(msgspec.Struct, frozen=True, gc=False):
@@ -323,6 +351,7 @@ Input = (
     | RecordRejected
     | ActionCompleted
     | ActionFailed
+    | ActionStopped
     | StepRequested
     | StepEnded
     | WaitRequested

@@ -7,13 +7,13 @@ what is still needed. A record is in checkpoint N exactly if its ``epoch`` is at
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from agentflow.api.events import EventType
 from agentflow.core.delta import StateWrite, Table, check_format
-from agentflow.core.inputs import ActionCompleted, ActionFailed, SentEvent, StepCall
+from agentflow.core.inputs import ActionCompleted, ActionFailed, KeptWrites, SentEvent, StepCall
 from agentflow.core.recorded import RecordedRun, RecordedStep, RecordedTask
 from agentflow.core.records import ErrorReport, Headers
 from agentflow.core.runs import ActionTask
@@ -92,8 +92,17 @@ def row_name(run: str, task: str, place: str) -> str:
 encode_record = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(JournalRecord).decode
 decode_completion = msgspec.msgpack.Decoder(Completion).decode
-_Left = tuple[list[SentEvent], dict[int, Headers] | None] | None
-decode_failure = msgspec.msgpack.Decoder(tuple[ErrorReport, _Left]).decode
+
+
+class Failure(msgspec.Struct, array_like=True, gc=False):
+    """How a task failed for good: as in `ActionFailed`. New fields go to the end, with a default."""
+
+    error: ErrorReport
+    left: tuple[Sequence[SentEvent], Mapping[int, Headers] | None] | None = None
+    kept: KeptWrites | None = None
+
+
+decode_failure = msgspec.msgpack.Decoder(Failure).decode
 
 
 def decode_record(value: bytes) -> JournalRecord:
@@ -164,7 +173,7 @@ def encode_ending_of(
     if isinstance(ending, ActionCompleted):
         kind, payload = COMPLETION, encode_record(Completion.of(ending))
     else:
-        kind, payload = FAILURE, encode_record((ending.error, ending.left or task.left))
+        kind, payload = FAILURE, encode_record(Failure(ending.error, ending.left or task.left, ending.kept))
     run = task.run
     return encode_record(
         JournalRecord(
@@ -187,8 +196,8 @@ def decode_ending(task: ActionTask, record: JournalRecord) -> ActionCompleted | 
     """Return how a task ended, as its record says."""
     if record.kind == COMPLETION:
         return decode_completion(record.payload).by(task)
-    error, left = decode_failure(record.payload)
-    return ActionFailed(task, error, left)
+    failure = decode_failure(record.payload)
+    return ActionFailed(task, failure.error, failure.left, failure.kept)
 
 
 def rows_of(operator: int, records: Iterable[bytes]) -> list[StateWrite]:

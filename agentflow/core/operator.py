@@ -33,6 +33,7 @@ from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import (
     ActionCompleted,
     ActionFailed,
+    ActionStopped,
     BarrierReceived,
     CheckpointCompleted,
     DrainRequested,
@@ -48,7 +49,7 @@ from agentflow.core.outcomes import Outcomes
 from agentflow.core.requests import Requests
 from agentflow.core.routing import Router
 from agentflow.core.run_table import RunTable, oldest_admitted_ms, restore_runs, run_writes
-from agentflow.core.runs import COMPLETED, RUNNING, WAITING, Run
+from agentflow.core.runs import COMPLETED, RUNNING, Run
 from agentflow.core.segments import Segment, SegmentedQueue
 from agentflow.core.signals import SignalBuffer
 from agentflow.core.sleepers import Sleepers
@@ -127,6 +128,7 @@ class Operator:
             RecordRejected: lambda received, _: self.effects.append(policy.last_word(received.record, received.error)),
             ActionCompleted: self._on_completed,
             ActionFailed: self._on_failed,
+            ActionStopped: lambda received, _: self._outcomes.keep(received.task, received.kept),
             **self._steps.handlers,
             **dict.fromkeys(self._controls, self._on_control),
             WatermarkReceived: self._on_watermark,
@@ -238,10 +240,12 @@ class Operator:
         task = received.task
         if task.status != RUNNING:
             return  # cancelled, or of an attempt that timed out
+        if received.kept is not None:
+            self._outcomes.keep(task, received.kept)
         if self._steps.is_tracking:
             error = self._steps.divergence(task)
             if error is not None:
-                self._on_failed(ActionFailed(task, error), now_ms)
+                self._on_failed(ActionFailed(task, error, kept=received.kept), now_ms)
                 return
             self._steps.ended(task, received, now_ms)
         run = task.run
@@ -267,9 +271,11 @@ class Operator:
             return
         self._changes.before_change(task.run)
         self._outcomes.emit_again(received)
+        self._outcomes.keep(task, received.kept)
+        attempt = task.attempt
         self._tasks.fail(task, received.error, now_ms)
-        if self._steps.is_tracking and task.status != WAITING:
-            self._steps.ended(task, received, now_ms)
+        if self._steps.is_tracking:
+            self._steps.failed(task, attempt, received, now_ms)
         self._go_on(task.run, now_ms)
 
     def _go_on(self, run: Run, now_ms: int) -> None:

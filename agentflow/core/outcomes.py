@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from agentflow.core.effects import Effect, EmitRecord, Headed
 from agentflow.core.epoch import EpochChanges
-from agentflow.core.inputs import ActionCompleted, ActionFailed, SentEvent
+from agentflow.core.inputs import ActionCompleted, ActionFailed, KeptWrites, SentEvent
 from agentflow.core.records import ErrorReport, Headers
 from agentflow.core.routing import Router
 from agentflow.core.runs import ActionTask, Run
@@ -72,6 +72,16 @@ class Outcomes:
         """Let go what left before waits of a task whose failure the journal has, and the last checkpoint does not."""
         if failed.left is not None:
             self.emit_before_wait(failed.task, *failed.left)
+
+    def keep(self, task: ActionTask, kept: KeptWrites | None) -> None:
+        """Let happen what is kept of an attempt."""
+        if kept is None:
+            return
+        run = task.run
+        self._changes.before_change(run)
+        self._changes.write(run.state, kept.short_term)
+        if kept.sensory:
+            run.sensory = {**(run.sensory or {}), **kept.sensory}
 
     def apply(self, task: ActionTask, outcome: ActionCompleted) -> None:
         """Let the outcome happen; the caller has taken it out of ``run.current``."""

@@ -68,7 +68,7 @@ from agentflow.core.journal_records import (
 )
 from agentflow.core.recorded import RecordedRun, RecordedStep, RecordedTask
 from agentflow.core.records import ErrorReport
-from agentflow.core.runs import RUNNING, ActionTask, KeyState, Run
+from agentflow.core.runs import RUNNING, WAITING, ActionTask, KeyState, Run
 from agentflow.core.signals import SignalBuffer
 from agentflow.core.waits import (
     OpenWait,
@@ -270,6 +270,14 @@ class Steps:
         if run.group is None:  # else it may conflict, and its next attempt is answered by its steps
             task.recorded = None
             self._forget(self.runs[run.id], task.path)
+
+    def failed(self, task: ActionTask, attempt: int, failure: ActionFailed, now_ms: int) -> None:
+        """Record how an attempt failed: the last one, and one that leaves an account; a recovery would pass it over for a later one."""
+        if task.status != WAITING:
+            self.ended(task, failure, now_ms)
+        elif failure.kept is not None and (task.recorded is None or attempt not in task.recorded.endings):
+            self._append_endings(task.run.state)
+            self.journal.append(encode_ending_of(task, attempt, failure, self.epoch, now_ms))
 
     def end(self, run_id: str) -> None:
         """Forget everything of a run that is over."""

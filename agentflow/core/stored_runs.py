@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from agentflow.core.delta import check_format
-from agentflow.core.inputs import ActionCompleted, SentEvent, TimerOrder
+from agentflow.core.inputs import ActionCompleted, KeptWrites, SentEvent, TimerOrder
 from agentflow.core.records import ErrorReport, Headers, Record
 from agentflow.core.runs import PARKED, QUEUED, RUNNING, WAITING, ActionTask, KeyState, Request, Run
 from agentflow.core.segments import Segment
@@ -27,15 +27,16 @@ class Completion(msgspec.Struct, array_like=True, gc=False):
     sensory: dict[str, bytes | None] | None
     timers: list[TimerOrder] | None
     headers: dict[int, Headers] | None = None
+    kept: KeptWrites | None = None
 
     @classmethod
     def of(cls, done: ActionCompleted) -> Completion:
         """Return what ``done`` says, without its task."""
-        return cls(done.sent, done.writes, done.sensory, done.timers, done.headers)
+        return cls(done.sent, done.writes, done.sensory, done.timers, done.headers, done.kept)
 
     def by(self, task: ActionTask) -> ActionCompleted:
         """Return it as the answer of ``task``."""
-        return ActionCompleted(task, self.sent, self.writes, self.sensory, self.timers, self.headers)
+        return ActionCompleted(task, self.sent, self.writes, self.sensory, self.timers, self.headers, self.kept)
 
 
 class TaskEntry(msgspec.Struct, array_like=True):

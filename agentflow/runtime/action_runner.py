@@ -18,7 +18,7 @@ from agentflow.api.codecs import Codec
 from agentflow.api.encoding import text_of, traceback_of
 from agentflow.api.events import CancelEvent, Event, EventType, InputEvent, TimerEvent
 from agentflow.api.runner_context import RunnerContext
-from agentflow.core.inputs import ActionCompleted, ActionFailed, TimerOrder
+from agentflow.core.inputs import ActionCompleted, ActionFailed, ActionStopped, TimerOrder
 from agentflow.core.records import ErrorReport
 from agentflow.core.runs import ActionTask
 from agentflow.errors import ActionTimeout, AgentflowError, Recovery, StateUnavailable
@@ -26,6 +26,7 @@ from agentflow.plan.plan import Action, ActionKind
 from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.codecs import input_decoder
 from agentflow.runtime.eager import start_eagerly
+from agentflow.runtime.kept_writes import kept_of
 from agentflow.runtime.services import OperatorServices
 
 _INPUT = EventType.InputEvent
@@ -238,12 +239,15 @@ class ActionRunner:
         return any(self._steps is None or not self._steps.only_waits(task) for task in at_work)
 
     # -- the end
-    def cancel(self, task: ActionTask) -> None:
-        """Stop an attempt whose answer is not wanted any more."""
+    def cancel(self, task: ActionTask) -> ActionStopped | None:
+        """Stop an attempt whose answer is not wanted any more; return what is kept of it, if anything is."""
         running = self._waiting.pop(task, None)
-        if running is not None:
-            self._interrupt(task)
-            running.cancel()
+        if running is None:
+            return None
+        kept = None if self._steps is None else self._steps.kept_of(task)
+        self._interrupt(task)
+        running.cancel()
+        return None if kept is None else ActionStopped(task, kept)
 
     def _leave_parked(self, task: ActionTask) -> None:
         """Want no answer of a coroutine that is about to be closed."""
@@ -282,6 +286,7 @@ class ActionRunner:
 
     def _failed(self, task: ActionTask, ctx: RunnerContext, error: Exception) -> ActionFailed | None:
         """Turn an error into the answer; an error of the engine under the action restarts the subtask instead."""
+        kept = kept_of(ctx)
         ctx.close()
         if isinstance(error, AgentflowError) and error.recovery is Recovery.RESTART_SUBTASK:
             self._loop.call_soon_threadsafe(self._fail, error)
@@ -294,9 +299,8 @@ class ActionRunner:
             is_retryable = False  # a value that does not fit its declared model will not fit the next time
         elif not is_retryable:
             name = "DecodeError"
-        return ActionFailed(
-            task, ErrorReport(name, text_of(error), is_retryable=is_retryable, traceback=_user_traceback(error))
-        )
+        report = ErrorReport(name, text_of(error), is_retryable=is_retryable, traceback=_user_traceback(error))
+        return ActionFailed(task, report, kept=kept)
 
 
 def _internal_event(task: ActionTask) -> Event:
@@ -319,6 +323,7 @@ def _completed(task: ActionTask, ctx: RunnerContext) -> ActionCompleted:
         None if sensory is None else sensory.encoded_writes(),
         None if ctx._timers is None else [TimerOrder(*order) for order in ctx._timers],  # noqa: SLF001
         ctx._headers,  # noqa: SLF001
+        None if short_term is None and sensory is None else kept_of(ctx),
     )
     ctx._is_open = False  # noqa: SLF001
     if ctx._streams is not None:  # noqa: SLF001
@@ -336,8 +341,9 @@ def _let_go(cancelled: asyncio.Task[None]) -> None:
 
 
 def _cancelled_inside(task: ActionTask, ctx: RunnerContext) -> ActionFailed:
+    kept = kept_of(ctx)
     ctx.close()
-    return ActionFailed(task, ErrorReport("CancelledError", "the action was cancelled from inside"))
+    return ActionFailed(task, ErrorReport("CancelledError", "the action was cancelled from inside"), kept=kept)
 
 
 def _abandon(running: asyncio.Task[None]) -> None:

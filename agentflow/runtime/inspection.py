@@ -314,7 +314,7 @@ def _preview(record: JournalRecord, redaction: Redaction) -> tuple[str, int | No
     if kind == COMPLETION:
         return f"{len(decode_completion(payload).sent or ())} events sent", None
     if kind == FAILURE:
-        return redaction.text(str(decode_failure(payload)[0])), None
+        return redaction.text(str(decode_failure(payload).error)), None
     return "", None
 
 

@@ -19,12 +19,22 @@ from agentflow.api.callables import is_coroutine_function
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import StepIntent
 from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
-from agentflow.core.inputs import ParkRequested, StepCall, StepEnded, StepRequested, WaitOrder, WaitRequested
+from agentflow.core.inputs import (
+    ActionStopped,
+    KeptWrites,
+    ParkRequested,
+    StepCall,
+    StepEnded,
+    StepRequested,
+    WaitOrder,
+    WaitRequested,
+)
 from agentflow.core.journal_records import CANCELLED, RESULT, WAITED
 from agentflow.core.recorded import PATCH
 from agentflow.core.runs import PARKED, ActionTask
 from agentflow.core.waits import SLEEP, WAIT_FOR, decode_outcome
 from agentflow.errors import ContextClosed, Divergence, WrongContext
+from agentflow.runtime.kept_writes import kept_of
 from agentflow.runtime.observation import StepSeen, monotonic_ns
 from agentflow.runtime.step_cache import cached_result
 from agentflow.runtime.step_calls import (
@@ -48,7 +58,7 @@ from agentflow.runtime.task_steps import Answer, TaskSteps
 
 _STOPPING_PARK_S = 0.05
 _PARKED_AT_ONCE = 64  # some 5 ms of the loop
-StepInput = StepRequested | WaitRequested | StepEnded | ParkRequested
+StepInput = StepRequested | WaitRequested | StepEnded | ParkRequested | ActionStopped
 
 _current: contextvars.ContextVar[tuple[TaskSteps, StepCall, int] | None] = contextvars.ContextVar(
     "agentflow_step", default=None
@@ -122,6 +132,11 @@ class StepRunner:
         if steps is not None and steps.ctx is ctx:
             del self._tasks[task]
             self._sleepers.pop(steps, None)
+
+    def kept_of(self, task: ActionTask) -> KeptWrites | None:
+        """Return what is kept of an attempt that has called steps, if it is stopped now; None: nothing."""
+        steps = self._tasks.get(task)
+        return None if steps is None else kept_of(steps.ctx)
 
     def only_sleeps(self, task: ActionTask) -> bool:
         """Whether a task waits for time or signals and does nothing else, so that its coroutine may be closed."""
@@ -385,6 +400,8 @@ class StepRunner:
         is_parked = task.status == PARKED
         if is_parked:
             steps = self._tasks[task]
+            if (kept := kept_of(steps.ctx)) is not None:
+                self._decide(ActionStopped(task, kept))
             self.forget(task, steps.ctx)
             self.leave(task)
             steps.end()

@@ -110,9 +110,7 @@ class Subtask:
         self._clock = clock
         self._settings = settings
         self._positions = dict(positions)
-        self._own_positions: dict[
-            str, int
-        ] = {}  # of signals and requests: the source, which may drop labels, does not see them
+        self._own_positions: dict[str, int] = {}  # of signals and requests: the source does not see them
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[None] = self._loop.create_future()
@@ -140,7 +138,7 @@ class Subtask:
         self._last = -1
         self._snapshots: list[TakeSnapshot] = []
         self._carry_out: dict[type, Callable[[int, Any, int], object]] = {
-            CancelAction: lambda index, effect, _: self._stages[index].runner.cancel(effect.task),
+            CancelAction: self._cancel,
             DeadLetter: self._dead_letter,
             Drained: self._pass_drain,
             FailJob: self._fail_job,
@@ -320,6 +318,11 @@ class Subtask:
                 stage.operator.apply(received, now_ms)
                 self._run_effects(index, now_ms)
                 self._schedule()
+
+    def _cancel(self, index: int, effect: CancelAction, now_ms: int) -> None:
+        stage = self._stages[index]
+        if (stopped := stage.runner.cancel(effect.task)) is not None:
+            stage.operator.apply(stopped, now_ms)
 
     def _answer_step(self, index: int, effect: RefuseStep | ResolveStep | RunStep, _: int) -> None:
         cast("StepRunner", self._stages[index].steps).answer(effect)

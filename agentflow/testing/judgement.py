@@ -94,9 +94,9 @@ def _judge_memory(storage: MemoryStorage, fired: list[str], expected: Expected) 
         if name in fired:
             values = wanted.setdefault((last, key), {})
             values[FIRED] = values.get(FIRED, 0) + 1
-    wanted = {slot: _known(values) for slot, values in wanted.items()}
+    wanted = {slot: _known(values, expected.perhaps) for slot, values in wanted.items()}
     found = {
-        slot: _known({path: decode_value(value) for path, value in rows.items()})
+        slot: _known({path: decode_value(value) for path, value in rows.items()}, expected.perhaps)
         for slot, rows in storage.table(Table.MEMORY).items()
     }
     found, wanted = ({slot: values for slot, values in every.items() if values} for every in (found, wanted))
@@ -108,9 +108,9 @@ def _judge_memory(storage: MemoryStorage, fired: list[str], expected: Expected) 
     ]
 
 
-def _known(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what was drawn."""
-    return {path: value for path, value in values.items() if path != LUCK_PATH}
+def _known(values: dict[str, Any], perhaps: set[str]) -> dict[str, Any]:
+    """Leave out what was drawn, and what may be there or not."""
+    return {path: value for path, value in values.items() if path != LUCK_PATH and path not in perhaps}
 
 
 def _judge_dead_letters(letters: list[bytes], expected: Expected) -> list[str]:

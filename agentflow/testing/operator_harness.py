@@ -280,7 +280,8 @@ class OperatorHarness:
             if answer is not None:
                 self._received(answer)
         elif isinstance(effect, CancelAction):
-            self._runner.cancel(effect.task)
+            if (stopped := self._runner.cancel(effect.task)) is not None:
+                self._received(stopped)
         elif isinstance(effect, EmitRecord):
             self.outputs.append(msgspec.json.decode(effect.value or b"null"))
         elif isinstance(effect, DeadLetter):

@@ -16,7 +16,7 @@ from agentflow.api.events import EventType
 from agentflow.api.failure import OnError
 from agentflow.core.records import Record
 from agentflow.testing.paid_service import branches_price, price
-from agentflow.testing.program import NOTED, PATHS, TIMER_AFTER_MS, WAITS, ActionSpec, Op, Program
+from agentflow.testing.program import NOTED, PATHS, TIMER_AFTER_MS, WAITS, ActionSpec, Op, Program, account_of
 
 Memory = dict[str, Any]
 DeadEntry = tuple[str, str, str]
@@ -50,6 +50,7 @@ class Expected(msgspec.Struct):
         event_timers: Timers that fire once.
         clock_timers: (name, encoded key) of timers that fire once or are still set at the end.
         troubled: Encoded keys of which an attempt fails: their runs may be parked and let watermarks pass.
+        perhaps: Memory paths that may be there or not: accounts of tasks that a dead one beside them has stopped, or not yet.
     """
 
     outputs: list[dict[str, Any]]
@@ -58,6 +59,7 @@ class Expected(msgspec.Struct):
     event_timers: list[EventTimer]
     clock_timers: list[tuple[str, bytes]]
     troubled: set[bytes]
+    perhaps: set[str]
 
 
 class _Did(msgspec.Struct):
@@ -138,7 +140,7 @@ class _Sequence:
         dead_at: dict[int, _Dead] = {}
         for place, task in enumerate(group):
             try:
-                self._attempt(task)
+                self._attempt(task, is_perhaps_stopped=bool(dead_at))
             except _Dead as dead:
                 dead_at[place] = dead
         written: dict[tuple[str, str], int] = {}
@@ -160,9 +162,15 @@ class _Sequence:
                 written.update(dict.fromkeys(_slots(task.did), place))
                 self._apply(task, task.did)
 
-    def _attempt(self, task: _Task) -> None:
+    def _attempt(self, task: _Task, *, is_perhaps_stopped: bool = False) -> None:
         """Attempt until it succeeds or is given up: skipped (``did`` is None) or dead."""
         task_id = f"{self._arrival.run}/{task.path}"
+        if task.spec.keeps(self._program.seed):
+            last = min(task.spec.failures(self._program.seed, task_id) + 1, task.spec.attempts)
+            for attempt in range(task.attempt, max(last, task.attempt) + 1):
+                self._memory[account_of(task_id, attempt)] = 1
+                if is_perhaps_stopped:
+                    self._expected.perhaps.add(account_of(task_id, attempt))
         if task.attempt <= task.spec.failures(self._program.seed, task_id):
             self._expected.troubled.add(self._encoded_key)
             if task.spec.failures(self._program.seed, task_id) >= task.spec.attempts:
@@ -250,7 +258,7 @@ def _slots(did: _Did) -> list[tuple[str, str]]:
 
 def run_sequentially(programs: Iterable[Program], records: Iterable[Record], *, has_event_time: bool) -> Expected:
     """Run a chain of agents over a script."""
-    expected = Expected([], {}, [], [], [], set())
+    expected = Expected([], {}, [], [], [], set(), set())
     arrivals = []
     for record in records:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import hashlib
 import random
 import zlib
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import msgspec
 from agentflow.api.agent import Agent
 from agentflow.api.events import Event, EventType, InputEvent, OutputEvent, TimerEvent
 from agentflow.api.failure import OnError, Retry
+from agentflow.api.memory import set_anyway
 from agentflow.api.runner_context import RunnerContext
 from agentflow.core.records import Record
 from agentflow.testing.paid_service import LUCK_PATH, PaidService
@@ -83,9 +85,18 @@ class ActionSpec(msgspec.Struct, frozen=True):
         drawn = zlib.crc32(f"{seed}/{task_id}".encode())
         return 1 + drawn // 100 % 3 if drawn % 100 < self.failing_share else 0
 
+    def keeps(self, seed: int) -> bool:
+        """Return whether each attempt leaves an account, whatever becomes of it."""
+        return zlib.crc32(f"{seed}/{self.name}".encode()) % 2 == 0
+
     def wait_ms(self, seed: int, task_id: str, attempt: int) -> int:
         """Return how long an attempt waits."""
         return zlib.crc32(f"{seed}/{task_id}/{attempt}".encode()) % (self.wait_ms_max + 1)
+
+
+def account_of(task_id: str, attempt: int) -> str:
+    """Return the memory path of what an attempt leaves whatever becomes of it."""
+    return f"kept.{hashlib.blake2b(task_id.encode(), digest_size=8).hexdigest()}_{attempt}"
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -166,7 +177,9 @@ def _async_function(seed: int, spec: ActionSpec, agent: str, service: PaidServic
 
 
 def _fail(seed: int, spec: ActionSpec, ctx: RunnerContext) -> None:
-    """Fail behind all ops, so that a failed attempt has something to leave behind if it could."""
+    """Fail behind all ops, so that a failed attempt has something to leave behind if it could; and leave what is to be kept of it."""
+    if spec.keeps(seed):
+        set_anyway(ctx.short_term_memory, account_of(ctx.task_id, ctx.attempt), 1)
     if ctx.attempt <= spec.failures(seed, ctx.task_id):
         msg = f"attempt {ctx.attempt}"
         raise ValueError(msg)

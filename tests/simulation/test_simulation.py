@@ -13,8 +13,10 @@ import pytest
 from agentflow.core.delta import DeltaSlices, StateWrite, Table
 from agentflow.core.effects import ForwardWatermark, ResolveStep
 from agentflow.core.epoch import EpochDelta
-from agentflow.core.inputs import StepEnded, WatermarkReceived
+from agentflow.core.inputs import ActionFailed, StepEnded, WatermarkReceived
 from agentflow.core.operator import Operator
+from agentflow.core.outcomes import Outcomes
+from agentflow.core.runs import WAITING, ActionTask
 from agentflow.core.steps import Steps
 from agentflow.runtime import checkpoints
 from agentflow.state.memory import MemoryJournal
@@ -134,6 +136,18 @@ def read_records_that_the_checkpoint_has(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Steps, "restore", all_of_them)
 
 
+def drop_accounts_of_attempts_that_fail(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Outcomes, "keep", lambda self, task, kept: None)
+
+
+def pass_over_attempts_that_left_an_account(patch: pytest.MonkeyPatch) -> None:
+    def failed(self: Steps, task: ActionTask, attempt: int, failure: ActionFailed, now_ms: int) -> None:
+        if task.status != WAITING:
+            self.ended(task, failure, now_ms)
+
+    patch.setattr(Steps, "failed", failed)
+
+
 @pytest.mark.parametrize(
     ("break_protocol", "complaint"),
     [
@@ -146,6 +160,8 @@ def read_records_that_the_checkpoint_has(patch: pytest.MonkeyPatch) -> None:
         (cut_records_that_no_checkpoint_has, "is called again, and its outcome was seen"),
         (leave_records_out_of_the_delta, "is called again, and its outcome was seen"),
         (read_records_that_the_checkpoint_has, "the job did not end"),
+        (drop_accounts_of_attempts_that_fail, "memory of key"),
+        (pass_over_attempts_that_left_an_account, "memory of key"),
     ],
     ids=lambda part: getattr(part, "__name__", ""),
 )

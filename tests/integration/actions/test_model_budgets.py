@@ -19,7 +19,7 @@ from agentflow.api.resources import ResourceType
 from agentflow.errors import BudgetExhausted, ModelRejected
 from agentflow.testing import ScriptedChatModel
 from agentflow.testing.model_server import HttpError, ModelServer, Reply
-from tests.engines import ONCE, agent_of
+from tests.engines import ONCE, agent_of, until
 from tests.model_agents import HURRY, asking, over_http, scripted
 
 
@@ -313,3 +313,84 @@ async def test_calls_that_the_action_cancels_are_counted() -> None:
         with pytest.raises(RunFailed, match="BudgetExhausted"):
             await engine.submit("k", 1)
     assert len(model.requests) == 3
+
+
+# -- tasks that do not complete
+async def test_what_failed_runs_have_spent_counts_for_their_key_and_their_day() -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        await ctx.chat("m", ["hi"])
+        raise ValueError("after the call")
+
+    for per in ("key", "day"):
+        model = always([Budget(per=per, calls=3)])
+        async with Engine(scripted(model, agent_of(act, retry=ONCE)), in_memory=True) as engine:
+            for _ in range(3):
+                with pytest.raises(RunFailed, match="after the call"):
+                    await engine.submit("k", 1)
+            with pytest.raises(RunFailed, match="BudgetExhausted"):
+                await engine.submit("k", 1)
+            with pytest.raises(RunFailed, match="after the call"):
+                await engine.submit("other", 1)
+        assert len(model.requests) == 4
+
+
+async def test_each_attempt_counts_the_calls_that_it_has_made_for_the_key() -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        await ctx.chat("m", ["the same each time"])
+        await ctx.chat("m", [f"attempt {ctx.attempt}"])
+        raise ValueError("again")
+
+    model = always([Budget(per="key", calls=7)])
+    agent = scripted(model, agent_of(act, retry=Retry(attempts=2, initial="1ms")))
+    async with Engine(agent, in_memory=True) as engine:
+        for calls in (3, 6):
+            with pytest.raises(RunFailed, match="again"):
+                await engine.submit("k", 1)
+            assert len(model.requests) == calls
+        with pytest.raises(RunFailed, match="BudgetExhausted"):
+            await engine.submit("k", 1)
+    assert len(model.requests) == 7
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "timed out", "parked and cancelled"])
+async def test_a_call_that_a_run_was_stopped_in_the_middle_of_is_one(ends: str) -> None:
+    async def reply(request: Any) -> ChatMessage:
+        if ends != "parked and cancelled":
+            began.set()
+            await asyncio.Event().wait()
+        return saying()
+
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        await ctx.chat("m", ["hi"])
+        began.set()
+        await ctx.wait_for("never")
+
+    began = asyncio.Event()
+    model = ScriptedChatModel(rules=[{"when": "", "reply": reply}], budgets=[Budget(per="key", calls=1)])
+    timeout = "50ms" if ends == "timed out" else None
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act, retry=ONCE, timeout=timeout)
+    async with Engine(scripted(model, agent), in_memory=True, config={"run.park-after": "1ms"}) as engine:
+        run = await engine.send("k", 1)
+        await began.wait()
+        if ends != "timed out":
+            if ends == "parked and cancelled":
+                await until(lambda: engine.runs()[0].state == "waiting")
+            await engine.cancel("k")
+        with pytest.raises(RunFailed):
+            await engine.result(run)
+        with pytest.raises(RunFailed, match="BudgetExhausted"):
+            await engine.submit("k", 1)
+    assert len(model.requests) == 1
+
+
+async def test_what_a_failed_run_has_spent_survives_a_restart(tmp_path: Path) -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        await ctx.chat("m", ["hi"])
+        raise ValueError("after the call")
+
+    model = always([Budget(per="key", calls=1)])
+    for said in ("after the call", "BudgetExhausted"):
+        async with Engine(scripted(model, agent_of(act, retry=ONCE)), state_dir=str(tmp_path)) as engine:
+            with pytest.raises(RunFailed, match=said):
+                await engine.submit("k", 1)
+    assert len(model.requests) == 1

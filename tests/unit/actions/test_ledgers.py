@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from agentflow import Agent
-from agentflow.actions.budgets import IN_DOUBT, _ledger_of, cost_of
+from agentflow.actions.budgets import IN_DOUBT, _Ledger, cost_of
 from agentflow.api.chat_messages import ChatMessage, Usage
-from agentflow.core.inputs import StepEnded
+from agentflow.core.inputs import ActionFailed, StepEnded
 from agentflow.core.journal_records import CANCELLED, ERROR, RESULT
+from agentflow.core.records import ErrorReport
 from agentflow.errors import BudgetExhausted, CircuitOpen, ModelUnavailable
 from agentflow.runtime.step_values import encode_error
 from tests.steps_world import INPUT, World, call, nothing
@@ -39,8 +40,8 @@ def test_calls_of_a_group_that_are_recorded_or_in_doubt_are_known_before_any_of_
         world.operator.apply(StepEnded(world.tasks[tasks[name]], call(".0", "chat:m"), kind, payload), world.now_ms)
     world.journal += [effect.record for effect in world.operator.effects]
     world.crash()
-    ledger = _ledger_of(world.tasks[tasks["idle"]].run)
-    known = {name: ledger.recorded[tasks[name]] for name in names}
+    ledger = _Ledger(world.tasks[tasks["idle"]].run)
+    known = {name: ledger.account(world.tasks[tasks[name]]).recorded for name in names}
     assert known == {
         "doubt": [[1, 0, 0.0]],
         "answered": [[1, 15, 0.5]],
@@ -56,8 +57,24 @@ def test_calls_of_a_group_that_are_recorded_or_in_doubt_are_known_before_any_of_
 def test_ledger_of_a_run_that_begins_here_is_empty() -> None:
     world = World()
     world.record("k", 0)
-    ledger = _ledger_of(world.tasks["t/0/0:a"].run)
-    assert (ledger.recorded, ledger.entries, ledger.reserved) == ({"t/0/0:a": []}, {}, {})
+    ledger = _Ledger(world.tasks["t/0/0:a"].run)
+    assert [*ledger.sums("key").values()] == [[0, 0, 0.0]]
+    assert ledger.reserved == {}
+
+
+def test_recorded_calls_of_earlier_attempts_are_in_their_own_accounts() -> None:
+    world = World()
+    world.record("k", 0)
+    task = world.tasks["t/0/0:a"]
+    world.request("t/0/0:a", call(".0", "chat:m"))
+    world.end_step("t/0/0:a", call(".0", "chat:m"), ANSWER)
+    world.apply(ActionFailed(task, ErrorReport("KeyError", "'x'")))
+    account = _Ledger(task.run).account(task)
+    assert (task.attempt, account.earlier, account.recorded) == (2, [[1, 15, 0.5]], [])
+    account.count([1, 15, 0.5], is_recorded=True)
+    assert account.sum == [0, 0, 0.0]
+    account.count([1, 15, 0.5], is_recorded=False)
+    assert account.sum == [1, 15, 0.5]
 
 
 def test_call_in_doubt_costs_one_call() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from agentflow import Agent, Retry
 from agentflow.api.memory_codec import encode_value
 from agentflow.core.delta import Table
-from agentflow.core.inputs import (
-    ActionFailed,
-    TimeAdvanced,
-)
+from agentflow.core.inputs import ActionFailed, ActionStopped, KeptWrites, TimeAdvanced
 from agentflow.core.journal_records import CANCELLED, COMPLETION, ERROR, decode_completion, decode_record
 from agentflow.core.records import ErrorReport
 from tests.steps_world import INPUT, World, call, nothing
@@ -313,3 +312,82 @@ def test_a_snapshot_of_the_restored_operator_is_the_same() -> None:
     assert len(before) == 2
     world.crash()
     assert [write for write in world.operator.snapshot() if write[0] is Table.STEPS] == before
+
+
+# -- what is kept of attempts that do not complete
+def kept(value: bytes, path: str = "__spent__.1") -> KeptWrites:
+    return KeptWrites({path: value}, {path: value})
+
+
+def memory_of(world: World, key: str = "k") -> dict[str, bytes | None]:
+    return world.operator.keys.states[msgspec.msgpack.encode(key)].memory
+
+
+def test_what_is_kept_of_an_attempt_happens_whatever_becomes_of_it() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    task = world.tasks["t/0/0:a"]
+    world.apply(ActionFailed(task, BOOM, kept=kept(b"one")))
+    assert memory_of(world)["__spent__.1"] == b"one"
+    assert task.run.sensory == {"__spent__.1": b"one"}
+    world.until(world.now_ms + 60_000)
+    assert world.apply(
+        ActionFailed(task, ErrorReport("KeyError", "'x'", is_retryable=False), kept=kept(b"two", "__spent__.2"))
+    ) == ["dead t/0 KeyError", "persist failure t/0/0:a"]
+    world.take_checkpoint()
+    assert {name: value for (_, _, name), value in world.rows.items() if name.startswith("__")} == {
+        "__spent__.1": b"one",
+        "__spent__.2": b"two",
+    }
+
+
+def test_a_crash_behind_the_end_of_a_task_takes_nothing_back_that_is_kept_of_its_attempts() -> None:
+    for did in ("fails", "completes"):
+        world = World()
+        world.record("k", 0)
+        world.step("t/0/0:a", call(".0"))
+        world.apply(ActionFailed(world.tasks["t/0/0:a"], BOOM, kept=kept(b"one")))
+        world.until(world.now_ms + 60_000)
+        world.request("t/0/0:a", call(".0"))
+        if did == "fails":
+            error = ErrorReport("KeyError", "'x'", is_retryable=False)
+            world.apply(ActionFailed(world.tasks["t/0/0:a"], error))
+        else:
+            world.complete("t/0/0:a", writes={"n": b"1"})
+        world.append()
+        world.crash()
+        lines = world.record("k", 0)
+        assert lines[0] == "replay t/0/0:a"
+        world.until(world.now_ms + 60_000)
+        assert memory_of(world)["__spent__.1"] == b"one"
+
+
+def test_an_attempt_of_which_something_is_kept_is_not_passed_over_for_the_records_of_the_next_one() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    assert world.apply(ActionFailed(world.tasks["t/0/0:a"], BOOM, kept=kept(b"one"))) == [
+        "retry t/0/0:a",
+        "persist failure t/0/0:a",
+    ]
+    world.until(world.now_ms + 60_000)
+    world.request("t/0/0:a", call(".1"))
+    world.end_step("t/0/0:a", call(".1"))
+    world.append()
+    world.crash()
+    assert world.record("k", 0) == ["replay t/0/0:a", "retry t/0/0:a"]
+    assert memory_of(world)["__spent__.1"] == b"one"
+    assert world.until(world.now_ms + 60_000) == ["start t/0/0:a attempt 2"]
+    assert world.request("t/0/0:a", call(".1")) == ["resolve t/0/0:a.1 result r"]
+
+
+def test_what_is_kept_of_a_task_that_is_stopped_happens() -> None:
+    world = World()
+    world.record("k", 0)
+    world.step("t/0/0:a", call(".0"))
+    task = world.tasks["t/0/0:a"]
+    assert "cancel t/0/0:a" in world.cancel("k")
+    assert world.apply(ActionStopped(task, kept(b"one"))) == []
+    world.take_checkpoint()
+    assert world.rows[Table.MEMORY, msgspec.msgpack.encode("k"), "__spent__.1"] == b"one"
