@@ -75,8 +75,6 @@ from agentflow.runtime.task_steps import Answer
 from agentflow.runtime.watermarks import WatermarkGenerator
 
 _IDLE_STEP_MS = 100
-
-
 _Answer = ActionCompleted | ActionFailed | JournalAppended | StepInput
 
 
@@ -317,7 +315,8 @@ class Subtask:
                     stage.observation.see(received)
                 stage.operator.apply(received, now_ms)
                 self._run_effects(index, now_ms)
-                self._schedule()
+                if self._is_observed or type(received) is not JournalAppended:  # it sets no alarm
+                    self._schedule()
 
     def _cancel(self, index: int, effect: CancelAction, now_ms: int) -> None:
         stage = self._stages[index]

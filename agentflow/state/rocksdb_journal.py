@@ -84,13 +84,19 @@ class RocksDBJournal:
 
     def _write(self, records: Sequence[tuple[int, bytes]]) -> RocksDBStore:
         """Write records unsynced; where syncs have an interval, one follows."""
-        store = self._open()
-        batch, position = store.batch(), self._next
-        for operator, record in records:
-            batch.put(_key(position), operator.to_bytes(2, "big") + record)
-            position += 1
-        store.write(batch, _WRITING)
-        self._next = position
+        store, position = self._open(), self._next
+        rows = [
+            (_key(place), operator.to_bytes(2, "big") + record)
+            for place, (operator, record) in enumerate(records, position)
+        ]
+        if len(rows) == 1:
+            store.put(DEFAULT, *rows[0], _WRITING)
+        else:
+            batch = store.batch()
+            for key, row in rows:
+                batch.put(key, row)
+            store.write(batch, _WRITING)
+        self._next = position + len(rows)
         if self._sync_interval_ms is not None and self._sync is None:
             self._sync = asyncio.get_running_loop().call_later(self._sync_interval_ms / 1000, self._sync_now)
         return store
