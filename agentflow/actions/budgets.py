@@ -50,8 +50,8 @@ class _Account:
 
     Attributes:
         counted: Calls that its context has counted.
-        recorded: Calls that it has made, as the journal says, and its present context has not asked for again.
-        earlier: Costs of recorded calls of earlier attempts, which are in their entries.
+        recorded: Calls that it has made, as the journal says, and has not asked for again.
+        earlier: Recorded calls of earlier attempts, which are in their entries, and were not asked for again.
     """
 
     def __init__(self, task: Any) -> None:  # noqa: ANN401 (the operator's task)
@@ -60,7 +60,7 @@ class _Account:
         self.earlier: list[Spent] = []
         self._ctx: weakref.ref[RunnerContext] | None = None
         for step in () if task.recorded is None else task.recorded.steps.values():
-            if (cost := _recorded_cost(step)) is not None:
+            if not step.is_asked and (cost := _recorded_cost(step)) is not None:
                 (self.earlier if step.attempt < task.attempt else self.recorded).append(cost)
 
     def open_for(self, ctx: RunnerContext) -> None:
@@ -72,12 +72,16 @@ class _Account:
 
     def count(self, spent: Spent, *, is_recorded: bool) -> None:
         """Count a call, unless an earlier attempt has made it."""
-        if is_recorded and spent in self.recorded:
-            self.recorded.remove(spent)
-        elif is_recorded and spent in self.earlier:
-            self.earlier.remove(spent)
-            return
-        self.counted.append(spent)
+        if not (is_recorded and self.ask(spent) is self.earlier):
+            self.counted.append(spent)
+
+    def ask(self, spent: Spent) -> list[Spent] | None:
+        """Note that a recorded call is asked for again; return where it was."""
+        for calls in (self.recorded, self.earlier):
+            if spent in calls:
+                calls.remove(spent)
+                return calls
+        return None
 
     @property
     def sum(self) -> Spent:
@@ -180,6 +184,8 @@ class Meter:
     def count(self, spent: Spent, *, is_recorded: bool) -> None:
         """Count what a call has cost, whether it was made now or its outcome is from the journal."""
         if not self._budgets:
+            if is_recorded and (ledger := _ledgers.get(self._task.run)) is not None:
+                ledger.account(self._task).ask(spent)  # it is nobody's
             return
         self._ledger.reserved.pop(self, None)
         self._account.count(spent, is_recorded=is_recorded)

@@ -394,3 +394,26 @@ async def test_what_a_failed_run_has_spent_survives_a_restart(tmp_path: Path) ->
             with pytest.raises(RunFailed, match=said):
                 await engine.submit("k", 1)
     assert len(model.requests) == 1
+
+
+async def test_calls_of_a_model_without_budgets_are_free_also_in_a_replay(tmp_path: Path) -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        for n in range(2):
+            await ctx.chat("free", [f"{n}"])
+            await ctx.chat("m", [f"{n}"])
+        waiting.set()
+        await ctx.wait_for("go")
+        await ctx.chat("free", ["last"])
+        await ctx.chat("m", ["last"])
+        ctx.send_event(OutputEvent("done"))
+
+    waiting = asyncio.Event()
+    free, paid = always([]), always([Budget(calls=3), Budget(per="key", calls=3)])
+    agent = scripted(paid, agent_of(act, retry=ONCE)).add_resource("free", ResourceType.CHAT_MODEL, free)
+    async with Engine(agent, state_dir=str(tmp_path), config=HURRY) as engine:
+        await engine.send("k", 1, request_id="r")
+        await waiting.wait()
+    async with Engine(agent, state_dir=str(tmp_path), config=HURRY) as engine:
+        await engine.signal("k", "go", None)
+        assert await engine.submit("k", 1, request_id="r") == ["done"]
+    assert (len(free.requests), len(paid.requests)) == (3, 3)

@@ -69,6 +69,7 @@ def test_recorded_calls_of_earlier_attempts_are_in_their_own_accounts() -> None:
     world.request("t/0/0:a", call(".0", "chat:m"))
     world.end_step("t/0/0:a", call(".0", "chat:m"), ANSWER)
     world.apply(ActionFailed(task, ErrorReport("KeyError", "'x'")))
+    world.until(world.now_ms + 60_000)
     account = _Ledger(task.run).account(task)
     assert (task.attempt, account.earlier, account.recorded) == (2, [[1, 15, 0.5]], [])
     account.count([1, 15, 0.5], is_recorded=True)
