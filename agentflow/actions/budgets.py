@@ -44,49 +44,54 @@ _decode_plain = msgspec.msgpack.Decoder().decode
 Spent = list[float]
 """Calls, tokens, money."""
 
+_Call = tuple[str, Spent]
+"""A call: name of the chat model, and what it has cost."""
+
 
 class _Account:
     """What one attempt of a task has spent.
 
     Attributes:
-        counted: Calls that its context has counted.
-        recorded: Calls that it has made, as the journal says, and has not asked for again.
+        counted: Calls that its context has counted, each with the periods of its budgets.
+        recorded: Calls that it has made, as the journal says, and has not asked for again: (model, cost).
         earlier: Recorded calls of earlier attempts, which are in their entries, and were not asked for again.
     """
 
     def __init__(self, task: Any) -> None:  # noqa: ANN401 (the operator's task)
-        self.counted: list[Spent] = []
-        self.recorded: list[Spent] = []
-        self.earlier: list[Spent] = []
+        self.counted: list[tuple[_Call, frozenset[str]]] = []
+        self.recorded: list[_Call] = []
+        self.earlier: list[_Call] = []
+        self._replayed: list[_Call] = []  # of earlier attempts, by the present context
         self._ctx: weakref.ref[RunnerContext] | None = None
         for step in () if task.recorded is None else task.recorded.steps.values():
             if not step.is_asked and (cost := _recorded_cost(step)) is not None:
-                (self.earlier if step.attempt < task.attempt else self.recorded).append(cost)
+                call = step.call.function.partition(":")[2], cost
+                (self.earlier if step.attempt < task.attempt else self.recorded).append(call)
 
     def open_for(self, ctx: RunnerContext) -> None:
-        """Note who counts now; what an earlier context of the attempt has counted, which was parked, is asked for again."""
+        """Note who counts now; what an earlier context of the attempt, which was parked, has counted is asked for again."""
         if self._ctx is None or self._ctx() is not ctx:
             self._ctx = weakref.ref(ctx)
-            self.recorded += self.counted
-            self.counted = []
+            self.recorded += (call for call, _ in self.counted)
+            self.earlier += self._replayed
+            self.counted, self._replayed = [], []
 
-    def count(self, spent: Spent, *, is_recorded: bool) -> None:
-        """Count a call, unless an earlier attempt has made it."""
-        if not (is_recorded and self.ask(spent) is self.earlier):
-            self.counted.append(spent)
+    def count(self, call: _Call, periods: frozenset[str], *, is_recorded: bool) -> None:
+        """Count a call, unless an earlier attempt has made it; of a model without budgets, there are no periods."""
+        if is_recorded and call in self.recorded:
+            self.recorded.remove(call)
+        elif is_recorded and call in self.earlier:
+            self.earlier.remove(call)
+            self._replayed.append(call)
+            return
+        if periods:
+            self.counted.append((call, periods))
 
-    def ask(self, spent: Spent) -> list[Spent] | None:
-        """Note that a recorded call is asked for again; return where it was."""
-        for calls in (self.recorded, self.earlier):
-            if spent in calls:
-                calls.remove(spent)
-                return calls
-        return None
-
-    @property
-    def sum(self) -> Spent:
-        """What it is in all."""
-        return _sum([*self.counted, *self.recorded])
+    def sum(self, per: str) -> Spent:
+        """Return what it is in all; of recorded calls nobody knows yet whose budgets they spend."""
+        return _sum(
+            [cost for (_, cost), periods in self.counted if per in periods] + [cost for _, cost in self.recorded]
+        )
 
 
 class _Ledger:
@@ -120,7 +125,7 @@ class _Ledger:
     def sums(self, per: str) -> dict[str, Spent]:
         """Return what is known of attempts, by the names of their entries."""
         prefix = "" if per == "run" else f"{self._run}_"
-        return {prefix + leaf: account.sum for leaf, account in self._accounts.items()}
+        return {prefix + leaf: account.sum(per) for leaf, account in self._accounts.items()}
 
 
 _ledgers: weakref.WeakKeyDictionary[Any, _Ledger] = weakref.WeakKeyDictionary()
@@ -132,11 +137,13 @@ class Meter:
     Args:
         ctx: Context of the task.
         budgets: The budgets.
+        model: Name of the chat model that is called.
     """
 
-    def __init__(self, ctx: RunnerContext, budgets: Sequence[Budget]) -> None:
+    def __init__(self, ctx: RunnerContext, budgets: Sequence[Budget], model: str) -> None:
         self._ctx = ctx
         self._budgets = budgets
+        self._model = model
         task = self._task = ctx._task  # noqa: SLF001 (the context's engine side)
         if not budgets:
             return  # nothing is checked, and nothing counted
@@ -146,7 +153,9 @@ class Meter:
         self._ledger = ledger
         self._account = ledger.account(task)
         self._account.open_for(ctx)
-        self._periods = list(dict.fromkeys(budget.per for budget in budgets))
+        self._periods = frozenset(budget.per for budget in budgets)
+        if self._account.recorded:
+            self._write()  # it may be stopped before it asks for them again
 
     @property
     def has_budgets(self) -> bool:
@@ -184,11 +193,11 @@ class Meter:
     def count(self, spent: Spent, *, is_recorded: bool) -> None:
         """Count what a call has cost, whether it was made now or its outcome is from the journal."""
         if not self._budgets:
-            if is_recorded and (ledger := _ledgers.get(self._task.run)) is not None:
-                ledger.account(self._task).ask(spent)  # it is nobody's
+            if (ledger := _ledgers.get(self._task.run)) is not None:
+                ledger.account(self._task).count((self._model, spent), frozenset(), is_recorded=is_recorded)
             return
         self._ledger.reserved.pop(self, None)
-        self._account.count(spent, is_recorded=is_recorded)
+        self._account.count((self._model, spent), self._periods, is_recorded=is_recorded)
         self._write()
         for per in self._periods:
             if per != "run":
@@ -196,10 +205,11 @@ class Meter:
 
     def _write(self) -> None:
         """Write what the attempt has spent; a call on its way is one, should nobody hear of it again."""
-        on_their_way = sum(meter._account is self._account for meter in self._ledger.reserved)  # noqa: SLF001 (of the same class)
-        entry = _sum([self._account.sum, [on_their_way, 0, 0.0]])
+        mine = [meter._periods for meter in self._ledger.reserved if meter._account is self._account]  # noqa: SLF001 (of the same class)
         for per in self._periods:
             memory, folder = self._folder(per)
+            on_their_way = sum(per in periods for periods in mine)
+            entry = _sum([self._account.sum(per), [on_their_way, 0, 0.0]])
             set_anyway(memory, f"{folder}.{self._ledger.leaf(self._task, per)}", entry)
 
     def _folder(self, per: str) -> tuple[MemoryObject, str]:
@@ -211,7 +221,8 @@ class Meter:
     def _spent(self, per: str) -> Spent:
         memory, folder = self._folder(per)
         entries = {**dict(self._of_group(per, folder)), **dict(_entries(memory, folder)), **self._ledger.sums(per)}
-        return _sum([*entries.values(), *self._ledger.reserved.values()])
+        reserved = (estimate for meter, estimate in self._ledger.reserved.items() if per in meter._periods)  # noqa: SLF001 (of the same class)
+        return _sum([*entries.values(), *reserved])
 
     def _of_group(self, per: str, folder: str) -> Iterator[tuple[str, Spent]]:
         """Return what tasks of the group have spent that have ended, and are not applied yet."""

@@ -46,7 +46,7 @@ async def chat_model_action(event: Event, ctx: RunnerContext) -> None:
         if known is None:
             return  # somebody else has asked for these tools
         request_id, conversation = known
-        request, kept, new = conversation.request, conversation.messages, _tool_messages(event)
+        request, kept, new = conversation.request, conversation.read(), _tool_messages(event)
     await _take_turn(ctx, request_id, conversation, request, kept, new)
 
 

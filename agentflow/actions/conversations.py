@@ -46,9 +46,8 @@ class Conversation:
         request: dict[str, Any] = msgspec.msgpack.decode(self._memory.get(f"{self._path}.request"))
         return request
 
-    @property
-    def messages(self) -> list[ChatMessage]:
-        """All messages, oldest first."""
+    def read(self) -> list[ChatMessage]:
+        """Return all messages, oldest first."""
         self._count, found = 0, []
         while (turn := self._memory.get(self._next_turn)) is not None:
             found += _decode(turn)
@@ -61,7 +60,7 @@ class Conversation:
         return Retries(*(self._memory.get(f"{self._path}.retries") or ()))
 
     def append(self, request: dict[str, Any] | None, messages: Sequence[ChatMessage], retries: Retries) -> None:
-        """Add messages behind those that `messages` has shown; what is there is not written again.
+        """Add messages behind those that `read` has returned; what is there is not written again.
 
         Args:
             request: What was asked, with the first messages; None: it is known.

@@ -106,7 +106,7 @@ async def _with_retries(
     has_fallback: bool,
 ) -> ChatMessage:
     policy = chat_policy(setup, ctx.config)
-    meter = Meter(ctx, budgets)
+    meter = Meter(ctx, budgets, setup.name)
     request = ModelRequest(ctx, setup, policy, turn, meter, has_fallback=has_fallback)
     on_in_doubt: Any = reconcile(_in_doubt) if meter.counts_calls else "retry"
     attempt, failures = 1, 0

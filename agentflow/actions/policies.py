@@ -8,7 +8,6 @@ Configuration keys (the job file's section ``config``): ``error-handling-strateg
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -102,9 +101,8 @@ def chat_policy(setup: BaseChatModelSetup, config: Configuration) -> ChatPolicy:
     return kept[1]
 
 
-@functools.lru_cache(maxsize=64)
 def tool_defaults(config: Configuration) -> ToolDefaults:
-    """Return how tools are called that do not say it themselves; read once per configuration.
+    """Return how tools are called that do not say it themselves.
 
     Raises:
         ConfigError: A value is wrong.

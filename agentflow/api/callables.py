@@ -1,4 +1,4 @@
-"""What a callable is below its decorators and bindings."""
+"""What a callable is below its bindings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def innermost(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
-    """Return whether a function is a coroutine function, also below decorators."""
+    """Return whether a function is a coroutine function, also below `functools.partial` and bound methods."""
     function = innermost(function)
     if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
         return True  # as nearly always, and ten times as fast

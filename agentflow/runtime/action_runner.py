@@ -244,7 +244,7 @@ class ActionRunner:
         running = self._waiting.pop(task, None)
         if running is None:
             return None
-        kept = None if self._steps is None else self._steps.kept_of(task)
+        kept = None if self._steps is None else self._steps.left_by(task)
         self._interrupt(task)
         running.cancel()
         return None if kept is None else ActionStopped(task, kept)

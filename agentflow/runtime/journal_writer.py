@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Callable
-from functools import partial
 
 from agentflow.core.inputs import JournalAppended
+from agentflow.runtime.failing import Edge
 from agentflow.runtime.observation import JournalSeen, monotonic_ns
 from agentflow.runtime.ports import Journal
 
@@ -40,7 +39,7 @@ class JournalWriter:
         self._fail = fail
         self._seen = seen
         self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()
+        self._edge = Edge(fail)
         self._pending: list[tuple[int, bytes]] = []
         self._is_due = self._is_closed = False
         self._appending: asyncio.Task[None] | None = None
@@ -54,22 +53,19 @@ class JournalWriter:
     def _append_soon(self) -> None:
         """Append in the next turn of the loop but one: what can begin without the records begins first, and their number grows."""
         self._is_due = True
-        self._loop.call_soon(partial(self._loop.call_soon, self._append_pending, context=self._context))
+        self._loop.call_soon(self._loop.call_soon, self._append_pending)
 
     def _append_pending(self) -> None:
         if self._is_closed:
             return
         records, self._pending = self._pending, []
         began_ns = 0 if self._seen is None else monotonic_ns()
-        try:
+        with self._edge:
             position = self._journal.append_now(records)
-        except Exception as error:  # noqa: BLE001 (the subtask's edge: the job decides)
-            self._fail(error)
-            return
-        if position is None:
-            self._appending = self._loop.create_task(self._append(records, began_ns))
-        else:
-            self._appended(records, position, began_ns)
+            if position is None:
+                self._appending = self._loop.create_task(self._append(records, began_ns))
+            else:
+                self._appended(records, position, began_ns)
 
     async def _append(self, records: list[tuple[int, bytes]], began_ns: int) -> None:
         try:
@@ -79,7 +75,7 @@ class JournalWriter:
         except BaseException as error:  # noqa: BLE001 (the subtask's edge: the job decides)
             self._fail(error)
         else:
-            self._loop.call_soon(self._appended, records, position, began_ns, context=self._context)
+            self._loop.call_soon(self._appended, records, position, began_ns)
         finally:
             self._appending = None
 

@@ -161,9 +161,9 @@ class AgentResources:
         self._resources = resources
         self._agent = plan.name
         self._planned = {(planned.type, planned.name): planned for planned in plan.resources}
-        self._names: dict[ResourceType, list[str]] = {}
+        self._names: dict[ResourceType, tuple[str, ...]] = {}
         for planned in plan.resources:
-            self._names.setdefault(planned.type, []).append(planned.name)
+            self._names[planned.type] = (*self._names.get(planned.type, ()), planned.name)
         self.config = plan.config.to_dict()
         self.listens = frozenset(plan.actions_by_event)
         self.traffic = resources.traffic

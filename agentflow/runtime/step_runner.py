@@ -133,8 +133,8 @@ class StepRunner:
             del self._tasks[task]
             self._sleepers.pop(steps, None)
 
-    def kept_of(self, task: ActionTask) -> KeptWrites | None:
-        """Return what is kept of an attempt that has called steps, if it is stopped now; None: nothing."""
+    def left_by(self, task: ActionTask) -> KeptWrites | None:
+        """Return what an attempt leaves if it is stopped now; None: nothing, as all do that have called no step."""
         steps = self._tasks.get(task)
         return None if steps is None else kept_of(steps.ctx)
 

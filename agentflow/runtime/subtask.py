@@ -1,8 +1,9 @@
 """One subtask: source → mailbox → operators → effects → sinks, and its checkpoints.
 
 Work is done in turns of the loop. A turn is a plain callback: it drains the mailbox, carries out every effect, and leaves no
-effect behind; so is a callback that takes what has ended, an action or an append to the journal. So a barrier between two turns sees all operators of the chain at one point of the input, and a first step of
-a coroutine action (`start_eagerly`) is never inside another task.
+effect behind; what ends, an action or an append to the journal, is taken by a callback of its own in the same way. So a barrier
+between two of them sees all operators of the chain at one point of the input, and a first step of a coroutine action
+(`start_eagerly`) is never inside another task.
 """
 
 from __future__ import annotations
@@ -309,14 +310,17 @@ class Subtask:
         if self._answers:  # it came behind them
             self._deliver(index, received)
         elif not self._failure.done():
-            with self._edge:
-                now_ms, stage = self._clock.now_ms(), self._stages[index]
-                if stage.observation is not None:
-                    stage.observation.see(received)
-                stage.operator.apply(received, now_ms)
-                self._run_effects(index, now_ms)
-                if self._is_observed or type(received) is not JournalAppended:  # it sets no alarm
-                    self._schedule()
+            self._context.run(self._take_now, index, received)  # not in that of the action that has ended
+
+    def _take_now(self, index: int, received: ActionCompleted | ActionFailed | JournalAppended) -> None:
+        with self._edge:
+            now_ms, stage = self._clock.now_ms(), self._stages[index]
+            if stage.observation is not None:
+                stage.observation.see(received)
+            stage.operator.apply(received, now_ms)
+            self._run_effects(index, now_ms)
+            if self._is_observed or type(received) is not JournalAppended:  # it sets no alarm
+                self._schedule()
 
     def _cancel(self, index: int, effect: CancelAction, now_ms: int) -> None:
         stage = self._stages[index]
@@ -581,19 +585,15 @@ class Subtask:
 
         Behind a turn that failed nobody is told: its effects are half carried out, and must not be carried out again.
         """
-        try:
-            if self._failure.done():
-                return
-            now_ms = self._counters.checkpoint_completed_ms = self._clock.now_ms()
-            for index, stage in enumerate(self._stages):
-                if not is_skipped:
-                    stage.operator.apply(CheckpointCompleted(checkpoint), now_ms)
-                self._run_effects(index, now_ms)
-            if self._requests is not None and not is_skipped:
-                self._requests.checkpoint_completed()
-            self._schedule()  # something may wait for time now
-        except Exception as error:  # noqa: BLE001 (the subtask's edge: the job decides)
-            self.fail(error)
-        finally:
-            if not told.done():
-                told.set_result(None)
+        if not self._failure.done():
+            with self._edge:
+                now_ms = self._counters.checkpoint_completed_ms = self._clock.now_ms()
+                for index, stage in enumerate(self._stages):
+                    if not is_skipped:
+                        stage.operator.apply(CheckpointCompleted(checkpoint), now_ms)
+                    self._run_effects(index, now_ms)
+                if self._requests is not None and not is_skipped:
+                    self._requests.checkpoint_completed()
+                self._schedule()  # something may wait for time now
+        if not told.done():
+            told.set_result(None)

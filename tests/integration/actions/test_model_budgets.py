@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -417,3 +418,82 @@ async def test_calls_of_a_model_without_budgets_are_free_also_in_a_replay(tmp_pa
         await engine.signal("k", "go", None)
         assert await engine.submit("k", 1, request_id="r") == ["done"]
     assert (len(free.requests), len(paid.requests)) == (3, 3)
+
+
+def spent_by_key(ctx: RunnerContext) -> list[list[float]]:
+    memory = ctx.short_term_memory
+    entries = memory.get("__spent__.key").get_fields() if memory.is_exist("__spent__.key") else {}
+    return [entries[name] for name in sorted(entries, key=lambda name: name.rpartition("_")[2])]
+
+
+@pytest.mark.parametrize("is_parked", [False, True])
+async def test_what_an_earlier_attempt_has_paid_is_not_counted_again_also_behind_a_long_wait(is_parked: bool) -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        await ctx.chat("free", ["same"])
+        await ctx.chat("m", ["same"])
+        if ctx.attempt == 1:
+            raise ValueError("once")
+        waiting.set()
+        await ctx.wait_for("go")
+        ctx.send_event(OutputEvent(spent_by_key(ctx)))
+
+    waiting = asyncio.Event()
+    model = always([Budget(per="key", calls=9)])
+    agent = scripted(model, agent_of(act, retry=Retry(attempts=2, initial="1ms")))
+    agent.add_resource("free", ResourceType.CHAT_MODEL, always([]))
+    config = {"run.park-after": "1ms" if is_parked else "1h"}
+    async with Engine(agent, in_memory=True, config=config) as engine:
+        run = await engine.send("k", 1)
+        await waiting.wait()
+        if is_parked:
+            await until(lambda: engine.runs()[0].state == "waiting")
+        await engine.signal("k", "go", None)
+        assert await engine.result(run) == [[[1, 10, 0.0], [0, 0, 0.0]]]
+    assert len(model.requests) == 1
+
+
+@pytest.mark.parametrize("is_one_task", [False, True])
+async def test_a_model_spends_the_budgets_that_it_has(is_one_task: bool) -> None:
+    async def ask_cheap(event: Event, ctx: RunnerContext) -> None:
+        for n in range(3):
+            await ctx.chat("cheap", [f"{n}"])
+        await ask_dear(event, ctx) if is_one_task else ctx.send_event(Event("next", {}))
+
+    async def ask_dear(event: Event, ctx: RunnerContext) -> None:
+        await ctx.chat("m", ["x"])
+        ctx.send_event(OutputEvent(spent_by_key(ctx)))
+
+    agent = agent_of(ask_cheap, retry=ONCE).add_action("next", ["next"], ask_dear, retry=ONCE)
+    agent = scripted(always([Budget(per="key", calls=1)]), agent)
+    agent.add_resource("cheap", ResourceType.CHAT_MODEL, always([Budget(calls=9)]))
+    async with Engine(agent, in_memory=True) as engine:
+        assert await engine.submit("k", 1) == [[[1, 10, 0.0]]]
+
+
+async def test_what_a_stopped_task_has_spent_survives_a_crash_before_the_next_checkpoint(tmp_path: Path) -> None:
+    is_paid, fails = asyncio.Event(), asyncio.Event()
+
+    async def die(event: Event, ctx: RunnerContext) -> None:
+        await fails.wait()
+        raise ValueError("it dies")
+
+    async def pay(event: Event, ctx: RunnerContext) -> None:
+        await ctx.chat("m", ["hi"])
+        is_paid.set()
+        await asyncio.Event().wait()
+
+    model = always([Budget(per="key", calls=1)])
+    agent = Agent("A").add_action("die", [EventType.InputEvent], die, retry=ONCE, parallel=True)
+    agent = scripted(model, agent.add_action("pay", [EventType.InputEvent], pay, retry=ONCE, parallel=True))
+    config = {"checkpoint.interval": "1h", **HURRY}
+    async with Engine(agent, state_dir=str(tmp_path / "state"), config=config) as engine:
+        run = await engine.send("k", 1)
+        await is_paid.wait()
+        fails.set()
+        with pytest.raises(RunFailed, match="it dies"):
+            await engine.result(run)
+        shutil.copytree(tmp_path / "state", tmp_path / "copy", ignore=shutil.ignore_patterns("LOCK"))
+    async with Engine(agent, state_dir=str(tmp_path / "copy"), config=config) as engine:
+        with pytest.raises(RunFailed):
+            await engine.submit("k", 2)
+    assert len(model.requests) == 1

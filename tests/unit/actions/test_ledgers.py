@@ -41,7 +41,7 @@ def test_calls_of_a_group_that_are_recorded_or_in_doubt_are_known_before_any_of_
     world.journal += [effect.record for effect in world.operator.effects]
     world.crash()
     ledger = _Ledger(world.tasks[tasks["idle"]].run)
-    known = {name: ledger.account(world.tasks[tasks[name]]).recorded for name in names}
+    known = {name: [cost for _, cost in ledger.account(world.tasks[tasks[name]]).recorded] for name in names}
     assert known == {
         "doubt": [[1, 0, 0.0]],
         "answered": [[1, 15, 0.5]],
@@ -71,11 +71,13 @@ def test_recorded_calls_of_earlier_attempts_are_in_their_own_accounts() -> None:
     world.apply(ActionFailed(task, ErrorReport("KeyError", "'x'")))
     world.until(world.now_ms + 60_000)
     account = _Ledger(task.run).account(task)
-    assert (task.attempt, account.earlier, account.recorded) == (2, [[1, 15, 0.5]], [])
-    account.count([1, 15, 0.5], is_recorded=True)
-    assert account.sum == [0, 0, 0.0]
-    account.count([1, 15, 0.5], is_recorded=False)
-    assert account.sum == [1, 15, 0.5]
+    paid, of_another = ("m", [1, 15, 0.5]), ("other", [1, 15, 0.5])
+    assert (task.attempt, account.earlier, account.recorded) == (2, [paid], [])
+    account.count(of_another, frozenset(), is_recorded=True)
+    account.count(paid, frozenset(["key"]), is_recorded=True)
+    assert account.sum("key") == [0, 0, 0.0]
+    account.count(paid, frozenset(["key"]), is_recorded=False)
+    assert (account.sum("key"), account.sum("run")) == ([1, 15, 0.5], [0, 0, 0.0])
 
 
 def test_call_in_doubt_costs_one_call() -> None:
