@@ -25,7 +25,7 @@ from tests.own_broker import OwnBroker
 pytestmark = [pytest.mark.kafka, pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(3_600)]
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20_261_121
-DISTURBED_S = float(os.environ.get("KAFKA_CHAOS_S", "40"))
+DISTURBED_S = float(os.environ.get("KAFKA_CHAOS_S", "30"))
 WORKERS = 3
 RECORDS_PER_S = 1_000
 KEYS = 200

@@ -141,7 +141,7 @@ def _block(event: InputEvent[Any], ctx: RunnerContext) -> None:
         (_cancel, {}),
         (_raise_cancelled, {}),
         (_refuse_to_end, {"timeout": "20ms"}),
-        (_block, {"timeout": "20ms", "blocking": True}),
+        (_block, {"timeout": "500ms", "blocking": True}),
     ],
 )
 def test_action_that_raises_hangs_or_is_cancelled_affects_only_its_own_run(

@@ -25,7 +25,7 @@ from agentflow.testing.simulation import simulate, simulate_every_point
 from tests.traces import trace_under_two_hash_seeds
 
 SEEDS_PER_TEST = 250
-SHORT_SCRIPTS = range(4)
+SHORT_SCRIPTS = range(3)
 MUTANT_SEEDS = range(600)
 
 
