@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import shutil
 import threading
@@ -21,6 +22,7 @@ from agentflow import (
     CheckpointSettings,
     CollectionSink,
     ConfigError,
+    Engine,
     Event,
     EventType,
     InputEvent,
@@ -424,3 +426,31 @@ def test_start_without_new_input_makes_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_bytes(b'{"k": "a"}\n')
     first, *later = [file_job(tmp_path, agent_of(counting)).execute().checkpoint for _ in range(3)]
     assert later == [first, first]
+
+
+_whose = contextvars.ContextVar("_whose", default="nobody's")
+
+
+@pytest.mark.parametrize("kind", ["async", "blocking"])
+async def test_what_an_action_sets_in_its_context_is_seen_by_no_other_one(kind: str) -> None:
+    def note(event: InputEvent[Any], ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(_whose.get()))
+        _whose.set(ctx.run_id)
+        ctx.send_event(Event("next", {}))
+
+    async def note_and_pay(event: InputEvent[Any], ctx: RunnerContext) -> None:
+        note(event, ctx)
+        await ctx.durable_execute_async(abs, -1)
+
+    def tell(event: Event, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(_whose.get()))
+
+    agent = Agent("A").add_action(
+        "note",
+        [EventType.InputEvent],
+        note if kind == "blocking" else note_and_pay,
+        **({"blocking": True} if kind == "blocking" else {}),
+    )
+    async with Engine(agent.add_action("tell", ["next"], tell), in_memory=True) as engine:
+        told = await asyncio.gather(*(engine.submit("k", n) for n in range(3)))
+    assert told == [["nobody's", "nobody's"]] * 3
