@@ -31,7 +31,7 @@ class RecordKind(enum.IntEnum):
     ERROR = 3  # it raised
     CANCELLED = 4  # user code cancelled it, whatever was recorded before
     COMPLETION = 5  # the action's attempt completed
-    FAILURE = 6  # the action's last attempt failed
+    FAILURE = 6  # the action's last attempt failed, or one that leaves an account
     WAIT = 7  # it is no call, but waits for time or a signal
     ATTEMPT = 8  # a call failed, and another one follows
     WAITED = 9  # a wait has ended: by a signal, or because time was up
@@ -95,7 +95,7 @@ decode_completion = msgspec.msgpack.Decoder(Completion).decode
 
 
 class Failure(msgspec.Struct, array_like=True, gc=False):
-    """How a task failed for good: as in `ActionFailed`. New fields go to the end, with a default."""
+    """How an attempt failed: as in `ActionFailed`. New fields go to the end, with a default."""
 
     error: ErrorReport
     left: tuple[Sequence[SentEvent], Mapping[int, Headers] | None] | None = None

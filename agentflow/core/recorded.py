@@ -49,7 +49,7 @@ class RecordedTask(msgspec.Struct, eq=False):
 
     Attributes:
         steps: Path of the step → its last record.
-        endings: Attempt → encoded record of its completion, or of the failure of the last attempt.
+        endings: Attempt → encoded record of its completion, or of its failure: of the last one, or of one that leaves an account.
         divergence: The attempt that runs has called another step than the recorded one.
         is_news: Something is recorded that the last checkpoint does not have; known after a recovery.
         failed_before: Last attempt of which an error was recorded before the recovery; 0: none.
