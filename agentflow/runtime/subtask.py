@@ -1,8 +1,9 @@
 """One subtask: source → mailbox → operators → effects → sinks, and its checkpoints.
 
 Work is done in turns of the loop. A turn is a plain callback: it drains the mailbox, carries out every effect, and leaves no
-effect behind; what has waited for the journal goes on by a callback of its own. So a barrier between two of them sees all operators
-of the chain at one point of the input, and a first step of a coroutine action (`start_eagerly`) is never inside another task.
+effect behind; what ends between turns, an action or an append to the journal, goes on by a callback of its own. So a barrier between
+two of them sees all operators of the chain at one point of the input, and a first step of a coroutine action (`start_eagerly`) is
+never inside another task.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ from agentflow.runtime.task_steps import Answer
 from agentflow.runtime.watermarks import WatermarkGenerator
 
 _IDLE_STEP_MS = 100
-_Answer = ActionCompleted | ActionFailed | StepInput
+_Answer = ActionCompleted | ActionFailed | JournalAppended | StepInput
 
 
 class Subtask:
@@ -155,9 +156,7 @@ class Subtask:
         """Record durable steps in ``journal``, which has been read up to ``position``; called behind `add_stage`."""
         first = self._stages[0].observation
         seen = None if first is None else first.turn.notes.append
-        writer = self._journal = self._epochs.journal = JournalWriter(
-            journal, self._take_appended, self.fail, position, seen
-        )
+        writer = self._journal = self._epochs.journal = JournalWriter(journal, self._take, self.fail, position, seen)
         self._carry_out[PersistStep] = lambda index, effect, _: writer.append(index, effect.record)
 
     def use_signals(self, signals: Signals, reader: SignalReader) -> None:
@@ -306,17 +305,21 @@ class Subtask:
             else:
                 self._schedule()  # perhaps it waits, as recorded
 
-    def _take_appended(self, index: int, received: JournalAppended) -> None:
-        """Carry out what has waited for records, at once: a turn would look at everything else first, and has no alarm to set."""
-        if not self._failure.done():
-            self._context.run(self._apply_appended, index, received)  # not in that of whoever has caused the append
+    def _take(self, index: int, received: _Answer) -> None:
+        """Go on at once behind what has ended: a turn looks at all else first. Where several actions end together, the others share one."""
+        if self._is_scheduled and type(received) is not JournalAppended:
+            self._deliver(index, received)
+        elif not self._failure.done():
+            self._context.run(self._take_now, index, received)  # not in that of whoever has caused it
 
-    def _apply_appended(self, index: int, received: JournalAppended) -> None:
+    def _take_now(self, index: int, received: _Answer) -> None:
         with self._edge:
-            now_ms = self._clock.now_ms()
-            self._stages[index].operator.apply(received, now_ms)
+            now_ms, stage = self._clock.now_ms(), self._stages[index]
+            if stage.observation is not None:
+                stage.observation.see(received)
+            stage.operator.apply(received, now_ms)
             self._run_effects(index, now_ms)
-            if self._is_observed:
+            if self._is_observed or type(received) is not JournalAppended:  # it sets no alarm
                 self._schedule()
 
     def _cancel(self, index: int, effect: CancelAction, now_ms: int) -> None:
@@ -333,7 +336,7 @@ class Subtask:
 
     def deliver_to(self, index: int) -> Callable[[ActionCompleted | ActionFailed], None]:
         """Return the place where the runner of operator ``index`` delivers late answers."""
-        return lambda answer: self._deliver(index, answer)
+        return lambda answer: self._take(index, answer)
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
