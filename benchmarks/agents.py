@@ -19,6 +19,7 @@ from typing import Any
 
 from agentflow import (
     Agent,
+    BaseChatModelSetup,
     ChatMessage,
     ChatRequestEvent,
     ChatResponseEvent,
@@ -32,6 +33,7 @@ from agentflow import (
     RunnerContext,
     StateSettings,
 )
+from agentflow.api.chat_models import ChatRequest, OnDelta
 from agentflow.environment.openers import new_event_loop, state_opener
 from agentflow.plan.plan import AgentPlan
 from agentflow.runtime.collection import rare_collections
@@ -40,7 +42,7 @@ from agentflow.runtime.job_spec import AgentStage, JobSpec
 from agentflow.runtime.settings import RunSettings
 from agentflow.testing.model_server import HttpError, Reply
 from agentflow.testing.model_server import ToolCall as ServedCall
-from agentflow.testing.scripted_models import ScriptedChatModel
+from agentflow.testing.scripted_models import ScriptedConnection
 from benchmarks.workloads import CountingSink, PreparedSource, check_outputs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,18 +221,30 @@ async def find_order(number: int) -> str:
     return f"order {number}: on its way"
 
 
+at_work: list[tuple[float, float]] = []
+"""When a model or a tool was at work."""
+
+
+class TimedConnection(ScriptedConnection):
+    """Scripted models that note when they were at work."""
+
+    async def complete(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatMessage:
+        """Return the next reply."""
+        began = time.perf_counter()
+        answer = await super().complete(request, on_delta)
+        at_work.append((began, time.perf_counter()))
+        return answer
+
+
 def turn_overhead_ms(factor: float) -> float:
     """What the engine adds to a turn of four parallel tools: beyond the time of the model and of the tools, as they took it."""
     runs = max(5, int(40 * factor))
     wanted = [
         {"tool": "find_order_timed", "arguments": {"number": number}, "id": f"call-{number}"} for number in range(TOOLS)
     ]
-    spans: list[tuple[float, float]] = []  # when a model or a tool was at work
 
     async def model_turn(asked: Any) -> Any:
-        began = time.perf_counter()
         await asyncio.sleep(0.05)
-        spans.append((began, time.perf_counter()))
         turn = sum(message.role == "assistant" for message in asked.messages)
         return wanted if turn < TURNS - 1 else ANSWER
 
@@ -238,20 +252,21 @@ def turn_overhead_ms(factor: float) -> float:
         """Find an order."""
         began = time.perf_counter()
         await asyncio.sleep(0.05)
-        spans.append((began, time.perf_counter()))
+        at_work.append((began, time.perf_counter()))
         return f"order {number}: on its way"
 
     async def measure() -> float:
-        model = ScriptedChatModel(rules=[{"when": "", "reply": model_turn}])
-        agent = ReActAgent(chat_model=model, tools=[find_order_timed])
+        agent = ReActAgent(chat_model=BaseChatModelSetup(connection="timed", model="m"), tools=[find_order_timed])
+        connection = TimedConnection(rules=[{"when": "", "reply": model_turn}])
+        agent.add_resource("timed", ResourceType.CHAT_MODEL_CONNECTION, connection)
         with tempfile.TemporaryDirectory() as directory:
             async with Engine(agent, state_dir=directory) as engine:
                 times = []
                 for number in range(runs):
                     began = time.perf_counter()
                     assert await engine.submit(f"k{number}", "Where are my orders?") == [ANSWER]
-                    times.append(time.perf_counter() - began - _at_work_s(spans))
-                    spans.clear()
+                    times.append(time.perf_counter() - began - _at_work_s(at_work))
+                    at_work.clear()
         return median(times) / TURNS * 1e3
 
     return _run(measure)
