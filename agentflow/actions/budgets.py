@@ -52,12 +52,14 @@ class _Account:
     """What one attempt of a task has spent.
 
     Attributes:
+        name: Tells it from the others of its run.
         counted: Calls that its context has counted, each with the periods of its budgets.
         recorded: Calls that it has made, as the journal says, and has not asked for again: (model, cost).
         earlier: Recorded calls of earlier attempts, which are in their entries, and were not asked for again.
     """
 
-    def __init__(self, task: Any) -> None:  # noqa: ANN401 (the operator's task)
+    def __init__(self, task: Any, name: str) -> None:  # noqa: ANN401 (the operator's task)
+        self.name = name
         self.counted: list[tuple[_Call, frozenset[str]]] = []
         self.recorded: list[_Call] = []
         self.earlier: list[_Call] = []
@@ -99,24 +101,23 @@ class _Ledger:
 
     def __init__(self, run: Any) -> None:  # noqa: ANN401 (the operator's run)
         self.reserved: dict[Meter, Spent] = {}  # calls on their way
-        self._accounts: dict[str, _Account] = {}  # by the leaf of its entry
+        self._accounts: dict[str, _Account] = {}
         self._run = hashlib.blake2b(run.id.encode(), digest_size=6).hexdigest()
         for task in run.tasks:
             if task.outcome is None:
                 self.account(task)
 
-    def leaf(self, task: Any, per: str) -> str:  # noqa: ANN401 (the operator's task)
-        """Return the name of an attempt's entry."""
-        own = f"{hashlib.blake2b(task.id.encode(), digest_size=8).hexdigest()}_{task.attempt}"
-        return own if per == "run" else f"{self._run}_{own}"
-
     def account(self, task: Any) -> _Account:  # noqa: ANN401 (the operator's task)
         """Return the account of a task's attempt."""
-        leaf = self.leaf(task, "run")
-        account = self._accounts.get(leaf)
+        name = f"{hashlib.blake2b(task.id.encode(), digest_size=8).hexdigest()}_{task.attempt}"
+        account = self._accounts.get(name)
         if account is None:
-            account = self._accounts[leaf] = _Account(task)
+            account = self._accounts[name] = _Account(task, name)
         return account
+
+    def leaf(self, account: _Account, per: str) -> str:
+        """Return the name of an account's entry of memory."""
+        return account.name if per == "run" else f"{self._run}_{account.name}"
 
     def is_of_run(self, leaf: str) -> bool:
         """Whether an entry of the key, or of a day, is one of this run."""
@@ -124,8 +125,7 @@ class _Ledger:
 
     def sums(self, per: str) -> dict[str, Spent]:
         """Return what is known of attempts, by the names of their entries."""
-        prefix = "" if per == "run" else f"{self._run}_"
-        return {prefix + leaf: account.sum(per) for leaf, account in self._accounts.items()}
+        return {self.leaf(account, per): account.sum(per) for account in self._accounts.values()}
 
 
 _ledgers: weakref.WeakKeyDictionary[Any, _Ledger] = weakref.WeakKeyDictionary()
@@ -193,8 +193,8 @@ class Meter:
     def count(self, spent: Spent, *, is_recorded: bool) -> None:
         """Count what a call has cost, whether it was made now or its outcome is from the journal."""
         if not self._budgets:
-            if (ledger := _ledgers.get(self._task.run)) is not None:
-                ledger.account(self._task).count((self._model, spent), frozenset(), is_recorded=is_recorded)
+            if is_recorded and (ledger := _ledgers.get(self._task.run)) is not None:
+                ledger.account(self._task).count((self._model, spent), frozenset(), is_recorded=True)
             return
         self._ledger.reserved.pop(self, None)
         self._account.count((self._model, spent), self._periods, is_recorded=is_recorded)
@@ -210,7 +210,7 @@ class Meter:
             memory, folder = self._folder(per)
             on_their_way = sum(per in periods for periods in mine)
             entry = _sum([self._account.sum(per), [on_their_way, 0, 0.0]])
-            set_anyway(memory, f"{folder}.{self._ledger.leaf(self._task, per)}", entry)
+            set_anyway(memory, f"{folder}.{self._ledger.leaf(self._account, per)}", entry)
 
     def _folder(self, per: str) -> tuple[MemoryObject, str]:
         if per == "run":

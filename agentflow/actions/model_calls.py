@@ -125,9 +125,7 @@ async def _with_retries(
             failure = error
             if not isinstance(failure, CircuitOpen):
                 meter.count([1, 0, 0.0], is_recorded=not request.is_made)
-        except (
-            asyncio.CancelledError
-        ):  # by the action, such as its own timeout: perhaps the provider answers all the same
+        except asyncio.CancelledError:  # by the action: perhaps the provider answers all the same
             meter.count([1, 0, 0.0], is_recorded=not request.is_made)
             raise
         else:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from agentflow.actions.approvals import Denied, approved
 from agentflow.actions.call_reports import cut
 from agentflow.actions.policies import tool_defaults
 from agentflow.actions.tool_lists import declared_tool, find_tool
-from agentflow.api.callables import is_coroutine_function
+from agentflow.api.callables import call_anywhere
 from agentflow.api.chat_messages import ToolCall
 from agentflow.api.chat_models import BaseChatModelSetup
 from agentflow.api.durations import duration_ms
@@ -213,10 +212,7 @@ class _ToolRequest:
 
     async def _called(self, bound: Callable[[], Any]) -> Any:  # noqa: ANN401 (a tool's result)
         """Call a tool: a coroutine function here, any other in a thread."""
-        if is_coroutine_function(bound):
-            return await bound()
-        result = await self._ctx._services.in_thread(bound)  # noqa: SLF001 (the context's engine side)
-        return await result if inspect.isawaitable(result) else result
+        return await call_anywhere(bound, (), {}, self._ctx._services.in_thread)  # noqa: SLF001 (the context's engine side)
 
     async def _is_repeatable(self, intent: StepIntent) -> Verdict:  # noqa: ARG002 (the signature of a reconciler)
         try:

@@ -58,9 +58,8 @@ class Window:
         for when, entry in entries:
             freed += entry
             if freed >= excess:
-                return max(
-                    when + _WINDOW_S - now, _LEAST_S
-                )  # it is not a minute ago, even where the sum is rounded to now
+                # It is not a minute ago, even where the sum is rounded to now.
+                return max(when + _WINDOW_S - now, _LEAST_S)
         return _WINDOW_S
 
     def expire(self, now: float) -> None:

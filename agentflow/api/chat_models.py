@@ -7,14 +7,13 @@ Flink Agents. Neither retries, limits or waits: that belongs to the engine, whic
 from __future__ import annotations
 
 import enum
-import functools
-import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
 
 from agentflow.api.budgets import Budget, RateLimit
+from agentflow.api.callables import InThread, call_anywhere
 from agentflow.api.chat_messages import ChatMessage, MessageRole
 from agentflow.api.prompts import Prompt
 from agentflow.api.resources import Resource, ResourceType
@@ -46,7 +45,6 @@ class ChatDelta(msgspec.Struct, frozen=True):
 
 
 OnDelta = Callable[[ChatDelta], object]
-InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class ChatRequest(msgspec.Struct, kw_only=True):
@@ -127,9 +125,8 @@ class BaseChatModelConnection(Resource):
         """
         tools = [Tool(metadata=tool) for tool in request.tools]
         asked = (request.messages, tools or None, request.output_schema)
-        call = functools.partial(self.chat, *asked, model=request.model, **request.options)
-        answer = call() if inspect.iscoroutinefunction(self.chat) else await in_thread(call)
-        message: ChatMessage = await answer if inspect.isawaitable(answer) else answer
+        arguments = {"model": request.model, **request.options}
+        message: ChatMessage = await call_anywhere(self.chat, asked, arguments, in_thread)
         return message
 
     def chat(

@@ -90,17 +90,12 @@ class TaskScheduler:
         """Decide what follows a failed attempt: the next one, or the action's last resort."""
         self._steps.waits.drop(task)
         if error.is_retryable and task.attempt < task.action.retry.attempts:
-            due_ms = now_ms + retry_wait_ms(task)
-            task.attempt += 1
-            self.wait(task, due_ms)
-            self._effects.append(ScheduleRetry(task, error, due_ms))
+            self._attempt_again(task, error, now_ms + retry_wait_ms(task))
             return
         run = task.run
         resort = self._policy.last_resort(task.action.on_error)
         if resort is OnError.FAIL and self._steps.is_failed_before(task):
-            task.attempt += 1  # whoever started the job again may have removed the cause
-            self.wait(task, now_ms)
-            self._effects.append(ScheduleRetry(task, error, now_ms))
+            self._attempt_again(task, error, now_ms)  # whoever started the job again may have removed the cause
             return
         if resort is OnError.SKIP:
             task.status = SKIPPED
@@ -115,6 +110,11 @@ class TaskScheduler:
             run.current = None
             if task.status == DEAD:
                 self._bury(run, task)
+
+    def _attempt_again(self, task: ActionTask, error: ErrorReport, due_ms: int) -> None:
+        task.attempt += 1
+        self.wait(task, due_ms)
+        self._effects.append(ScheduleRetry(task, error, due_ms))
 
     def _cancel_behind(self, run: Run, task: ActionTask) -> None:
         assert run.group is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from agentflow.api.callables import InThread
 from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.encoding import encode_msgpack
 from agentflow.api.memory import MemoryLimits
@@ -21,7 +22,6 @@ from agentflow.runtime.logs import Fields, LazyLogger
 from agentflow.runtime.ports import KeyedState
 from agentflow.runtime.resources import AgentResources, Resources
 from agentflow.runtime.settings import JobSettings
-from agentflow.runtime.step_calls import InThread
 from agentflow.runtime.step_runner import StepRunner
 from agentflow.runtime.streams import NOWHERE, LiveStream, Nowhere, Streams
 

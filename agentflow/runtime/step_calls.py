@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from agentflow.api.callables import is_coroutine_function
 from agentflow.api.encoding import NOT_ENCODABLE, encode_msgpack
 from agentflow.api.runner_context import RunnerContext
 from agentflow.core.inputs import StepCall, StepEnded
@@ -28,23 +26,6 @@ def step_id(steps: TaskSteps, call: StepCall) -> str:
     task = steps.task
     position = task.run.record.first_position
     return f"{position}/{task.path}{call.path}/{call.function}:{call.digest.hex()}"
-
-
-InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Calls a function in a thread."""
-
-
-async def call_anywhere(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    in_thread: InThread,
-) -> Any:  # noqa: ANN401 (a user's value)
-    """Call a function: a coroutine function here, any other in a thread."""
-    if is_coroutine_function(function):
-        return await function(*args, **kwargs)
-    result = await in_thread(functools.partial(function, *args, **kwargs))
-    return await result if inspect.isawaitable(result) else result
 
 
 def recordable(ctx: RunnerContext, call: StepCall, function: Callable[..., Any], result: object) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from agentflow.api.callables import is_coroutine_function
+from agentflow.api.callables import InThread, call_anywhere, is_coroutine_function
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import StepIntent
 from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
@@ -38,9 +38,7 @@ from agentflow.runtime.kept_writes import kept_of
 from agentflow.runtime.observation import StepSeen, monotonic_ns
 from agentflow.runtime.step_cache import cached_result
 from agentflow.runtime.step_calls import (
-    InThread,
     answered,
-    call_anywhere,
     encoded_about,
     failed,
     place_of,

@@ -314,13 +314,16 @@ class Subtask:
 
     def _take_now(self, index: int, received: _Answer) -> None:
         with self._edge:
-            now_ms, stage = self._clock.now_ms(), self._stages[index]
-            if stage.observation is not None:
-                stage.observation.see(received)
-            stage.operator.apply(received, now_ms)
-            self._run_effects(index, now_ms)
+            self._apply(index, received, self._clock.now_ms())
             if self._is_observed or type(received) is not JournalAppended:  # it sets no alarm
                 self._schedule()
+
+    def _apply(self, index: int, received: _Answer, now_ms: int) -> None:
+        stage = self._stages[index]
+        if stage.observation is not None:
+            stage.observation.see(received)
+        stage.operator.apply(received, now_ms)
+        self._run_effects(index, now_ms)
 
     def _cancel(self, index: int, effect: CancelAction, now_ms: int) -> None:
         stage = self._stages[index]
@@ -354,12 +357,7 @@ class Subtask:
                 self._is_restored = False
                 self._run_effects(0, now_ms)  # of the restore: the start of unfinished runs
             for _ in range(len(self._answers)):
-                index, answer = self._answers.popleft()
-                stage = self._stages[index]
-                if stage.observation is not None:
-                    stage.observation.see(answer)
-                stage.operator.apply(answer, now_ms)
-                self._run_effects(index, now_ms)
+                self._apply(*self._answers.popleft(), now_ms)
             while mailbox.signals:
                 self._take_signal(mailbox.signals.popleft(), now_ms)
             while mailbox.batches:

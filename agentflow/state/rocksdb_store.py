@@ -252,27 +252,21 @@ class RocksDBStore:
 
     def put(self, family: int, key: bytes, value: bytes, doing: str) -> None:
         """Write one row, unsynced; a batch of one takes twice as long."""
-        self.check_writable(doing)
-        try:
-            self._families[family].put(key, value)
-        except Exception as error:  # the binding raises bare Exception
-            self._failure = self.error(error, doing)
-            raise self._failure from error
+        self._attempt(lambda: self._families[family].put(key, value), doing)
 
     def write(self, batch: WriteBatch, doing: str) -> None:
         """Write a batch atomically, unsynced. Holds the GIL for about 1 µs per entry."""
-        self.check_writable(doing)
-        try:
-            self._db.write(batch)
-        except Exception as error:  # the binding raises bare Exception
-            self._failure = self.error(error, doing)
-            raise self._failure from error
+        self._attempt(lambda: self._db.write(batch), doing)
 
     def sync_in_place(self, doing: str) -> None:
         """Make everything written so far durable; the loop waits."""
+        self._attempt(self._flush, doing)
+
+    def _attempt(self, write: Callable[[], object], doing: str) -> None:
+        """Write, if that is possible; an error stands in the way of every later write."""
         self.check_writable(doing)
         try:
-            self._flush()
+            write()
         except Exception as error:  # the binding raises bare Exception
             self._failure = self.error(error, doing)
             raise self._failure from error

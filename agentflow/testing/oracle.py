@@ -165,19 +165,20 @@ class _Sequence:
     def _attempt(self, task: _Task, *, is_perhaps_stopped: bool = False) -> None:
         """Attempt until it succeeds or is given up: skipped (``did`` is None) or dead."""
         task_id = f"{self._arrival.run}/{task.path}"
+        failures = task.spec.failures(self._program.seed, task_id)
         if task.spec.keeps(self._program.seed):
-            last = min(task.spec.failures(self._program.seed, task_id) + 1, task.spec.attempts)
-            for attempt in range(task.attempt, max(last, task.attempt) + 1):
-                self._memory[account_of(task_id, attempt)] = 1
-                if is_perhaps_stopped:
-                    self._expected.perhaps.add(account_of(task_id, attempt))
-        if task.attempt <= task.spec.failures(self._program.seed, task_id):
+            last = max(task.attempt, min(failures + 1, task.spec.attempts))
+            accounts = [account_of(task_id, attempt) for attempt in range(task.attempt, last + 1)]
+            self._memory.update(dict.fromkeys(accounts, 1))
+            if is_perhaps_stopped:
+                self._expected.perhaps.update(accounts)
+        if task.attempt <= failures:
             self._expected.troubled.add(self._encoded_key)
-            if task.spec.failures(self._program.seed, task_id) >= task.spec.attempts:
+            if failures >= task.spec.attempts:
                 self._emit_before_waits(task, self._perform(task.spec, task_id))
                 self._give_up(task, "ValueError")
                 return
-            task.attempt = task.spec.failures(self._program.seed, task_id) + 1
+            task.attempt = failures + 1
         task.did = self._perform(task.spec, task_id)
 
     def _emit_before_waits(self, task: _Task, did: _Did) -> None:

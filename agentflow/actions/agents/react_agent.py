@@ -19,7 +19,7 @@ from agentflow.api.agent import Agent
 from agentflow.api.chat_events import ChatRequestEvent, ChatResponseEvent
 from agentflow.api.chat_messages import ChatMessage, MessageRole
 from agentflow.api.events import Event, EventType, OutputEvent
-from agentflow.api.output_schemas import as_type, schema_of
+from agentflow.api.output_schemas import schema_of
 from agentflow.api.prompts import Prompt
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.api.runner_context import RunnerContext
@@ -117,16 +117,13 @@ class ReActAgent(Agent):
         if answered.error is not None:
             ctx.send_event(OutputEvent({"error": answered.error}))
             return
-        response = answered.response
-        output = response.output
-        if output is not None and not isinstance(
-            self._output_type, Mapping
-        ):  # an event carries what fits the schema; a type may want more, and have less
-            try:
-                output = as_type(output, self._output_type)
-            except ValueError as error:
-                raise OutputInvalid(str(error), response.content) from None
-        ctx.send_event(OutputEvent(response.content if output is None else output))
+        # An event carries what fits the schema; a type may want more, and have less.
+        output_type = None if isinstance(self._output_type, Mapping) else self._output_type
+        try:
+            output = answered.output(output_type)
+        except ValueError as error:
+            raise OutputInvalid(str(error), answered.response.content) from None
+        ctx.send_event(OutputEvent(answered.response.content if output is None else output))
 
     def _tool_name(self, tool: Any) -> str:  # noqa: ANN401 (a name, a function, a tool)
         """Return the name of a tool; what is not a name becomes a resource of the agent."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import signal
 import threading
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
+from agentflow.api.callables import call_anywhere
 from agentflow.cli.doctor.findings import Check, Finding, Outcome, Subject, error, error_of, skipped
 from agentflow.errors import AgentflowError
 
@@ -120,8 +120,7 @@ async def _run_one(check: Check, subject: Subject, needed: Sequence[asyncio.Futu
 
 async def _look(check: Check, subject: Subject) -> tuple[Finding, ...]:
     try:
-        look: Any = check.look
-        return tuple(await (look(subject) if inspect.iscoroutinefunction(look) else in_thread(lambda: look(subject))))
+        return tuple(await call_anywhere(check.look, (subject,), {}, in_thread))
     except AgentflowError as failure:
         return (error_of(failure),)
     except Exception as broken:  # noqa: BLE001 (as above)
