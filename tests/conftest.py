@@ -122,9 +122,10 @@ def s3(_s3_server: S3Server) -> S3Server:
 @pytest.fixture(scope="session")
 def kafka() -> str:
     """Bootstrap servers of a real Apache Kafka, shared by all test processes."""
-    from tests.kafka_topics import start_broker
+    from tests.kafka_topics import NoBroker, start_broker
 
-    brokers = start_broker()
-    if brokers is None:
-        pytest.skip("no Kafka broker: it needs Java 17 and Maven, or AGENTFLOW_TEST_KAFKA=host:port")
+    try:
+        brokers = start_broker()
+    except NoBroker as none:
+        pytest.skip(f"no Kafka broker ({none}): it needs Java 17 and Maven, or AGENTFLOW_TEST_KAFKA=host:port")
     return brokers

@@ -19,13 +19,23 @@ from aiokafka.errors import NotLeaderForPartitionError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def start_broker() -> str | None:
-    """Return the bootstrap servers of a broker, started if need be; None where none is to be had."""
+class NoBroker(Exception):
+    """No broker is to be had; its text is why."""
+
+
+def start_broker() -> str:
+    """Return the bootstrap servers of a broker, started if need be.
+
+    Raises:
+        NoBroker: There is none.
+    """
     given = os.environ.get("AGENTFLOW_TEST_KAFKA")
     if given:
         return given
     started = subprocess.run([ROOT / "scripts" / "kafka", "start"], capture_output=True, text=True, check=False)
-    return started.stdout.strip().splitlines()[-1] if started.returncode == 0 else None
+    if started.returncode != 0:
+        raise NoBroker(started.stderr.removeprefix("error: ").partition("\n")[0])
+    return started.stdout.strip().splitlines()[-1]
 
 
 class Topics:

@@ -232,7 +232,22 @@ def deliver(job: JobFile | Path, key: object, document: bytes) -> None:
         return
     from agentflow.connectors.signal_spool import SignalSpool
 
+    if isinstance(job, Path):
+        _check_is_embedded(job)
     SignalSpool(state_dir(job) / "signals").append_now(document)
+
+
+def _check_is_embedded(directory: Path) -> None:
+    """Refuse a signal into the state directory of a job on Kafka: it reads a topic, and nothing here."""
+    from agentflow.state.rocksdb_rows import StateView
+
+    for subtask in _subtasks(directory):
+        view = StateView(subtask)
+        is_embedded = view.changelog_position is None
+        view.close()
+        if not is_embedded:
+            what = f"{directory} is the state of a job on Kafka, which reads its signals from a topic"
+            raise ConfigError([f"{what}\nhelp: give its job file, which says where the topic is"])
 
 
 async def _send(job_file: JobFile, inputs: Sequence[str], topic: str, key: object, document: bytes) -> None:

@@ -32,7 +32,7 @@ def test_answers_reach_a_worker_that_runs_and_the_next_one(tmp_path, kafka):
             cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == status, done.stderr
-        return json.loads(done.stdout) if status == 0 else done.stdout
+        return json.loads(done.stdout) if status == 0 else done.stdout + done.stderr
 
     def waiting(count, worker):
         deadline = time.monotonic() + 60
@@ -48,6 +48,7 @@ def test_answers_reach_a_worker_that_runs_and_the_next_one(tmp_path, kafka):
         place.wait_for(place.sink, len(ORDERS) + 1, worker)
         waiting(2, worker)
     assert "nobody waits" in inbox("approve", "job.yaml", waits["o-1"], status=3)
+    assert "give its job file" in inbox("approve", "state", waits["o-2"], status=2)  # nobody would read it there
     inbox("deny", "job.yaml", waits["o-2"], "--reason", "no")
     inbox(
         "approve", "job.yaml", waits["o-2"]
