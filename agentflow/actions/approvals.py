@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from agentflow.api.chat_messages import ToolCall
 from agentflow.api.runner_context import RunnerContext
-from agentflow.api.tools import FunctionTool, Tool
-from agentflow.errors import ToolArgumentsInvalid
+from agentflow.api.tools import FunctionTool, Tool, ToolPolicy
 
 APPROVAL: Final = "approval"
 """Name of the signal; its correlation is the run's id and the call's, so that no late answer is taken for another call's."""
@@ -26,38 +25,40 @@ class Denied(Exception):
         self.text = text
 
 
-async def approved(ctx: RunnerContext, tool: Tool, call: ToolCall) -> dict[str, Any]:
+async def approved(ctx: RunnerContext, call: ToolCall, policy: ToolPolicy, tool: Tool | None) -> dict[str, Any]:
     """Wait until a person approves a call; return its arguments, as they were or as the person has changed them.
 
     The signal's value is ``{"approved": true | false, "reason": "…", "arguments": {…}, "by": "…"}``; all but the first may be missing.
-    Nobody is asked about a call that cannot be made: its arguments come back as they are, and the call says what is wrong with them.
+
+    Args:
+        ctx: Context of the task.
+        call: The call; its arguments are an object.
+        policy: How it is made.
+        tool: The tool; None: it is that of an MCP server, which is not asked before the call may be made.
 
     Raises:
         Denied: It was denied, or the time is up.
+        ToolArgumentsInvalid: It cannot be made: nobody is asked.
     """
-    arguments = dict(call["function"]["arguments"])  # type: ignore[arg-type]  # it was looked at
-    try:
+    name, arguments = call["function"]["name"], dict(call["function"]["arguments"])  # type: ignore[arg-type]  # see above
+    about = {"tool": name, "arguments": {name: value for name, value in arguments.items() if name not in _hidden(tool)}}
+    if tool is not None:
         tool.bind(arguments, {})
-    except ToolArgumentsInvalid:
-        return arguments
+        about["description"] = tool.metadata.description
     answer = await ctx.wait_for(
         APPROVAL,
-        timeout=tool.policy.approval_timeout,
+        timeout=policy.approval_timeout,
         default={"approved": False, "reason": "nobody has approved it in time"},
         correlation=f"{ctx.run_id}/{call['id']}",
-        about={
-            "tool": tool.metadata.name,
-            "arguments": {name: value for name, value in arguments.items() if name not in _hidden(tool)},
-            "description": tool.metadata.description,
-        },
+        about=about,
     )
     if isinstance(answer, dict) and answer.get("approved") is True:
         changed = answer.get("arguments")
         return changed if isinstance(changed, dict) else arguments
     reason = answer.get("reason") if isinstance(answer, dict) else None
-    raise Denied(f"The call of tool `{tool.metadata.name}` was denied" + (f": {reason}" if reason else "."))
+    raise Denied(f"The call of tool `{name}` was denied" + (f": {reason}" if reason else "."))
 
 
-def _hidden(tool: Tool) -> Collection[str]:
+def _hidden(tool: Tool | None) -> Collection[str]:
     """Return the injected arguments: what a model says in their place is no argument of the call."""
     return tool.injected_args if isinstance(tool, FunctionTool) else ()

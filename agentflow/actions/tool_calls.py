@@ -20,7 +20,7 @@ import msgspec
 from agentflow.actions.approvals import Denied, approved
 from agentflow.actions.call_reports import cut
 from agentflow.actions.policies import tool_defaults
-from agentflow.actions.tool_lists import declared_tool, find_tool
+from agentflow.actions.tool_lists import declared_tool, find_tool, remote_policy
 from agentflow.api.callables import call_anywhere
 from agentflow.api.chat_messages import ToolCall
 from agentflow.api.chat_models import BaseChatModelSetup
@@ -30,7 +30,7 @@ from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCateg
 from agentflow.api.resources import ResourceType
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import Done, OnInDoubt, Reconcile, StepIntent, Verdict, reconcile
-from agentflow.api.tools import FunctionTool, InjectedArg, Tool, ToolParameterSource, ToolType
+from agentflow.api.tools import FunctionTool, InjectedArg, Tool, ToolParameterSource, ToolPolicy, ToolType
 from agentflow.errors import (
     AgentflowError,
     BudgetExhausted,
@@ -79,7 +79,8 @@ async def _outcome(ctx: RunnerContext, setup: BaseChatModelSetup, call: ToolCall
     if not isinstance(arguments, Mapping):
         what = f"The arguments for tool `{name}` are no JSON object: {arguments}"
         return ToolOutcome(what, what)
-    request = _ToolRequest(ctx, setup, tools, tool, call)
+    policy = remote_policy(ctx, setup, tools, name) if tool is None else tool.policy
+    request = _ToolRequest(ctx, setup, tools, tool, call, policy)
     if (run := getattr(tool, "run_in", None)) is not None:  # an agent: its own steps are durable, it is none itself
         try:
             return ToolOutcome(await run(ctx, dict(arguments)))
@@ -87,10 +88,9 @@ async def _outcome(ctx: RunnerContext, setup: BaseChatModelSetup, call: ToolCall
             return _misfit(error)
         except (ModelError, OutputInvalid, BudgetExhausted) as error:
             return request.failed(error)
-    if tool is not None and tool.policy.requires_approval:
+    if policy.requires_approval:
         try:
-            tool.bind(dict(arguments), {})  # nobody is asked about a call that cannot be made
-            arguments = await approved(ctx, tool, call)
+            arguments = await approved(ctx, call, policy, tool)
         except ToolArgumentsInvalid as error:
             return _misfit(error)
         except Denied as denied:
@@ -102,7 +102,7 @@ async def _outcome(ctx: RunnerContext, setup: BaseChatModelSetup, call: ToolCall
             dict(arguments),
             name=f"tool:{name}",
             on_in_doubt=request.on_in_doubt,
-            retry=None if tool is None else tool.policy.retry,
+            retry=policy.retry,
         )
     except InDoubt as error:
         return ToolOutcome(f"Nobody knows whether tool `{name}` was called: the process ended meanwhile.", error.what)
@@ -126,6 +126,7 @@ class _ToolRequest:
         tools: More tools that it may call.
         declared: The tool; None: it may be that of an MCP server.
         call: The call.
+        policy: How it is made.
     """
 
     def __init__(
@@ -135,12 +136,14 @@ class _ToolRequest:
         tools: Sequence[Any],
         declared: Tool | None,
         call: ToolCall,
+        policy: ToolPolicy,
     ) -> None:
         self._ctx = ctx
         self._setup = setup
         self._tools = tools
         self._tool = declared
         self._call = call
+        self._policy = policy
         self._name = call["function"]["name"]
         self._defaults = tool_defaults(ctx.config)
 
@@ -168,7 +171,7 @@ class _ToolRequest:
             return _misfit(error)
         except Exception as error:
             self._report_failure(error, metadata, began, arguments)
-            if tool is None or tool.policy.retry is None:
+            if self._policy.retry is None:
                 return self.failed(error)
             if ctx.resources.scrub(text_of(error)) == text_of(error):
                 raise
@@ -194,11 +197,11 @@ class _ToolRequest:
     def on_in_doubt(self) -> OnInDoubt:
         """What to do about a call in doubt: the tool's reconciler is asked about the tool's arguments, and says its result.
 
-        Of a tool of an MCP server, the server says whether it can be called again.
+        Of a tool of an MCP server, the server says whether it can be called again, where its configuration does not.
         """
-        if self._tool is None:
+        if self._tool is None and self._policy.reconciler is None:
             return reconcile(self._is_repeatable)
-        policy = self._tool.policy.on_in_doubt
+        policy = self._policy.on_in_doubt
         if not isinstance(policy, Reconcile):
             return policy
         ask = policy.function
@@ -223,7 +226,7 @@ class _ToolRequest:
 
     @property
     def _timeout_s(self) -> float:
-        own = None if self._tool is None else self._tool.policy.timeout
+        own = self._policy.timeout
         return (self._defaults.timeout_ms if own is None else duration_ms(own)) / 1000
 
     def _scrubbed(self, error: Exception) -> StepFailed:
@@ -256,8 +259,7 @@ class _ToolRequest:
     def _outcome(self, result: object) -> ToolOutcome:
         text = result if isinstance(result, str) else msgspec.json.encode(result, enc_hook=_encoded).decode()
         text = self._ctx.resources.scrub(text)
-        own = None if self._tool is None else self._tool.policy.result_max
-        most = own or self._defaults.result_max
+        most = self._policy.result_max or self._defaults.result_max
         if len(text) > most:
             text = f"{text[:most]}\n[the result has {len(text):,} characters; this is the beginning]"
         return ToolOutcome(text)

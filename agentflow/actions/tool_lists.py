@@ -8,7 +8,7 @@ from typing import Any
 from agentflow.api.chat_models import BaseChatModelSetup
 from agentflow.api.resources import ResourceType
 from agentflow.api.runner_context import RunnerContext
-from agentflow.api.tools import Tool
+from agentflow.api.tools import Tool, ToolPolicy
 from agentflow.errors import NotConfigured
 
 
@@ -49,6 +49,21 @@ def declared_tool(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[
             found: Tool = tool
             return found
     return None
+
+
+def remote_policy(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[Any], name: str) -> ToolPolicy:
+    """Return how a tool that may be that of an MCP server is called, as the server's configuration says.
+
+    No server is asked: what the policy decides has to be the same in a replay.
+    """
+    wanted = [one for one in (*setup.tools, *more) if isinstance(one, str)]
+    for server in ctx.resources.names(ResourceType.MCP_SERVER):
+        if name in wanted or server in wanted:
+            policy_of = getattr(ctx.resources.get_resource(server, ResourceType.MCP_SERVER), "policy_of", None)
+            policy: ToolPolicy | None = None if policy_of is None else policy_of(name)
+            if policy is not None:
+                return policy
+    return ToolPolicy()
 
 
 async def find_tool(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[Any], name: str) -> Tool | None:

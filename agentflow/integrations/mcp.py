@@ -29,6 +29,7 @@ from agentflow.integrations.mcp_auth import (
     OAuthClientCredentials,
     Secrets,
 )
+from agentflow.integrations.mcp_policies import POLICY_FIELDS, policy_from
 
 if TYPE_CHECKING:
     from mcp import Client, types
@@ -76,6 +77,8 @@ class MCPServer(Resource):
         call_timeout: Longest time without an answer to a call, or progress of it.
         tools: Names of the tools to take; None: all.
         prefix: In front of the names that the model sees, where several servers have tools of one name.
+        policies: How tools are called, by their names at the server: a `ToolPolicy`, or a dict with fields of one. Whether a tool
+            that has no ``idempotent`` there is idempotent, the server says.
     """
 
     endpoint: str = ""
@@ -90,6 +93,7 @@ class MCPServer(Resource):
     call_timeout: float | str = 300.0
     tools: list[str] | None = None
     prefix: str = ""
+    policies: dict[str, ToolPolicy | dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
         wrong = self._problem()
@@ -100,6 +104,7 @@ class MCPServer(Resource):
         self._timeout_s = _seconds(self.timeout)
         self._read_timeout_s = _seconds(self.sse_read_timeout)
         self._call_timeout_s = _seconds(self.call_timeout)
+        self._policies = {name: self._policy(name, policy) for name, policy in self.policies.items()}
         self._listed: dict[str, list[Any]] = {}  # what was discovered; emptied when it may have changed
         self._last: dict[str, list[Any]] = {}  # what was discovered last, for while the server does not answer
         self._listings: dict[str, asyncio.Task[list[Any]]] = {}  # what is being discovered
@@ -136,11 +141,13 @@ class MCPServer(Resource):
             NotConfigured: It refuses the credentials, or cannot be started.
         """
         tools: list[MCPTool] = await self._discover("tools", self._read_tools)
-        missing = sorted(set(self.tools or ()) - {tool.remote_name for tool in tools})
+        missing = sorted({*(self.tools or ()), *self.policies} - {tool.remote_name for tool in tools})
         if missing != self._missing:
             self._missing = missing
             if missing:
-                logger.warning("mcp server %s: has no tool %s, which tools= names", self.label, ", ".join(missing))
+                logger.warning(
+                    "mcp server %s: has no tool %s, which tools= or policies= names", self.label, ", ".join(missing)
+                )
         return list(tools)
 
     async def list_prompts(self) -> list[MCPPrompt]:
@@ -205,6 +212,11 @@ class MCPServer(Resource):
             raise ToolFailed(sessions.secrets.mask(content_text(result.content)) or f"tool '{name}' failed")
         return sessions.secrets.mask(result_text(result))
 
+    def policy_of(self, name: str) -> ToolPolicy | None:
+        """Return how a tool is called, by the name that the model sees; None: ``policies`` does not say. The server is not asked."""
+        policy = self._policies.get(name.removeprefix(self.prefix)) if name.startswith(self.prefix) else None
+        return None if policy is None else policy[0]
+
     @property
     def label(self) -> str:
         """The server, for people: its name, or where it is."""
@@ -222,6 +234,7 @@ class MCPServer(Resource):
             "auth": type(self._credentials()).__name__ if self.auth else None,
             "tools": self.tools,
             "prefix": self.prefix,
+            "policies": sorted(self.policies),
         }
         return msgspec.json.encode(shown, order="sorted").decode()
 
@@ -235,6 +248,16 @@ class MCPServer(Resource):
         if self.command and (self.auth or self.headers):
             return "auth and headers are those of an endpoint; a process gets its credentials by env"
         return ""
+
+    def _policy(self, tool: str, given: ToolPolicy | dict[str, Any]) -> tuple[ToolPolicy, bool]:
+        """Return how a tool is called, and whether that says if it is idempotent."""
+        what = f"policies of the MCP server '{self.label}': tool '{tool}'"
+        if self.tools is not None and tool not in self.tools:
+            raise NotConfigured(f"{what} is none of tools=", expected=", ".join(self.tools) or "tools= is empty")
+        try:
+            return (given, True) if isinstance(given, ToolPolicy) else policy_from(given)
+        except ValueError as error:
+            raise NotConfigured(f"{what}: {error}", expected=POLICY_FIELDS) from None
 
     def _credentials(self) -> Auth | None:
         if not isinstance(self.auth, dict):
@@ -355,10 +378,11 @@ class MCPServer(Resource):
     def _tool(self, tool: types.Tool) -> MCPTool:
         hints = tool.annotations
         is_unsafe = hints is not None and hints.idempotent_hint is False and not hints.read_only_hint
+        policy, is_known = self._policies.get(tool.name, (ToolPolicy(), False))
+        if not is_known:
+            policy = msgspec.structs.replace(policy, idempotent=not is_unsafe)
         metadata = ToolMetadata(self.prefix + tool.name, tool.description or tool.title or "", tool.input_schema)
-        return MCPTool(
-            metadata=metadata, policy=ToolPolicy(idempotent=not is_unsafe), server=self, remote_name=tool.name
-        )
+        return MCPTool(metadata=metadata, policy=policy, server=self, remote_name=tool.name)
 
     async def _read_prompts(self, client: Client, cursor: str | None) -> tuple[list[MCPPrompt], str | None]:
         if not client.server_capabilities.prompts:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
 from agentflow import (
     Agent,
     ChatRequestEvent,
@@ -20,6 +22,7 @@ from agentflow import (
 from agentflow.api.chat_messages import tool_call
 from agentflow.integrations.mcp import MCPServer
 from agentflow.testing import ScriptedChatModel
+from tests.engines import until
 from tests.mcp_servers import HTTPProcess, HTTPServer
 
 
@@ -152,6 +155,60 @@ async def test_of_two_prompts_of_one_name_the_agents_own_counts(http_server):
     async with Engine(agent, in_memory=True) as engine:
         await engine.submit("k", "go")
     assert [message.text for message in model.requests[0].messages] == ["our own, of lamp", "go on"]
+
+
+@pytest.mark.parametrize("tools", [["shop_order"], ["shop"]])
+async def test_a_person_approves_a_call_of_a_servers_tool(http_server, tools):
+    model = ScriptedChatModel([[tool_call("shop_order", {"item": i}) for i in "ab"], "done"])
+    agent = agent_with(http_server, model, tools, prefix="shop_", policies={"order": {"requires_approval": True}})
+    async with Engine(agent, in_memory=True) as engine:
+        run = await engine.send("k", "go")
+        await until(lambda: len(engine.inbox()) == 2)
+        first, second = sorted(engine.inbox(), key=lambda wait: wait.about["arguments"]["item"])
+        assert first.about == {"tool": "shop_order", "arguments": {"item": "a"}}
+        await engine.approve(first.id, arguments={"item": "c", "count": 2})
+        await engine.deny(second.id, reason="no")
+        assert await engine.result(run) == ["done"]
+    assert told(model) == ['{"item":"c","count":2}', "The call of tool `shop_order` was denied: no"]
+
+
+async def test_nobody_is_asked_about_a_servers_tool_that_the_model_may_not_call(http_server):
+    model = ScriptedChatModel([tool_call("order", {"item": "b"}), "done"])
+    agent = agent_with(http_server, model, ["echo"], policies={"order": {"requires_approval": True}})
+    async with Engine(agent, in_memory=True) as engine:
+        assert await engine.submit("k", "go") == ["done"]
+    assert told(model) == ["Tool `order` does not exist."]
+
+
+async def test_a_wait_for_an_approval_outlives_the_engine_and_the_server(http_process, tmp_path):
+    wanted = tool_call("echo", {"text": "a"})
+    policies = {"echo": {"requires_approval": True}}
+    first = ScriptedChatModel([wanted])
+    async with Engine(agent_with(http_process, first, ["echo"], policies=policies), state_dir=str(tmp_path)) as engine:
+        await engine.send("k", "go", request_id="r")
+        await until(lambda: len(engine.inbox()) == 1)
+    http_process.kill()
+    second = ScriptedChatModel(["done"])
+    agent = agent_with(http_process, second, ["echo"], policies=policies)
+    async with Engine(agent, state_dir=str(tmp_path)) as engine:
+        (wait,) = engine.inbox()
+        http_process.start()
+        await engine.approve(wait.id)
+        assert await engine.submit("k", "go", request_id="r") == ["done"]
+    assert told(second) == ["a"]
+
+
+async def test_timeout_retry_and_result_size_of_a_servers_tool_are_those_of_its_policy(http_server):
+    model = ScriptedChatModel([tool_call("echo", {"text": "a" * 20}), tool_call("hang", {}), "done"])
+    retry = {"attempts": 2, "initial": "1ms"}
+    policies = {"hang": {"timeout": "500ms", "retry": retry}, "echo": {"result_max": 5}}
+    async with Engine(agent_with(http_server, model, ["shop"], policies=policies), in_memory=True) as engine:
+        assert await engine.submit("k", "go") == ["done"]
+    long, late = told(model)
+    assert late.endswith("TimeoutError: it took longer than 0.5 s")
+    assert long.startswith("aaaaa\n[the result has 20 characters")
+    assert http_server.hung.begun.acquire(blocking=False)
+    assert http_server.hung.begun.acquire(blocking=False)
 
 
 def here() -> str:

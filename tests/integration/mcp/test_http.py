@@ -95,7 +95,7 @@ async def test_a_tool_that_is_wanted_and_not_there_is_told_once(http_server, con
     assert await names(server) == ["echo"]
     assert await names(server) == ["echo"]
     told = [line.getMessage() for line in caplog.records if "ehco" in line.getMessage()]
-    assert told == [f"mcp server {server.label}: has no tool ehco, which tools= names"]
+    assert told == [f"mcp server {server.label}: has no tool ehco, which tools= or policies= names"]
 
 
 async def test_tools_and_prompts_are_asked_for_once(any_server, connect):

@@ -10,7 +10,9 @@ import pytest
 from mcp import types
 
 from agentflow.api.chat_messages import ChatMessage, FilePart, ImagePart, TextPart
+from agentflow.api.failure import Retry
 from agentflow.api.resources import ResourceDescriptor, ResourceType
+from agentflow.api.tools import ToolPolicy
 from agentflow.errors import NotConfigured, ToolServerUnavailable
 from agentflow.integrations.mcp import (
     ApiKeyAuth,
@@ -177,3 +179,33 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("policy", "problem"),
+    [
+        ({"requires_approval": "yes"}, "Expected `bool`, got `str`"),
+        ({"aproval": True}, "unknown field `aproval`"),
+        ({"timeout": "soon"}, "'soon' is not a duration"),
+        ({"result_max": 0}, "`int` >= 1"),
+        ({"retry": {"attempts": 0}}, "`int` >= 1"),
+        ({"retry": {"multiplier": 0.5}}, "multiplier is at least 1"),
+        (5, "Expected `object`, got `int`"),
+    ],
+)
+def test_a_policy_that_is_none_is_refused_before_anything_is_called(policy, problem):
+    with pytest.raises(NotConfigured, match=f"policies of the MCP server 'shop': tool 'order': .*{problem}"):
+        MCPServer(command="shop", policies={"order": policy})
+
+
+def test_a_policy_is_for_a_tool_that_is_taken():
+    with pytest.raises(NotConfigured, match="tool 'ordr' is none of tools="):
+        MCPServer(command="shop", tools=["order"], policies={"ordr": {"requires_approval": True}})
+
+
+def test_a_policy_goes_by_the_name_that_the_model_sees_and_says_what_the_server_does_not_know():
+    server = MCPServer(
+        command="shop", prefix="shop_", policies={"order": {"requires_approval": True, "retry": {"attempts": 2}}}
+    )
+    assert server.policy_of("shop_order") == ToolPolicy(requires_approval=True, retry=Retry(2))
+    assert (server.policy_of("order"), server.policy_of("shop_find")) == (None, None)
