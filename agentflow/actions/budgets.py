@@ -100,7 +100,8 @@ class _Ledger:
     """What the running tasks of one run have spent, as far as their memory entries do not show it to each other."""
 
     def __init__(self, run: Any) -> None:  # noqa: ANN401 (the operator's run)
-        self.reserved: dict[Meter, Spent] = {}  # calls on their way
+        self.reserved: dict[Meter, Spent] = {}  # calls on their way, with the answers that are expected
+        self.settled = asyncio.Event()  # set, and replaced, when one of them has ended
         self._accounts: dict[str, _Account] = {}
         self._run = hashlib.blake2b(run.id.encode(), digest_size=6).hexdigest()
         for task in run.tasks:
@@ -114,6 +115,14 @@ class _Ledger:
         if account is None:
             account = self._accounts[name] = _Account(task, name)
         return account
+
+    def settle(self, meter: Meter) -> bool:
+        """Note that a call is not on its way any more; False: it was not."""
+        was_on_its_way = self.reserved.pop(meter, None) is not None
+        if was_on_its_way:
+            self.settled.set()
+            self.settled = asyncio.Event()
+        return was_on_its_way
 
     def leaf(self, account: _Account, per: str) -> str:
         """Return the name of an account's entry of memory."""
@@ -167,8 +176,14 @@ class Meter:
         """Whether some budget counts calls: then a call that may have happened is one."""
         return any(budget.calls is not None for budget in self._budgets)
 
-    async def reserve(self, estimate: Spent) -> None:
+    async def reserve(self, prompt: Spent, answer: Spent) -> None:
         """Check that a call may be made, and keep its estimated cost until it is counted, or given back.
+
+        A call for whose answer there may be nothing left, depending on what others on their way will cost, waits for them.
+
+        Args:
+            prompt: What the call costs without its answer.
+            answer: What the answer is taken to cost.
 
         Raises:
             BudgetExhausted: It would spend more than there is.
@@ -176,18 +191,31 @@ class Meter:
         if not self._budgets:
             return
         await asyncio.sleep(0)  # tasks and branches that started with this one show what they have spent already
+        expected = _sum([prompt, answer])
+        while not self._has_room(prompt, expected):
+            await self._ledger.settled.wait()
+        self._ledger.reserved[self] = expected
+        self._write()
+
+    def _has_room(self, prompt: Spent, expected: Spent) -> bool:
+        """Whether a call may be made now; else others are on their way, and it has to be seen what they cost."""
+        has_room = True
         for budget in self._budgets:
-            spent = self._spent(budget.per)
+            spent, reserved = self._spent(budget.per), self._reserved(budget.per)
             for place, counted in enumerate(_COUNTED):
                 limit = getattr(budget, counted)
-                if limit is not None and (spent[place] >= limit or spent[place] + estimate[place] > limit):
-                    raise BudgetExhausted(f"{budget.per}.{counted}", limit, spent[place])
-        self._ledger.reserved[self] = estimate
-        self._write()
+                if limit is None:
+                    continue
+                known = spent[place] + (reserved[place] if counted == "calls" else 0)
+                if known >= limit or known + prompt[place] > limit:
+                    raise BudgetExhausted(f"{budget.per}.{counted}", limit, known)
+                if reserved[0] and spent[place] + reserved[place] + expected[place] > limit:
+                    has_room = False
+        return has_room
 
     def release(self) -> None:
         """Give back what was reserved, if it was not counted."""
-        if self._budgets and self._ledger.reserved.pop(self, None) is not None:
+        if self._budgets and self._ledger.settle(self):
             self._write()
 
     def count(self, spent: Spent, *, is_recorded: bool) -> None:
@@ -196,7 +224,7 @@ class Meter:
             if is_recorded and (ledger := _ledgers.get(self._task.run)) is not None:
                 ledger.account(self._task).count((self._model, spent), frozenset(), is_recorded=True)
             return
-        self._ledger.reserved.pop(self, None)
+        self._ledger.settle(self)
         self._account.count((self._model, spent), self._periods, is_recorded=is_recorded)
         self._write()
         for per in self._periods:
@@ -221,8 +249,11 @@ class Meter:
     def _spent(self, per: str) -> Spent:
         memory, folder = self._folder(per)
         entries = {**dict(self._of_group(per, folder)), **dict(_entries(memory, folder)), **self._ledger.sums(per)}
-        reserved = (estimate for meter, estimate in self._ledger.reserved.items() if per in meter._periods)  # noqa: SLF001 (of the same class)
-        return _sum([*entries.values(), *reserved])
+        return _sum(list(entries.values()))
+
+    def _reserved(self, per: str) -> Spent:
+        """Return what the calls on their way are taken to cost."""
+        return _sum([expected for meter, expected in self._ledger.reserved.items() if per in meter._periods])  # noqa: SLF001 (of the same class)
 
     def _of_group(self, per: str, folder: str) -> Iterator[tuple[str, Spent]]:
         """Return what tasks of the group have spent that have ended, and are not applied yet."""

@@ -22,7 +22,7 @@ import msgspec
 
 from agentflow.actions.budgets import IN_DOUBT, Meter, cost_of
 from agentflow.actions.model_requests import ModelRequest, StreamTarget
-from agentflow.actions.policies import ChatPolicy, chat_policy
+from agentflow.actions.policies import ChatPolicy, chat_policy, check_prices
 from agentflow.api.budgets import Budget
 from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.chat_models import BaseChatModelSetup, ErrorHandlingStrategy
@@ -79,7 +79,8 @@ async def answer_of(ctx: RunnerContext, turn: ChatTurn, retries: Retries) -> Cha
     policy = chat_policy(setup, ctx.config)
     budgets: list[Budget] = []  # of all that were asked: who falls back spends what the first one may
     falls_back = policy.strategy is ErrorHandlingStrategy.FALLBACK
-    rest = list(setup.fallback_models) if falls_back else []
+    rest = [setup_of(ctx, name) for name in setup.fallback_models] if falls_back else []
+    check_prices([setup, *rest], ctx.config)
     while True:
         budgets += [budget for budget in chat_policy(setup, ctx.config).budgets if budget not in budgets]
         try:
@@ -87,7 +88,7 @@ async def answer_of(ctx: RunnerContext, turn: ChatTurn, retries: Retries) -> Cha
         except ModelError:
             if not rest:
                 raise
-            setup = setup_of(ctx, rest.pop(0))
+            setup = rest.pop(0)
 
 
 def setup_of(ctx: RunnerContext, model: str) -> BaseChatModelSetup:

@@ -121,9 +121,9 @@ class ModelRequest:
         setup, connection = self._setup, self._connection
         try:
             request = await self._request(idempotency_key)
-            estimate = self._estimate(request)
-            await self._meter.reserve(estimate)
-            answer = await self._within_limits(connection, request, attempt, tokens=estimate[1])
+            prompt, expected = self._estimates(request)
+            await self._meter.reserve(prompt, expected)
+            answer = await self._within_limits(connection, request, attempt, tokens=prompt[1] + expected[1])
             return self._finished(answer, idempotency_key)
         except ToolServerUnavailable as error:  # it was not called: it would not know its tools
             raise ModelUnavailable(error.what, connection.provider, setup.model, None, None, idempotency_key) from None
@@ -147,21 +147,21 @@ class ModelRequest:
         request.idempotency_key = idempotency_key
         return request
 
-    def _estimate(self, request: ChatRequest) -> list[float]:
-        """Return what a call is taken to cost, before it is made: one call, tokens of the prompt, their price."""
+    def _estimates(self, request: ChatRequest) -> tuple[list[float], list[float]]:
+        """Return what a call is taken to cost, before it is made: with its prompt alone, and what the answer adds."""
         if not (self._policy.limits or self._meter.has_budgets):
-            return [1, 0, 0.0]  # nobody asks
-        tokens = sum(map(estimated_tokens, request.messages))
-        return [1, tokens, self._policy.cost(Usage(tokens))]
+            return [1, 0, 0.0], [0, 0, 0.0]  # nobody asks
+        tokens, most = sum(map(estimated_tokens, request.messages)), request.options.get("max_tokens") or _ANSWER_TOKENS
+        cost = self._policy.cost
+        return [1, tokens, cost(Usage(tokens))], [0, most, cost(Usage(0, most))]
 
     async def _within_limits(
         self, connection: BaseChatModelConnection, request: ChatRequest, attempt: int, *, tokens: float
     ) -> ChatMessage:
-        """Call when the gate lets it; while the provider refuses for its own limits, again. The prompt is taken to have ``tokens``."""
+        """Call when the gate lets it; while the provider refuses for its own limits, again. It is taken to cost ``tokens``."""
         ctx, setup, policy, turn = self._ctx, self._setup, self._policy, self._turn
         gate = ctx.resources.traffic.gate(connection, policy.breaker_failures, policy.breaker_open_s)
         now = asyncio.get_running_loop().time
-        tokens += request.options.get("max_tokens") or _ANSWER_TOKENS
         give_up_at = now() + policy.rate_limit_wait_s
         refusals = 0
         while True:

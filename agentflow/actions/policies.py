@@ -8,7 +8,7 @@ Configuration keys (the job file's section ``config``): ``error-handling-strateg
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -99,6 +99,22 @@ def chat_policy(setup: BaseChatModelSetup, config: Configuration) -> ChatPolicy:
     if kept is None or kept[0] is not config:
         kept = setup.__dict__[_POLICY] = (config, _read(setup, config))
     return kept[1]
+
+
+def check_prices(setups: Sequence[BaseChatModelSetup], config: Configuration) -> None:
+    """Check that what a chat model may spend limits it, and those that are asked in its place.
+
+    Raises:
+        ConfigError: One of them has no price, so a budget of money would limit nothing.
+    """
+    has_money = False
+    for setup in setups:
+        policy = chat_policy(setup, config)
+        has_money = has_money or any(budget.money is not None for budget in policy.budgets)
+        if has_money and policy.price is None:
+            what = f"chat model '{setup.name}': there is a budget of money, and model '{setup.model}' has no price"
+            fix = f"set {_PRICES}{setup.model}.input and .output, for a million tokens"
+            raise ConfigError([f"{what}: it would limit nothing\nhelp: {fix}"])
 
 
 def tool_defaults(config: Configuration) -> ToolDefaults:
