@@ -26,6 +26,7 @@ from agentflow.api.chat_models import (
     BaseChatModelSetup,
     ChatDelta,
     ChatRequest,
+    DeltaKind,
     OnDelta,
     without_empty,
 )
@@ -216,7 +217,7 @@ class ModelRequest:
     ) -> ChatMessage:
         """Call once, within the timeouts; report it, where somebody looks."""
         policy = self._policy
-        pieces = _Pieces(policy, self._turn.stream, attempt) if self._wants_pieces(connection) else None
+        pieces = _Pieces(policy, self._turn.stream, attempt, self._ctx) if self._wants_pieces(connection) else None
         if not self._ctx.is_observed:
             return await self._told(connection, request, pieces, attempt)
         known = ModelCall(
@@ -237,7 +238,9 @@ class ModelRequest:
     ) -> ChatMessage:
         """Call once; a stream is told the answer of a connection that cannot stream at once."""
         answer = await self._complete(connection, request, pieces)
-        if pieces is None and (stream := self._turn.stream) is not None:
+        if pieces is not None:
+            pieces.end()
+        elif (stream := self._turn.stream) is not None:
             stream.begin_attempt(attempt)
             stream.write(ChatDelta(answer.text))
         return answer
@@ -255,10 +258,10 @@ class ModelRequest:
         if pieces is not None and policy.first_token_timeout_s is not None:
             limit_s = min(limit_s, policy.first_token_timeout_s)
         timeout = asyncio.timeout(limit_s)
+        if pieces is not None:
+            pieces.begin(timeout)
         try:
             async with timeout:
-                if pieces is not None:
-                    pieces.begin(timeout)
                 await self._setup
                 await connection
                 if connection.has_chat_alone:
@@ -334,8 +337,10 @@ def _scrubbed(value: Any, scrub: Callable[[str], str]) -> Any:  # noqa: ANN401 (
 class _Pieces:
     """Takes the pieces of an answer: moves the deadline, and hands them on."""
 
-    def __init__(self, policy: ChatPolicy, stream: StreamTarget | None, attempt: int) -> None:
+    def __init__(self, policy: ChatPolicy, stream: StreamTarget | None, attempt: int, ctx: RunnerContext) -> None:
         self._policy = policy
+        self._resources = ctx.resources
+        self._scrubbers: dict[tuple[DeltaKind, int], Any] = {}
         self._stream = stream
         self._attempt = attempt
         self._loop = asyncio.get_running_loop()
@@ -367,8 +372,21 @@ class _Pieces:
         idle_at = self._end_at if idle_s is None else self._loop.time() + idle_s
         self.which = "the next piece of the answer" if idle_at < self._end_at else "the call"
         self._timeout.reschedule(min(self._end_at, idle_at))
+        if self._stream is not None and self._resources.has_secrets:
+            place = delta.kind, delta.index
+            if (scrubber := self._scrubbers.get(place)) is None:
+                scrubber = self._scrubbers[place] = self._resources.stream_scrubber()
+            delta = msgspec.structs.replace(delta, text=scrubber.take(delta.text))
+            if not (delta.text or delta.name):
+                return
         if self._stream is not None:
             self._stream.write(delta)
+
+    def end(self) -> None:
+        """Hand on what was held back."""
+        for (kind, index), scrubber in self._scrubbers.items():
+            if self._stream is not None and (rest := scrubber.rest()):
+                self._stream.write(ChatDelta(rest, kind, index))
 
 
 async def _prompt_of(setup: BaseChatModelSetup, prompt_args: dict[str, Any]) -> tuple[list[ChatMessage], str]:

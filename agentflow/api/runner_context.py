@@ -463,7 +463,7 @@ class RunnerContext(Reporting, msgspec.Struct, eq=False, weakref=True, repr_omit
         prompt_args: Mapping[str, Any] | None = None,
         output: Any = None,  # noqa: ANN401 (a type or a schema)
         tools: Sequence[Any] = (),
-        stream: Any = None,  # noqa: ANN401 (what `stream` returns)
+        stream: Stream | str | None = None,
         max_turns: int | None = None,
         tenant: str = "",
         history: ChatHistory | str | None = None,
@@ -478,7 +478,7 @@ class RunnerContext(Reporting, msgspec.Struct, eq=False, weakref=True, repr_omit
                 value is `ChatMessage.output`. An answer that does not fit goes back to the model with the reason.
             tools: Tools beside those of the model: names, functions, `Tool`s. What the model wants of them is called, all calls of a
                 turn at the same time, until it answers.
-            stream: Where tokens go as they come: ``ctx.stream("answer")``.
+            stream: Where tokens go as they come: ``ctx.stream("answer")``, or its name.
             max_turns: Most calls of the model; None: as the chat model says.
             tenant: Whose rate limits count.
             history: The conversation of this key (`chat_history`) that goes before ``messages``, and that they, what tools said and
@@ -490,6 +490,10 @@ class RunnerContext(Reporting, msgspec.Struct, eq=False, weakref=True, repr_omit
             OutputInvalid: The answer does not fit ``output``, also after it was told why.
         """
         self._step_runner("chat")
+        if isinstance(stream, str):
+            stream = self.stream(stream)
+        elif stream is not None and not hasattr(stream, "begin_attempt"):
+            raise TypeError(f"ctx.chat: stream is {stream!r}; give ctx.stream(name), or its name")
         return self._services.chat(
             self,
             model,

@@ -22,7 +22,7 @@ from agentflow.plan.plan import AgentPlan
 from agentflow.plan.planned_resources import PlannedResource
 from agentflow.plan.problems import nearest
 from agentflow.runtime.resource_classes import build
-from agentflow.runtime.secrets import Secrets
+from agentflow.runtime.secrets import Secrets, StreamScrubber
 
 _CLOSE_S = 10.0  # for one resource: it holds the end of the job up
 
@@ -206,3 +206,7 @@ class AgentResources:
     def scrub(self, text: str) -> str:
         """Return a text without the secrets that resources were built with."""
         return self._resources.secrets.scrub(text)
+
+    def stream_scrubber(self) -> StreamScrubber:
+        """Return what takes the secrets out of a text that comes in pieces."""
+        return StreamScrubber(self._resources.secrets)

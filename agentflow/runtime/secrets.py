@@ -27,6 +27,8 @@ class Secrets:
         self._variables = variables
         self._values: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
+        self._first: set[str] = set()
+        self._longest = 0
 
     def resolve(self, value: Any, name: str = "", place: str = "") -> Any:  # noqa: ANN401 (JSON)
         """Return an argument of a resource with its references replaced.
@@ -73,11 +75,19 @@ class Secrets:
         """Return a text without secrets."""
         return text if self._pattern is None else self._pattern.sub(MASK, text)
 
+    def begun(self, text: str) -> int:
+        """Return how many characters at the end of a text may be the beginning of a secret."""
+        for start in range(max(0, len(text) - self._longest + 1), len(text)):
+            if text[start] in self._first and any(secret.startswith(text[start:]) for secret in self._values):
+                return len(text) - start
+        return 0
+
     def _remember(self, secret: str) -> None:
         if secret and secret not in self._values:
             self._values |= {secret, msgspec.json.encode(secret).decode()[1:-1]}  # as it is, and within JSON
             longest_first = sorted(self._values, key=len, reverse=True)
             self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+            self._first, self._longest = {value[0] for value in self._values}, len(longest_first[0])
 
     def _replacement(self, match: re.Match[str], name: str, place: str) -> str:
         if match["escape"]:
@@ -100,3 +110,23 @@ class Secrets:
         if is_secret_name(name) or (name not in _PUBLIC_NAMES and len(value) >= _LEAST):
             self._remember(value)
         return value
+
+
+class StreamScrubber:
+    """Leaves secrets out of a text that comes in pieces: what may be the beginning of one is held back until more has come."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+        self._held = ""
+
+    def take(self, piece: str) -> str:
+        """Return what can be shown now that a piece has come."""
+        text = self._secrets.scrub(self._held + piece)
+        shown = len(text) - self._secrets.begun(text)
+        self._held = text[shown:]
+        return text[:shown]
+
+    def rest(self) -> str:
+        """Return what is held back, when no more comes."""
+        held, self._held = self._held, ""
+        return held

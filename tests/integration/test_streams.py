@@ -533,3 +533,15 @@ async def test_tokens_of_a_provider_come_as_they_come_and_a_cut_stream_is_void(
     assert found.count("reset") == 1
     assert "".join(found[found.index("reset") + 1 : -2]) == "one two three"
     assert found[-2:] == ["end", "one two three"]
+
+
+async def test_what_is_no_stream_is_refused_before_the_model_is_asked() -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        await ctx.chat("m", "hello", stream=ctx)
+
+    model = ScriptedChatModel(["hi"])
+    agent = agent_of(act, retry=ONCE).add_resource("m", ResourceType.CHAT_MODEL, model)
+    async with Engine(agent, in_memory=True) as engine:
+        with pytest.raises(RunFailed, match=r"give ctx\.stream\(name\), or its name"):
+            await engine.submit("k", 1)
+    assert model.requests == []

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from agentflow import Engine, Retry, RunFailed
+from agentflow import Engine, Event, OutputEvent, Retry, RunFailed, RunnerContext
 from agentflow.api.resources import ResourceType
 from agentflow.api.tools import Tool
 from agentflow.plan.plan import AgentPlan
 from agentflow.testing.model_server import Fault, HttpError, ModelServer, Reply, ToolCall, Unauthorized
+from tests.engines import agent_of
 from tests.model_agents import asking, connection, setup
 from tests.otlp_receiver import collector
 
@@ -120,3 +121,24 @@ async def test_secret_of_a_connection_is_in_no_file_log_trace_or_plan(
     shown |= files
     secrets = [form.encode() for form in (SECRET, SECRET.replace("\\", "\\\\").replace('"', '\\"'), SECRET[-11:])]
     assert [where for where, text in shown.items() if any(secret in text for secret in secrets)] == []
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 40])
+async def test_a_stream_shows_no_secret_though_it_comes_in_pieces(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        answer = await ctx.chat("m", str(event.input), stream="answer")
+        ctx.send_event(OutputEvent(answer.text))
+
+    monkeypatch.setenv("MODEL_KEY", SECRET)
+    reply = Reply(f"it is {SECRET}, sk-", reasoning=f"say {SECRET}?", chunk_count=pieces)
+    async with ModelServer(reply) as server:
+        agent = agent_of(act).add_resource(
+            "http", ResourceType.CHAT_MODEL_CONNECTION, connection(server.url, api_key="${env:MODEL_KEY}")
+        )
+        agent.add_resource("m", ResourceType.CHAT_MODEL, setup())
+        async with Engine(agent, in_memory=True) as engine:
+            chunks = [one async for one in engine.stream("k", "hello", tokens=True)]
+    output = chunks.pop()
+    told = {kind: "".join(one.text for one in chunks if one.kind == kind) for kind in ("text", "reasoning")}
+    assert output == told["text"] == "it is ***, sk-"
+    assert told["reasoning"] == "say ***?"
