@@ -165,6 +165,7 @@ class AgentResources:
         for planned in plan.resources:
             self._names[planned.type] = (*self._names.get(planned.type, ()), planned.name)
         self.config = plan.config.to_dict()
+        resources.secrets.remember(self.config)
         self.listens = frozenset(plan.actions_by_event)
         self.traffic = resources.traffic
 
@@ -200,11 +201,11 @@ class AgentResources:
 
     @property
     def has_secrets(self) -> bool:
-        """Whether any resource of the process was built with secrets."""
+        """Whether any resource of the process was built with secrets, or the configuration of an agent has some."""
         return self._resources.secrets.has_any
 
     def scrub(self, text: str) -> str:
-        """Return a text without the secrets that resources were built with."""
+        """Return a text without the secrets that resources were built with, or the configuration has."""
         return self._resources.secrets.scrub(text)
 
     def stream_scrubber(self) -> StreamScrubber:

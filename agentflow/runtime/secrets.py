@@ -59,7 +59,7 @@ class Secrets:
         return value
 
     def remember(self, arguments: Mapping[str, Any]) -> None:
-        """Remember the secrets among the arguments of a resource that was made by somebody else."""
+        """Remember the secrets among the arguments of a resource that was made by somebody else, or among the options of an agent."""
         for name, value in arguments.items():
             if isinstance(value, dict):
                 self.remember(value)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from agentflow import Engine, Event, OutputEvent, Retry, RunFailed, RunnerContext
+from agentflow import Engine, Event, InjectedArg, OutputEvent, Retry, RunFailed, RunnerContext
 from agentflow.api.resources import ResourceType
 from agentflow.api.tools import Tool
 from agentflow.plan.plan import AgentPlan
 from agentflow.testing.model_server import Fault, HttpError, ModelServer, Reply, ToolCall, Unauthorized
 from tests.engines import agent_of
-from tests.model_agents import asking, connection, setup
+from tests.model_agents import asking, connection, over_http, setup
 from tests.otlp_receiver import collector
 
 SECRET = 'sk-live-8f3a"b\\c-0123456789'
@@ -142,3 +142,21 @@ async def test_a_stream_shows_no_secret_though_it_comes_in_pieces(monkeypatch: p
     told = {kind: "".join(one.text for one in chunks if one.kind == kind) for kind in ("text", "reasoning")}
     assert output == told["text"] == "it is ***, sk-"
     assert told["reasoning"] == "say ***?"
+
+
+async def test_secrets_of_the_configuration_are_not_told_to_models_or_written(tmp_path: Path) -> None:
+    def look(key: str) -> str:
+        raise LookupError(f"401 for https://shop.example/?tok={key}")
+
+    def decide_call(request: Any) -> Reply:
+        return Reply("done") if request.messages[-1].role == "tool" else Reply(tool_calls=[ToolCall("look", {})])
+
+    tool = Tool.from_callable(look, injected_args={"key": InjectedArg.from_config("shop.api-key")})
+    async with ModelServer(decide_call) as server:
+        agent = over_http(server.url, tools=["look"]).add_resource("look", ResourceType.TOOL, tool)
+        config = {"config": {"shop.api-key": SECRET}}
+        async with Engine(agent, state_dir=str(tmp_path), config=config) as engine:
+            assert [said["text"] for said in await engine.submit("k", "hello")] == ["done"]
+        told = server.requests[-1].messages[-1].text
+    assert told.endswith("401 for https://shop.example/?tok=***")
+    assert [path for path, text in written(tmp_path).items() if SECRET[-11:].encode() in text] == []
