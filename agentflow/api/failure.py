@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from datetime import timedelta
+from typing import Final
 
 import msgspec
 
@@ -55,3 +56,7 @@ class Retry(msgspec.Struct, frozen=True):
         """Return the wait behind failed ``attempt`` (1-based); ``fraction`` in [0, 1) picks the jitter."""
         wait = duration_ms(self.initial) * self.multiplier ** min(attempt - 1, 64)
         return int(min(wait, duration_ms(self.wait_max)) * (1 - self.jitter * fraction))
+
+
+DEFAULT_RETRY: Final = Retry()
+"""Of actions that say nothing. Calls of models have a retry policy of their own: it does not repeat the action with them."""

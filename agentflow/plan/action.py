@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from agentflow.api.failure import OnError, Retry
+from agentflow.api.failure import DEFAULT_RETRY, OnError, Retry
 
 
 class ActionKind(enum.Enum):
@@ -48,7 +48,7 @@ class Action(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     trigger_types: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     is_parallel: bool = False
-    retry: Retry = Retry()
+    retry: Retry = DEFAULT_RETRY
     on_error: OnError | None = None
     timeout_ms: int | None = None
     config: dict[str, Any] = {}

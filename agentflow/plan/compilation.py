@@ -13,7 +13,7 @@ from agentflow.api.agent import Agent
 from agentflow.api.decorators import ActionDeclaration
 from agentflow.api.durations import duration_ms
 from agentflow.api.events import EventType
-from agentflow.api.failure import OnError, Retry
+from agentflow.api.failure import DEFAULT_RETRY, OnError, Retry
 from agentflow.api.options import Configuration
 from agentflow.api.resources import ResourceType
 from agentflow.api.tools import Tool, as_resource
@@ -208,7 +208,7 @@ def compile_action(
 
 def _retry(retry: Any, place: str, problems: ProblemList) -> Retry:  # noqa: ANN401 (unchecked)
     if retry is None:
-        return Retry()
+        return DEFAULT_RETRY
     if not isinstance(retry, Retry):
         fix = f"retry=Retry(attempts={retry})" if type(retry) is int and retry > 0 else "from agentflow import Retry"
         what = f"retry={retry!r} is of type {type(retry).__name__}"

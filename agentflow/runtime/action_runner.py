@@ -17,11 +17,12 @@ import msgspec
 from agentflow.api.codecs import Codec
 from agentflow.api.encoding import text_of, traceback_of
 from agentflow.api.events import CancelEvent, Event, EventType, InputEvent, TimerEvent
+from agentflow.api.failure import DEFAULT_RETRY
 from agentflow.api.runner_context import RunnerContext
 from agentflow.core.inputs import ActionCompleted, ActionFailed, ActionStopped, TimerOrder
 from agentflow.core.records import ErrorReport
 from agentflow.core.runs import ActionTask
-from agentflow.errors import ActionTimeout, AgentflowError, Recovery, StateUnavailable
+from agentflow.errors import ActionTimeout, AgentflowError, ModelError, Recovery, StateUnavailable
 from agentflow.plan.plan import Action, ActionKind
 from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.codecs import input_decoder
@@ -295,6 +296,8 @@ class ActionRunner:
         name = type(error).__name__
         if isinstance(error, AgentflowError):
             is_retryable = error.recovery is Recovery.RETRY
+            if isinstance(error, ModelError) and task.action.retry is DEFAULT_RETRY:
+                is_retryable = False  # the call was, as its own policy says
         elif type(error).__module__.startswith("pydantic"):
             is_retryable = False  # a value that does not fit its declared model will not fit the next time
         elif not is_retryable:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agentflow import Engine, RunFailed
+from agentflow import Engine, Event, Retry, RunFailed, RunnerContext
 from agentflow.api.resources import ResourceType
 from agentflow.testing.model_server import (
     ContextTooLong,
@@ -23,6 +23,7 @@ from agentflow.testing.model_server import (
     Stalled,
     Unauthorized,
 )
+from tests.engines import agent_of
 from tests.model_agents import HURRY, asking, connection, over_http, setup
 
 MAY_PASS = (HttpError(500), HttpError(503), HttpError(529), Dropped(), Cut(), HttpError(408))
@@ -243,3 +244,24 @@ async def test_agent_without_actions_for_it_asks_no_model() -> None:
         agent.add_resource("m", ResourceType.CHAT_MODEL, setup())
         async with Engine(agent, in_memory=True):
             assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "retry", "requests"),
+    [
+        ({"error_handling_strategy": "fail"}, None, 1),
+        ({"max_retries": 1}, None, 2),
+        ({"error_handling_strategy": "fail"}, Retry(attempts=3, initial="1ms"), 3),
+    ],
+)
+async def test_an_action_is_run_again_for_a_model_that_fails_only_if_it_says_so(
+    policy: dict[str, Any], retry: Retry | None, requests: int
+) -> None:
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        await ctx.chat("m", "hello")
+
+    async with ModelServer(HttpError(500)) as server:
+        agent = over_http(server.url, agent_of(act, retry=retry), **policy)
+        with pytest.raises(RunFailed, match="ModelUnavailable"):
+            await asked(agent)
+        assert len(server.requests) == requests
