@@ -111,6 +111,8 @@ async def _with_retries(
     request = ModelRequest(ctx, setup, policy, turn, meter, has_fallback=has_fallback)
     on_in_doubt: Any = reconcile(_in_doubt) if meter.counts_calls else "retry"
     attempt, failures = 1, 0
+    if meter.counts_calls:
+        await request.make_ready()
     while True:
         request.is_made = False
         try:

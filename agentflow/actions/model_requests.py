@@ -6,6 +6,7 @@ Nothing of this runs when the step is answered from the journal.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -104,6 +105,12 @@ class ModelRequest:
         self._is_native = turn.output_schema is not None and asks_natively(setup, self._connection)
         self.key = ""
         self.is_made = False
+
+    async def make_ready(self) -> None:
+        """Open the connection ahead of a call, which is in doubt from its beginning: opening may take seconds, and calls nobody."""
+        with contextlib.suppress(Exception):  # the call finds it out for itself, and says so
+            await self._setup
+            await self._connection
 
     async def call(self, model: str, messages: Sequence[ChatMessage], attempt: int) -> ChatMessage:  # noqa: ARG002 (they are in the digest)
         """Call the model once, and again while the provider says that there are too many calls.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agentflow import Agent, Engine, Event, EventType, OutputEvent, RunFailed, RunnerContext
+from agentflow import Agent, BaseChatModelSetup, Engine, Event, EventType, OutputEvent, RunFailed, RunnerContext
 from agentflow.actions.budgets import _FOLD_AT
 from agentflow.api.budgets import Budget
 from agentflow.api.chat_events import BudgetExhaustedEvent, ChatRequestEvent, ChatResponseEvent
@@ -18,7 +18,7 @@ from agentflow.api.chat_messages import ChatMessage, Usage, tool_call
 from agentflow.api.failure import Retry
 from agentflow.api.resources import ResourceType
 from agentflow.errors import BudgetExhausted, ModelRejected
-from agentflow.testing import ScriptedChatModel
+from agentflow.testing import ScriptedChatModel, ScriptedConnection
 from agentflow.testing.model_server import HttpError, ModelServer, Reply
 from tests.engines import ONCE, agent_of, until
 from tests.model_agents import HURRY, asking, over_http, scripted
@@ -574,3 +574,30 @@ async def test_what_a_stopped_task_has_spent_survives_a_crash_before_the_next_ch
         with pytest.raises(RunFailed):
             await engine.submit("k", 2)
     assert len(model.requests) == 1
+
+
+async def test_a_process_that_dies_before_its_connection_is_open_has_made_no_call(tmp_path: Path) -> None:
+    opening = asyncio.Event()
+
+    class Slow(ScriptedConnection):
+        async def open(self) -> None:
+            opening.set()
+            if not is_second:
+                await asyncio.Event().wait()
+            await super().open()
+
+    def make() -> Engine:
+        setup = BaseChatModelSetup(connection="slow", model="m", budgets=[Budget(per="key", calls=1)])
+        agent = scripted(setup).add_resource(
+            "slow", ResourceType.CHAT_MODEL_CONNECTION, Slow(rules=[{"when": "", "reply": "hi"}])
+        )
+        return Engine(agent, state_dir=str(tmp_path), config=HURRY)
+
+    is_second = False
+    async with make() as engine:
+        await engine.send("k", "hello", request_id="r")
+        await opening.wait()
+    is_second = True
+    async with make() as engine:
+        (said,) = await engine.submit("k", "hello", request_id="r")
+    assert said["text"] == "hi"
