@@ -157,7 +157,7 @@ async def test_a_call_that_waits_for_what_another_costs_goes_on_however_that_end
         if how == "is cancelled":
             assert not second.done()
             first.cancel()
-        await asyncio.wait([first])
+        await asyncio.gather(first, return_exceptions=True)
         ctx.send_event(OutputEvent((await second).text))
 
     model = ScriptedChatModel(rules=[{"when": "", "reply": reply}], budgets=[Budget(tokens=100)])
