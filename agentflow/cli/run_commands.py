@@ -138,6 +138,7 @@ def send_signal(chosen: argparse.Namespace) -> int:
     from agentflow.runtime.signals import encode_signal
 
     job = job_of(chosen)
+    _check_agent(job, chosen.agent)
     try:
         value: Any = msgspec.json.decode(chosen.value) if chosen.value is not None else None
     except msgspec.DecodeError as error:
@@ -210,6 +211,7 @@ def control_run(chosen: argparse.Namespace) -> int:
     from agentflow.runtime.signals import encode_control
 
     job, key = job_of(chosen), key_of(chosen.key)
+    _check_agent(job, chosen.agent)
     run, reason = getattr(chosen, "run", ""), getattr(chosen, "reason", "")
     document = encode_control(key, chosen.verb, run=run, reason=reason, agent=chosen.agent)
     deliver(job, key, document)
@@ -235,6 +237,17 @@ def deliver(job: JobFile | Path, key: object, document: bytes) -> None:
     if isinstance(job, Path):
         _check_is_embedded(job)
     SignalSpool(state_dir(job) / "signals").append_now(document)
+
+
+def _check_agent(job: JobFile | Path, agent: str) -> None:
+    """Refuse a signal for an agent that the job file does not have; which ones an engine has, its state directory does not say."""
+    if not agent or isinstance(job, Path):
+        return
+    from agentflow.cli.loading import load_program
+
+    name = load_program(job).agent.name
+    if agent != name:
+        raise ConfigError([f"--agent {agent}: {job.path} has the agent '{name}'\nhelp: leave --agent away"])
 
 
 def _check_is_embedded(directory: Path) -> None:

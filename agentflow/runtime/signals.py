@@ -13,6 +13,7 @@ name, or its place). Keys that JSON has no word for are ``{"$bytes": "<base64>"}
 from __future__ import annotations
 
 import base64
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from agentflow.core.inputs import CancelRequested, RecordRejected, RetryRequeste
 from agentflow.core.records import ErrorReport, Record
 from agentflow.errors import DecodeError
 from agentflow.runtime.codecs import encoded_key
+
+logger = logging.getLogger("agentflow.runtime.signals")
 
 
 class SignalDocument(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -142,14 +145,17 @@ class SignalReader:
     def __init__(self, agents: Sequence[str]) -> None:
         self._agents = list(agents)
 
-    def read(self, record: Record) -> tuple[int, Control]:
-        """Return whom it is for, as the agent's place in the chain, and what it says; rejected: it is no signal, or for nobody."""
+    def read(self, record: Record) -> tuple[int, Control] | None:
+        """Return whom it is for, as the agent's place in the chain, and what it says; rejected: it is no signal.
+
+        None: it is for an agent that is not there. The log says so, and that is all: who mistypes a name stops no job.
+        """
         try:
             return self._read(record)
         except DecodeError as error:
             return 0, RecordRejected(record, ErrorReport(type(error).__name__, error.what, is_retryable=False))
 
-    def _read(self, record: Record) -> tuple[int, Control]:
+    def _read(self, record: Record) -> tuple[int, Control] | None:
         try:
             document = _decode(record.value or b"")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -161,7 +167,13 @@ class SignalReader:
             if record.key is None:
                 raise _not_a_signal(record, "it has no key")
             key = record.key.decode(errors="replace")
-        index = self._place(record, document.agent)
+        index = self._place(document.agent)
+        if index is None:
+            logger.error(
+                "signal %s (%s %s) is dropped: its agent is %r; the job has %s: send it again",
+                record.run_id, document.kind, document.name, document.agent, ", ".join(self._agents),
+            )  # fmt: skip
+            return None
         try:
             encoded = encoded_key(_read_key(key))
         except (TypeError, ValueError) as error:
@@ -179,16 +191,13 @@ class SignalReader:
         signal = Signal(document.name, value, document.correlation, document.run, document.step)
         return index, SignalReceived(record, encoded, signal)
 
-    def _place(self, record: Record, agent: str | int) -> int:
-        if agent == "" and len(self._agents) > 1:
-            raise _not_a_signal(
-                record, f"the job has several agents ({', '.join(self._agents)}): say which, as 'agent'"
-            )
-        if isinstance(agent, int) and 0 <= agent < len(self._agents):
-            return agent
-        if agent and agent not in self._agents:
-            raise _not_a_signal(record, f"there is no agent '{agent}', only {', '.join(self._agents)}")
-        return self._agents.index(agent) if agent else 0
+    def _place(self, agent: str | int) -> int | None:
+        """Return the place of an agent; None: there is none, or it is not said which of several."""
+        if isinstance(agent, int):
+            return agent if 0 <= agent < len(self._agents) else None
+        if not agent:
+            return 0 if len(self._agents) == 1 else None
+        return self._agents.index(agent) if agent in self._agents else None
 
 
 def _not_a_signal(record: Record, why: str) -> DecodeError:

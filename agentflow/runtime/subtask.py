@@ -251,8 +251,11 @@ class Subtask:
         self._schedule()
 
     def _take_signal(self, record: Record, now_ms: int) -> None:
-        index, received = self._signal_reader.read(record)
+        read = self._signal_reader.read(record)
         self._own_positions[record.source] = record.next_offset
+        if read is None:
+            return
+        index, received = read
         if isinstance(received, ExportRequested):
             self.export(received.request)
             return

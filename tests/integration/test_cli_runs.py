@@ -119,9 +119,13 @@ def test_a_killed_job_is_seen_and_gets_its_signals_when_it_starts(place: Path, a
     for key in ("o-1", "o-2"):
         agentflow("signal", "job.yaml", key, "approval", "1", "--correlation", key)
     agentflow("runs", "cancel", "job.yaml", "o-3")
+    agentflow(
+        "signal", "state", "o-1", "approval", "2", "--agent", "wrong"
+    )  # a directory does not say which agents there are
     assert len(agentflow("inbox", "job.yaml")) == 2
     with running(place) as job:
         assert job.wait(30) == 0, (place / "log").read_text()
+    assert "is dropped: its agent is 'wrong'" in (place / "log").read_text()
     assert len(outputs(place)) == 3
     assert agentflow("runs", "list", "job.yaml") == []
 
@@ -194,6 +198,10 @@ def test_runs_whose_models_cannot_be_built_are_not_said_to_go_on(
 def test_what_cannot_be_seen_or_sent_is_told_with_its_fix(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "list", "job.yaml"]) == 1
     assert "there is no state" in capsys.readouterr().err
+    for command in (["signal", "job.yaml", "o-1", "approval"], ["runs", "cancel", "job.yaml", "o-1"]):
+        assert main([*command, "--agent", "wrong"]) == 2
+        assert "--agent wrong: job.yaml has the agent 'Orders'" in capsys.readouterr().err
+    assert not (place / "state").exists()
     assert main(["signal", "job.yaml", "o-1", "approval", "yes"]) == 2
     assert "texts have quotes" in capsys.readouterr().err
     (place / "job.yaml").write_text(JOB.replace("state: {dir: ./state}\n", "guarantee: none\n"))

@@ -37,8 +37,14 @@ def test_what_is_no_key_is_refused(key: str) -> None:
 def test_an_agent_is_named_or_told_by_its_place() -> None:
     for agent, place in (("A", 0), ("B", 1), (0, 0), (1, 1)):
         assert TWO.read(record(encode_signal("k", "go", agent=agent)))[0] == place
-    for agent in ("", "C", 2, -1):
-        assert isinstance(TWO.read(record(encode_signal("k", "go", agent=agent)))[1], RecordRejected)
+
+
+@pytest.mark.parametrize("agent", ["", "C", 2, -1])
+def test_a_signal_for_an_agent_that_is_not_there_is_dropped_and_the_log_says_so(
+    agent: str | int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert TWO.read(record(encode_signal("k", "go", agent=agent))) is None
+    assert f"(signal go) is dropped: its agent is {agent!r}; the job has A, B" in caplog.text
 
 
 def test_a_signal_says_which_wait_it_is_for() -> None:
