@@ -411,4 +411,4 @@ async def _prompt_of(setup: BaseChatModelSetup, prompt_args: dict[str, Any]) -> 
                     return await server.get_prompt(prompt, **prompt_args), f"{server_name}/{prompt}"
         prompt = setup.get_resource(prompt, ResourceType.PROMPT)
     assert isinstance(prompt, Prompt), "a resource of this type"
-    return prompt.format_messages(MessageRole.SYSTEM, **prompt_args), prompt.digest
+    return prompt.messages_of(MessageRole.SYSTEM, prompt_args), prompt.digest

@@ -7,6 +7,7 @@ Flink Agents. Neither retries, limits or waits: that belongs to the engine, whic
 from __future__ import annotations
 
 import enum
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -124,8 +125,10 @@ class BaseChatModelConnection(Resource):
             in_thread: Calls a function in a thread.
         """
         tools = [Tool(metadata=tool) for tool in request.tools]
-        asked = (request.messages, tools or None, request.output_schema)
         arguments = {"model": request.model, **request.options}
+        if request.output_schema is not None or "output_schema" in inspect.signature(self.chat).parameters:
+            arguments["output_schema"] = request.output_schema
+        asked = (request.messages, tools or None)
         message: ChatMessage = await call_anywhere(self.chat, asked, arguments, in_thread)
         return message
 
@@ -248,7 +251,7 @@ class BaseChatModelSetup(Resource):
         if self.prompt is None:
             return []
         prompt = self.prompt if isinstance(self.prompt, Prompt) else self.get_resource(self.prompt, ResourceType.PROMPT)
-        messages: list[ChatMessage] = prompt.format_messages(**prompt_args)
+        messages: list[ChatMessage] = prompt.messages_of(MessageRole.SYSTEM, prompt_args)
         return messages
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -60,7 +60,7 @@ class Prompt(Resource):
         """Hash of the prompt as it is now, 16 hex digits; it is in the journal and in traces."""
         return hashlib.blake2b(msgspec.msgpack.encode(self._content()), digest_size=8).hexdigest()
 
-    def format_string(self, **values: Any) -> str:  # noqa: ANN401 (whatever has a text)
+    def format_string(self, /, **values: Any) -> str:  # noqa: ANN401 (whatever has a text)
         """Return the prompt as one text; messages as lines ``role: text``.
 
         Raises:
@@ -70,28 +70,32 @@ class Prompt(Resource):
         content = self._content()
         if isinstance(content, str):
             return self._filled(content, values)
-        return "\n".join(f"{message.role}: {message.text}" for message in self.format_messages(**values))
+        return "\n".join(f"{message.role}: {message.text}" for message in self.messages_of(MessageRole.SYSTEM, values))
 
-    def format_messages(self, role: str = MessageRole.SYSTEM, **values: Any) -> list[ChatMessage]:  # noqa: ANN401
-        """Return the prompt as messages; one text as one message of ``role``.
+    def format_messages(self, /, role: str = MessageRole.SYSTEM, **values: Any) -> list[ChatMessage]:  # noqa: ANN401
+        """Return the prompt as messages; one text as one message of ``role``. A placeholder ``{role}`` is a matter for `messages_of`.
 
         Raises:
             MissingPromptVariable: A placeholder has no value.
             NotConfigured: There is no file at `path`, or it holds no prompt.
         """
+        return self.messages_of(role, values)
+
+    def messages_of(self, role: str, values: Mapping[str, Any]) -> list[ChatMessage]:
+        """Return the prompt as messages, with values of whatever names; see `format_messages`."""
         content = self._content()
         if isinstance(content, str):
             return [ChatMessage(role, self._filled(content, values))]
         return [self._filled_message(message, values) for message in content]
 
-    def _filled_message(self, message: ChatMessage, values: dict[str, Any]) -> ChatMessage:
+    def _filled_message(self, message: ChatMessage, values: Mapping[str, Any]) -> ChatMessage:
         parts = [
             msgspec.structs.replace(part, text=self._filled(part.text, values)) if isinstance(part, TextPart) else part
             for part in message.parts
         ]
         return msgspec.structs.replace(message, content=self._filled(message.content, values), parts=parts)
 
-    def _filled(self, text: str, values: dict[str, Any]) -> str:
+    def _filled(self, text: str, values: Mapping[str, Any]) -> str:
         def value_of(match: re.Match[str]) -> str:
             literal, name = match.groups()
             if literal is not None:

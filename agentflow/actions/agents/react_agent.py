@@ -96,7 +96,7 @@ class ReActAgent(Agent):
                 )
             return [ChatMessage(MessageRole.USER, str(value))]
         prompt = self.prompt if isinstance(self.prompt, Prompt) else ctx.get_resource(self.prompt, ResourceType.PROMPT)
-        messages: list[ChatMessage] = prompt.format_messages(MessageRole.USER, **arguments)
+        messages: list[ChatMessage] = prompt.messages_of(MessageRole.USER, arguments)
         return messages
 
     def _start(self, event: Event, ctx: RunnerContext) -> None:

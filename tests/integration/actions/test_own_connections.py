@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from typing import Any
 
@@ -49,6 +50,21 @@ async def test_plain_chat_runs_in_threads_and_is_told_model_and_names_of_tools()
     async with Engine(asking(), in_memory=True, resources=resources()) as engine:
         said = await asyncio.gather(engine.submit("ann", "a"), engine.submit("bob", "b"))
     assert [one["text"] for (one,) in said] == [f"{key} ['look'] [('extra', 'e'), ('model', 'x-1')]" for key in "ab"]
+
+
+async def test_plain_chat_of_flink_agents_signature_has_a_schema_among_its_other_arguments() -> None:
+    class Flink(BaseChatModelConnection):
+        def chat(self, messages: Any, tools: Any = None, **kwargs: Any) -> ChatMessage:
+            return ChatMessage("assistant", f'{{"names": {json.dumps(sorted(kwargs))}}}')
+
+    schema = {"type": "object", "properties": {"names": {"type": "array"}}}
+    model = BaseChatModelSetup(connection="own", model="m")
+    found = [("own", ResourceType.CHAT_MODEL_CONNECTION, Flink()), ("m", ResourceType.CHAT_MODEL, model)]
+    async with Engine(asking(), in_memory=True, resources=found) as engine:
+        (said,) = await engine.submit("k", "a")
+        assert said["text"] == '{"names": ["model"]}'
+        (said,) = await engine.submit("k", {"messages": ["a"], "output_schema": schema})
+    assert said["output"] == {"names": ["model"]}  # it is asked for by the prompt
 
 
 async def test_chat_of_a_model_outside_of_the_engine_takes_its_arguments_too() -> None:

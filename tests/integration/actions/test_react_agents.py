@@ -67,6 +67,13 @@ async def test_placeholder_without_a_value_fails_the_run_typed() -> None:
         await run(agent, {"other": 1})
 
 
+async def test_fields_of_an_input_may_have_any_name() -> None:
+    model = ScriptedChatModel(["hi"], prompt=Prompt.from_text("for {self}"))
+    agent = ReActAgent(chat_model=model, prompt=Prompt.from_text("{role} says {text}"))
+    assert await run(agent, {"role": "admin", "text": "go", "self": "me", "values": 1}) == "hi"
+    assert [message.text for message in model.requests[0].messages] == ["for me", "admin says go"]
+
+
 async def test_model_and_prompt_may_be_the_environments() -> None:
     model = ScriptedChatModel(["hi"])
     resources = [("m", ResourceType.CHAT_MODEL, model), ("p", ResourceType.PROMPT, Prompt.from_text("say {input}"))]

@@ -52,6 +52,15 @@ def test_values_that_no_placeholder_wants_are_ignored():
     assert Prompt.from_text("hello").format_string(name="Ann") == "hello"
 
 
+@pytest.mark.parametrize("name", ["role", "self", "values", "text", "class", "größe"])
+def test_a_value_may_have_any_name(name):
+    prompt = Prompt.from_text(f"it is {{{name}}}")
+    assert prompt.messages_of(USER, {name: "that"}) == [ChatMessage(USER, "it is that")]
+    if name != "role":  # which says whose message it is
+        assert prompt.format_messages(USER, **{name: "that"}) == [ChatMessage(USER, "it is that")]
+    assert prompt.format_string(**{name: "that"}) == "it is that"
+
+
 # -- messages
 def test_a_text_is_one_message_of_the_role_that_is_asked_for():
     prompt = Prompt.from_text("Hello {name}")
