@@ -8,12 +8,12 @@ Configuration keys (the job file's section ``config``): ``error-handling-strateg
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 
-from agentflow.api.budgets import Budget, Price, RateLimit
+from agentflow.api.budgets import Budget, Price, RateLimit, budgets_of, limits_of
 from agentflow.api.chat_messages import Usage
 from agentflow.api.chat_models import BaseChatModelSetup, ErrorHandlingStrategy
 from agentflow.api.durations import duration_ms
@@ -178,22 +178,17 @@ def _read(setup: BaseChatModelSetup, config: Configuration) -> ChatPolicy:
         turns_max=number(setup.max_turns, "chat.max-turns", 32),
         breaker_failures=number(None, "chat.breaker.failures", 10),
         breaker_open_s=seconds(None, "chat.breaker.open-for", 10) or 0.0,
-        limits=_structs(setup.limits or values.get("chat.limits") or (), RateLimit, f"{place}: limits"),
-        budgets=_structs(setup.budgets or values.get("chat.budgets") or (), Budget, f"{place}: budgets"),
+        limits=_read_all(limits_of, setup.limits or values.get("chat.limits") or (), f"{place}: limits"),
+        budgets=_read_all(budgets_of, setup.budgets or values.get("chat.budgets") or (), f"{place}: budgets"),
         price=_price(setup.model, values),
     )
 
 
-def _structs(given: Any, kind: Any, place: str) -> tuple[Any, ...]:  # noqa: ANN401 (unchecked; a Struct)
+def _read_all(read: Callable[[Any], tuple[Any, ...]], given: Any, place: str) -> tuple[Any, ...]:  # noqa: ANN401 (unchecked)
     try:
-        return tuple(one if isinstance(one, kind) else msgspec.convert(_kebab(one), kind) for one in given)
-    except (msgspec.ValidationError, TypeError) as error:
+        return read(given)
+    except ValueError as error:
         raise ConfigError([f"{place}: {error}"]) from None
-
-
-def _kebab(one: Any) -> Any:  # noqa: ANN401 (unchecked)
-    """Return a mapping with names as configuration has them, however Python writes them."""
-    return {str(name).replace("_", "-"): value for name, value in one.items()} if isinstance(one, Mapping) else one
 
 
 def _price(model: str, values: Mapping[str, Any]) -> Price | None:

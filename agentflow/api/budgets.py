@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import msgspec
+
+_LimitT = TypeVar("_LimitT", bound=msgspec.Struct)
 
 
 class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -23,6 +26,7 @@ class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
     tokens_per_minute: float | None = None
 
     def __post_init__(self) -> None:
+        _refuse_none(self, "concurrency", "requests_per_minute", "tokens_per_minute")
         for name in ("concurrency", "requests_per_minute", "tokens_per_minute"):
             limit = getattr(self, name)
             if limit is not None and limit <= 0:
@@ -48,6 +52,7 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ke
     turns: int | None = None
 
     def __post_init__(self) -> None:
+        _refuse_none(self, "calls", "tokens", "money", "turns")
         _refuse_negative(self, "calls", "tokens", "money", "turns")
 
 
@@ -75,3 +80,36 @@ def _refuse_negative(limits: msgspec.Struct, *names: str) -> None:
         value = getattr(limits, name)
         if value is not None and value < 0:
             raise ValueError(f"{type(limits).__name__}: {name} is {value}; it is at least 0")
+
+
+def _refuse_none(limits: msgspec.Struct, *names: str) -> None:
+    if all(getattr(limits, name) is None for name in names):
+        raise ValueError(f"{type(limits).__name__}: it limits nothing; give one of {', '.join(names)}")
+
+
+def limits_of(given: Sequence[RateLimit | Mapping[str, Any]]) -> tuple[RateLimit, ...]:
+    """Return limits that may be written as JSON, with ``-`` or ``_`` in their names.
+
+    Raises:
+        ValueError: One of them is none.
+    """
+    return _read(given, RateLimit)
+
+
+def budgets_of(given: Sequence[Budget | Mapping[str, Any]]) -> tuple[Budget, ...]:
+    """Return budgets that may be written as JSON, with ``-`` or ``_`` in their names.
+
+    Raises:
+        ValueError: One of them is none.
+    """
+    return _read(given, Budget)
+
+
+def _read(given: object, kind: type[_LimitT]) -> tuple[_LimitT, ...]:
+    if not isinstance(given, (list, tuple)):
+        raise ValueError(f"{given!r} is no list")  # noqa: TRY004 (of a file, mostly)
+    return tuple(one if isinstance(one, kind) else msgspec.convert(_kebab(one), kind) for one in given)
+
+
+def _kebab(one: object) -> object:
+    return {str(name).replace("_", "-"): value for name, value in one.items()} if isinstance(one, Mapping) else one

@@ -7,13 +7,14 @@ Flink Agents. Neither retries, limits or waits: that belongs to the engine, whic
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 
-from agentflow.api.budgets import Budget, RateLimit
+from agentflow.api.budgets import Budget, RateLimit, budgets_of, limits_of
 from agentflow.api.callables import InThread, call_anywhere
 from agentflow.api.chat_messages import ChatMessage, MessageRole
 from agentflow.api.prompts import Prompt
@@ -210,6 +211,15 @@ class BaseChatModelSetup(Resource):
     limits: list[RateLimit | dict[str, Any]] = []
     budgets: list[Budget | dict[str, Any]] = []
 
+    def __post_init__(self) -> None:
+        for name, read in _READ.items():
+            try:
+                read(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        if self.max_turns is not None and self.max_turns < 1:
+            raise ValueError(f"max_turns: {self.max_turns}; at least one call is made")
+
     @classmethod
     def resource_type(cls) -> ResourceType:
         """Return what kind of resource it is."""
@@ -253,6 +263,19 @@ class BaseChatModelSetup(Resource):
         prompt = self.prompt if isinstance(self.prompt, Prompt) else self.get_resource(self.prompt, ResourceType.PROMPT)
         messages: list[ChatMessage] = prompt.messages_of(MessageRole.SYSTEM, prompt_args)
         return messages
+
+
+def _strategy(kind: type[enum.StrEnum], given: object) -> None:
+    if given is not None and str(given).lower() not in list(kind):
+        raise ValueError(f"{given!r} is none of {', '.join(kind)}")
+
+
+_READ: Final[dict[str, Callable[[Any], object]]] = {
+    "structured_output_strategy": functools.partial(_strategy, StructuredOutputStrategy),
+    "error_handling_strategy": functools.partial(_strategy, ErrorHandlingStrategy),
+    "limits": limits_of,
+    "budgets": budgets_of,
+}
 
 
 def without_empty(messages: Sequence[ChatMessage]) -> list[ChatMessage]:

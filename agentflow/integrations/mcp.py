@@ -101,9 +101,10 @@ class MCPServer(Resource):
             raise NotConfigured(
                 f"MCP server: {wrong}", expected="endpoint= (an http or https URL) or command= (a program)"
             )
-        self._timeout_s = _seconds(self.timeout)
-        self._read_timeout_s = _seconds(self.sse_read_timeout)
-        self._call_timeout_s = _seconds(self.call_timeout)
+        self._credentials()
+        self._timeout_s = _seconds("timeout", self.timeout)
+        self._read_timeout_s = _seconds("sse_read_timeout", self.sse_read_timeout)
+        self._call_timeout_s = _seconds("call_timeout", self.call_timeout)
         self._policies = {name: self._policy(name, policy) for name, policy in self.policies.items()}
         self._listed: dict[str, list[Any]] = {}  # what was discovered; emptied when it may have changed
         self._last: dict[str, list[Any]] = {}  # what was discovered last, for while the server does not answer
@@ -440,5 +441,8 @@ def _prompt(prompt: types.Prompt) -> MCPPrompt:
     )
 
 
-def _seconds(value: float | str) -> float:
-    return duration_ms(value) / 1000 if isinstance(value, str) else float(value)
+def _seconds(name: str, value: float | str) -> float:
+    seconds = duration_ms(value) / 1000 if isinstance(value, str) else float(value)
+    if seconds <= 0:
+        raise NotConfigured(f"{name}: {value!r}", expected="a time above 0")
+    return seconds

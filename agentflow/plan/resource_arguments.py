@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,18 @@ def read_argument(hints: Mapping[str, Any], name: str, value: Any) -> Any:  # no
         raise
     except TypeError:  # a type that msgspec does not know: whatever it is
         return value
+
+
+def missing_arguments(found: type[Resource], given: Mapping[str, Any]) -> list[str]:
+    """Return the names of arguments that a class needs, and that are not given."""
+    return [
+        field.name
+        for field in dataclasses.fields(found)  # type: ignore[arg-type]
+        if field.init
+        and field.name not in given
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
 
 
 def has_own_constructor(found: type[Resource]) -> bool:

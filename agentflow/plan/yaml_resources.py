@@ -13,17 +13,17 @@ from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.chat_models import BaseChatModelSetup
 from agentflow.api.failure import Retry
 from agentflow.api.prompts import Prompt
-from agentflow.api.references import meant_reference
+from agentflow.api.references import is_secret_name, meant_reference
 from agentflow.api.resources import RESOURCE_MARK, Resource, ResourceDescriptor, ResourceMark, ResourceType
 from agentflow.api.steps import reconcile
 from agentflow.api.tools import FunctionTool, Tool
-from agentflow.errors import NotConfigured
+from agentflow.errors import ConfigError, NotConfigured
 from agentflow.plan.agent_documents import AgentDocument, Entry, NameOf
 from agentflow.plan.agent_specs import SECTIONS, ToolSpec
 from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.named_objects import attribute_of, find_function, import_module
 from agentflow.plan.problems import nearest
-from agentflow.plan.resource_arguments import has_own_constructor, hints_of, read_argument
+from agentflow.plan.resource_arguments import has_own_constructor, hints_of, missing_arguments, read_argument
 
 Lists = Mapping[str, Sequence[Entry | NameOf]]
 """The lists of an agent."""
@@ -53,7 +53,7 @@ class Scope:
         note = f"there are: {', '.join(names)}" if names else f"add it to {section}"
         if near is not None:
             note = f"did you mean '{near}'?"
-        elif section == "prompts":
+        elif section == "prompts" and label.startswith("agent"):
             note += ", or write  prompt: {text: …}"
         self._problems.add(f"{label}: there is no {SECTIONS[section].noun} '{name}'", place, note=note)
         return False
@@ -90,6 +90,8 @@ class ResourceBuilder:
         self._scope.check(entry.label, "chat_model_connections", spec.connection, entry.at("connection"), own)
         if spec.prompt is not None:
             self._scope.check(entry.label, "prompts", spec.prompt, entry.at("prompt"), own)
+        if entry.name in spec.fallback_models:
+            self._problems.add(f"{entry.label} falls back to itself", entry.at("fallback_models"), note="name others")
         for key, (section, names) in lists.items():
             for index, name in enumerate(names):
                 self._scope.check(entry.label, section, name, entry.at(f"{key}[{index}]", key), own)
@@ -151,6 +153,7 @@ class ResourceBuilder:
         return found
 
     def _check_arguments(self, clazz: type[Resource], entry: Entry) -> None:
+        count = len(self._problems.found)
         for name, value in entry.arguments.items():
             if (meant := meant_reference(name, value)) is not None:
                 what = f"{entry.label}: '{name}' is {value}, which nothing replaces"
@@ -164,17 +167,36 @@ class ResourceBuilder:
                 near = nearest(name, names)
                 note = f"did you mean '{near}'?" if near else f"it has: {', '.join(names)}"
                 self._problems.add(f"{entry.label}: {clazz.__name__} has no '{name}'", entry.keys[name], note=note)
-        if not has_own_constructor(clazz):
-            self._check_values(hints_of(clazz), entry)
+        if has_own_constructor(clazz):
+            return
+        arguments = self._values(clazz, entry)
+        if arguments is not None and len(self._problems.found) == count and clazz.__module__.startswith("agentflow."):
+            self._try(clazz, arguments, entry)
 
-    def _check_values(self, hints: Mapping[str, Any], entry: Entry) -> None:
+    def _values(self, clazz: type[Resource], entry: Entry) -> dict[str, Any] | None:
+        """Return the arguments as the class wants them; None: some, which it may look at, are known only where it is built."""
+        hints, is_known, arguments = hints_of(clazz), True, {}
         for name, value in entry.arguments.items():
-            if _OPEN_REFERENCE in str(value):
-                continue  # it has its value where the resource is built
+            if _OPEN_REFERENCE in str(value):  # it has its value where the resource is built
+                is_known = is_known and (is_secret_name(name) or name == "auth")
+                arguments[name] = value
+                continue
             try:
-                read_argument(hints, name, value)
+                arguments[name] = read_argument(hints, name, value)
             except msgspec.ValidationError as error:
                 self._problems.add(f"{entry.label}: '{name}' does not fit", entry.keys[name], note=str(error))
+        return arguments if is_known else None
+
+    def _try(self, clazz: type[Resource], arguments: dict[str, Any], entry: Entry) -> None:
+        """Make a resource for once: what it refuses is a problem."""
+        if missing := missing_arguments(clazz, arguments):
+            self._problems.add(f"{entry.label}: {clazz.__name__} needs {', '.join(map(repr, missing))}", entry.place)
+            return
+        try:
+            clazz(**arguments)
+        except (ValueError, NotConfigured, ConfigError) as error:
+            place = entry.keys.get(str(error).partition(":")[0], entry.place)
+            self._problems.add(f"{entry.label}: {error}", place)
 
     def prompt(self, entry: Entry, document: AgentDocument) -> Prompt | None:
         """Return a prompt; None, and a problem, when it has no text, or its file has none."""

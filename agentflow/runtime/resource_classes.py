@@ -17,7 +17,7 @@ import msgspec
 from agentflow.api.resources import Resource, ResourceDescriptor, ResourceType
 from agentflow.errors import ConfigError
 from agentflow.plan.problems import nearest
-from agentflow.plan.resource_arguments import has_own_constructor, hints_of, read_argument
+from agentflow.plan.resource_arguments import has_own_constructor, hints_of, missing_arguments, read_argument
 from agentflow.runtime.secrets import Secrets
 
 
@@ -72,14 +72,7 @@ def build(
     if has_own_constructor(found):
         return _made(found, arguments, place, secrets)
     problems = [_unknown(place, argument, fields) for argument in arguments if argument not in fields]
-    missing = [
-        field.name
-        for field in fields.values()
-        if field.name not in arguments
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
+    if missing := missing_arguments(found, arguments):
         problems.append(f"{place}: {found.__name__} needs {', '.join(map(repr, missing))}")
     hints = hints_of(found)
     converted = {}

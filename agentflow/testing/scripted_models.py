@@ -31,6 +31,7 @@ from agentflow.api.durations import duration_ms
 from agentflow.errors import ConfigError, ModelRejected
 
 _WORD = re.compile(r"\S+\s*")
+_RULE = {"when", "reply", "replies"}
 
 
 class ScriptedConnection(BaseChatModelConnection):
@@ -56,12 +57,21 @@ class ScriptedConnection(BaseChatModelConnection):
     script: str | None = None
     latency: str | float = 0.0
 
+    def __post_init__(self) -> None:
+        if isinstance(self.latency, str):
+            duration_ms(self.latency)
+        _check_script(self.replies, self.rules)
+
     async def open(self) -> None:
         """Read the script."""
         self._rest = list(self.replies)
         self._rules = list(self.rules)
         if self.script is not None:
             given = _read_script(self.script)
+            try:
+                _check_script(given.get("replies", []), given.get("rules", []))
+            except ValueError as error:
+                raise ConfigError([f"script '{self.script}' of a scripted model: {error}"]) from None
             self._rest += given.get("replies", [])
             self._rules += given.get("rules", [])
 
@@ -121,6 +131,8 @@ class ScriptedChatModel(BaseChatModelSetup):
     """A chat model with a `ScriptedConnection` of its own. Its arguments are those of both; ``replies`` may come first."""
 
     def __init__(self, replies: Sequence[Any] = (), **arguments: Any) -> None:  # noqa: ANN401 (those of a setup)
+        if isinstance(replies, str):
+            raise TypeError(f"replies is the text {replies!r}; give a list: [{replies!r}]")
         scripted = {name: arguments.pop(name) for name in ("rules", "latency", "script") if name in arguments}
         BaseChatModelSetup.__init__(self, **{"model": "scripted", "connection": "scripted", **arguments})
         self._connection = ScriptedConnection(replies=list(replies), **scripted)
@@ -145,6 +157,46 @@ class ScriptedChatModel(BaseChatModelSetup):
     def model_dump_json(self) -> str:
         """Return its name, for a stored plan: replies may be functions."""
         return msgspec.json.encode({"model": self.model}).decode()
+
+
+def _check_script(replies: Any, rules: Any) -> None:  # noqa: ANN401 (unchecked)
+    """Refuse what no model would say, before somebody is told it.
+
+    Raises:
+        ValueError: There is such a reply, or a rule.
+    """
+    for name, given in (("replies", replies), ("rules", rules)):
+        if not isinstance(given, (list, tuple)):
+            raise ValueError(f"{name}: {given!r} is no list")  # noqa: TRY004 (of a file, mostly)
+    for place, reply in enumerate(replies):
+        _check_reply(reply, f"replies: number {place + 1}")
+    for place, rule in enumerate(rules):
+        what = f"rules: number {place + 1}"
+        if not isinstance(rule, dict) or set(rule) - _RULE or len({"reply", "replies"} & set(rule)) != 1:
+            raise ValueError(f"{what}: {rule!r} is no rule; it has 'when', and 'reply' or 'replies'")
+        try:
+            re.compile(rule.get("when", ""))
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{what}: 'when' is no regular expression: {error}") from None
+        for reply in rule["replies"] if "replies" in rule else [rule["reply"]]:
+            _check_reply(reply, what)
+
+
+def _check_reply(reply: Any, what: str) -> None:  # noqa: ANN401 (unchecked)
+    if callable(reply) or isinstance(reply, Exception):
+        return
+    try:
+        if not isinstance(reply, (str, ChatMessage, dict, list)):
+            raise ValueError(f"it is a {type(reply).__name__}")  # noqa: TRY004 (as the others)
+        if isinstance(reply, dict) and not {"tool", "function"} & reply.keys():
+            unknown = sorted(reply.keys() - set(ChatMessage.__struct_fields__))
+            if unknown:
+                raise ValueError(f"there is no field {unknown[0]!r}")
+        for call in _message(reply).tool_calls:
+            if not isinstance(call["function"]["arguments"], (dict, str)):
+                raise ValueError(f"arguments of tool '{call['function']['name']}' are no object")  # noqa: TRY004
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{what}: {reply!r} is no reply: {error}") from None
 
 
 def _message(reply: Any) -> ChatMessage:  # noqa: ANN401 (a reply)

@@ -11,13 +11,12 @@ from agentflow.api.budgets import Budget, Price, RateLimit
 @pytest.mark.parametrize(
     ("fields", "made"),
     [
-        ({}, RateLimit()),
         (
             {"per": "tenant", "requests-per-minute": 60, "tokens-per-minute": 1e5, "concurrency": 4},
             RateLimit("tenant", 4, 60, 1e5),
         ),
         ({"requests-per-minute": 0.5}, RateLimit(requests_per_minute=0.5)),
-        ({}, Budget()),
+        ({"calls": 0}, Budget(calls=0)),
         ({"per": "day", "calls": 1, "tokens": 2, "money": 0.5, "turns": 0}, Budget("day", 1, 2, 0.5, 0)),
         ({"input": 3, "output": 15}, Price(3, 15)),
         ({"input": 3, "output": 15, "cached": 0.3, "cache-write": 3.75}, Price(3, 15, 0.3, 3.75)),
@@ -33,6 +32,8 @@ def test_fields_have_the_names_of_a_configuration(fields, made):
     [
         ({"per": "key"}, RateLimit, r"Invalid enum value 'key' - at `\$.per`"),
         ({"rpm": 5}, RateLimit, "unknown field `rpm`"),
+        ({"per": "tenant"}, RateLimit, "RateLimit: it limits nothing; give one of concurrency, "),
+        ({"per": "day"}, Budget, "Budget: it limits nothing; give one of calls, tokens, money, turns"),
         ({"requests_per_minute": 5}, RateLimit, "unknown field `requests_per_minute`"),
         ({"concurrency": 0}, RateLimit, "concurrency is 0; no call could ever be made"),
         ({"tokens-per-minute": -1}, RateLimit, "tokens_per_minute is -1.0; no call could ever be made"),
