@@ -16,9 +16,9 @@ def test_a_text_in_the_place_of_the_list_of_replies_is_refused():
 
 @pytest.mark.parametrize("reply", [5, None, [5], {"tol": "look"}, {"tool": "look", "arguments": [1]}, b"hi"])
 def test_what_is_no_reply_is_refused_before_anybody_asks(reply):
-    with pytest.raises(ValueError, match="replies: number 2: .* is no reply"):
+    with pytest.raises(ValueError, match=r"replies: number 2: .* is no reply"):
         ScriptedChatModel(["hi", reply])
-    with pytest.raises(ValueError, match="rules: number 1: .* is no reply"):
+    with pytest.raises(ValueError, match=r"rules: number 1: .* is no reply"):
         ScriptedChatModel(rules=[{"when": "", "replies": ["hi", reply]}])
 
 
