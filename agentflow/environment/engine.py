@@ -337,7 +337,11 @@ class Engine:
 
         Raises:
             RunFailed, EngineOverloaded, EngineClosed, RequestMismatch, TypeError: As `submit`.
+            ValueError: ``skip`` or ``after`` is negative.
         """
+        if min(skip, after) < 0:
+            msg = f"stream: skip and after count from 0, not {skip} and {after}"
+            raise ValueError(msg)
         request = self._enter(key, value, request_id, agent, headers)
         if isinstance(request, Coroutine):
             request = await request
