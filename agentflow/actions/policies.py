@@ -3,7 +3,7 @@
 Configuration keys (the job file's section ``config``): ``error-handling-strategy``, ``max-retries``, ``retry-wait-interval``,
 ``chat.timeout``, ``chat.first-token-timeout``, ``chat.idle-timeout``, ``chat.max-turns``, ``chat.rate-limit-wait-max``,
 ``chat.breaker.failures``, ``chat.breaker.open-for``, ``chat.limits``, ``chat.budgets``, ``chat.prices.MODEL.input|output|cached|cache-write``,
-``tool.timeout``, ``tool.result-max``, ``tool.error-text``. Other keys below ``chat.`` and ``tool.`` are a problem of the agent (`unknown_keys`).
+``tool.timeout``, ``tool.result-max``, ``tool.error-text``. Others that begin so are a problem of the agent (`unknown_keys`).
 """
 
 from __future__ import annotations
