@@ -8,6 +8,7 @@ from typing import Any, Final
 from agentflow.api.chat_messages import ToolCall
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.tools import FunctionTool, Tool, ToolPolicy
+from agentflow.errors import ToolArgumentsInvalid
 
 APPROVAL: Final = "approval"
 """Name of the signal; its correlation is the run's id and the call's, so that no late answer is taken for another call's."""
@@ -37,7 +38,7 @@ async def approved(ctx: RunnerContext, call: ToolCall, policy: ToolPolicy, tool:
         tool: The tool; None: it is that of an MCP server, which is not asked before the call may be made.
 
     Raises:
-        Denied: It was denied, or the time is up.
+        Denied: It was denied, the time is up, or what the person has put in the place of its arguments does not fit.
         ToolArgumentsInvalid: It cannot be made: nobody is asked.
     """
     name, arguments = call["function"]["name"], dict(call["function"]["arguments"])  # type: ignore[arg-type]  # see above
@@ -54,9 +55,27 @@ async def approved(ctx: RunnerContext, call: ToolCall, policy: ToolPolicy, tool:
     )
     if isinstance(answer, dict) and answer.get("approved") is True:
         changed = answer.get("arguments")
-        return changed if isinstance(changed, dict) else arguments
+        return arguments if changed is None else _fitting(changed, name, tool)
     reason = answer.get("reason") if isinstance(answer, dict) else None
     raise Denied(f"The call of tool `{name}` was denied" + (f": {reason}" if reason else "."))
+
+
+def _fitting(changed: Any, name: str, tool: Tool | None) -> dict[str, Any]:  # noqa: ANN401 (a signal's value)
+    """Return the arguments that a person gives instead of the model's.
+
+    Raises:
+        Denied: They do not fit. The model's own are not what was approved, and are not taken instead.
+    """
+    try:
+        if not isinstance(changed, dict):
+            raise ToolArgumentsInvalid(name, "they are no JSON object")
+        if tool is not None:
+            tool.bind(changed, {})
+    except ToolArgumentsInvalid as error:
+        raise Denied(
+            f"The call of tool `{name}` was not made. The person's arguments do not fit: {error.why}"
+        ) from None
+    return changed
 
 
 def _hidden(tool: Tool | None) -> Collection[str]:

@@ -17,6 +17,8 @@ from agentflow.actions.model_requests import StreamTarget
 from agentflow.actions.policies import chat_policy
 from agentflow.actions.structured_output import correction, with_output
 from agentflow.actions.tool_calls import outcomes_of
+from agentflow.actions.tool_lists import check_tools
+from agentflow.api.chat_events import check_request
 from agentflow.api.chat_history import ChatHistory
 from agentflow.api.chat_messages import ChatMessage, read_messages, tool_message
 from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCategories
@@ -39,7 +41,14 @@ async def chat(
     history: ChatHistory | str | None = None,
 ) -> ChatMessage:
     """Ask a model; see `RunnerContext.chat`."""
+    check_request(tools, max_turns)
     kept = ctx.chat_history(history) if isinstance(history, str) else history
+    if not isinstance(kept, ChatHistory | None):
+        raise TypeError(
+            f"history is the name of a conversation, or ctx.chat_history(…), not {history!r}; messages are `messages`"
+        )
+    if not isinstance(prompt_args, Mapping | None):
+        raise TypeError(f"prompt_args is a mapping of placeholders to their values, not {prompt_args!r}")
     conversation = [] if kept is None else kept.messages()
     known = len(conversation)
     conversation += read_messages(messages)
@@ -84,8 +93,16 @@ async def one_answer(ctx: RunnerContext, turn: ChatTurn, output: Any, retries: R
     Raises:
         OutputInvalid: The last one does not fit either.
         ModelError, BudgetExhausted: As `answer_of`.
+        ValueError: There is nothing to ask.
+        ConfigError: Two of the tools have one name.
     """
-    policy = chat_policy(setup_of(ctx, turn.model), ctx.config)
+    setup = setup_of(ctx, turn.model)
+    if setup.prompt is None and all(message.is_empty for message in turn.messages):
+        raise ValueError(
+            f"chat model '{turn.model}' has no prompt, and no message says anything: there is nothing to ask it"
+        )
+    check_tools(ctx, setup, turn.tools)
+    policy = chat_policy(setup, ctx.config)
     corrections = 0
     messages = turn.messages
     while True:

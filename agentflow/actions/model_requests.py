@@ -38,6 +38,7 @@ from agentflow.api.runner_context import RunnerContext
 from agentflow.errors import (
     AgentflowError,
     CircuitOpen,
+    ConfigError,
     ContentRefused,
     ModelError,
     ModelUnavailable,
@@ -77,7 +78,7 @@ class ModelRequest:
         has_fallback: Another model can be asked, so a connection that is known to fail is not waited for.
 
     Raises:
-        ConfigError: The connection cannot be made, or has no native structured output where the setup insists on it.
+        ConfigError: It has no model, or the connection cannot be made, or has no native structured output where the setup insists on it.
 
     Attributes:
         key: Idempotency key of the first call, in retries of it; empty: that of the step.
@@ -102,6 +103,10 @@ class ModelRequest:
         self._has_fallback = has_fallback
         self._prompt_digest = ""
         self._connection = setup.get_connection()  # here: what is wrong with it is no outcome that is to be recorded
+        if self._connection.provider and not (
+            setup.model or setup.model_kwargs.get("model")
+        ):  # one of one's own may know
+            raise ConfigError([f"chat model '{setup.name}' has no model\nhelp: model='…', as its provider has it"])
         self._is_native = turn.output_schema is not None and asks_natively(setup, self._connection)
         self.key = ""
         self.is_made = False

@@ -3,7 +3,7 @@
 Configuration keys (the job file's section ``config``): ``error-handling-strategy``, ``max-retries``, ``retry-wait-interval``,
 ``chat.timeout``, ``chat.first-token-timeout``, ``chat.idle-timeout``, ``chat.max-turns``, ``chat.rate-limit-wait-max``,
 ``chat.breaker.failures``, ``chat.breaker.open-for``, ``chat.limits``, ``chat.budgets``, ``chat.prices.MODEL.input|output|cached|cache-write``,
-``tool.timeout``, ``tool.result-max``, ``tool.error-text``.
+``tool.timeout``, ``tool.result-max``, ``tool.error-text``. Others that begin so are a problem of the agent (`unknown_keys`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,19 @@ from agentflow.api.options import Configuration
 from agentflow.errors import ConfigError
 
 _PRICES: Final = "chat.prices."
+_KNOWN: Final = frozenset(
+    {
+        *(
+            "chat.timeout",
+            "chat.first-token-timeout",
+            "chat.idle-timeout",
+            "chat.max-turns",
+            "chat.rate-limit-wait-max",
+        ),
+        *("chat.breaker.failures", "chat.breaker.open-for", "chat.limits", "chat.budgets"),
+        *("tool.timeout", "tool.result-max", "tool.error-text"),
+    }
+)
 _POLICY: Final = "_chat_policy"
 _TOOL_POLICY: Final = "_tool_defaults"
 
@@ -134,6 +147,20 @@ def tool_defaults(config: Configuration) -> ToolDefaults:
     )
 
 
+def unknown_keys(config: Configuration) -> list[tuple[str, list[str]]]:
+    """Return the keys below ``chat.`` and ``tool.`` that nobody reads, each with those that it may be meant for."""
+    found = []
+    for key in config.to_dict():
+        model, _, counted = key.removeprefix(_PRICES).rpartition(".")
+        if key.startswith(_PRICES) and model:
+            prices = [name.replace("_", "-") for name in Price.__struct_fields__]
+            if counted not in prices:
+                found.append((key, [f"{_PRICES}{model}.{name}" for name in prices]))
+        elif key.startswith(("chat.", "tool.")) and key not in _KNOWN:
+            found.append((key, sorted(_KNOWN)))
+    return found
+
+
 def seconds_of(value: Any, key: str) -> float:  # noqa: ANN401 (unchecked)
     """Return seconds: of a number, or of a text with a unit.
 
@@ -156,17 +183,23 @@ def _read(setup: BaseChatModelSetup, config: Configuration) -> ChatPolicy:
         value = values.get(key, default) if own is None else own
         return None if value is None else seconds_of(value, f"{place}: {key}")
 
-    def number(own: int | None, key: str, default: int) -> int:
+    def number(own: int | None, key: str, default: int, least: int = 0) -> int:
         value = values.get(key, default) if own is None else own
         try:
-            return int(value)
+            found = int(value)
         except (TypeError, ValueError):
             raise ConfigError([f"{place}: {key}: {value!r} is no whole number"]) from None
+        if found < least:
+            raise ConfigError([f"{place}: {key}: {value!r} is less than {least}"])
+        return found
 
     strategy = setup.error_handling_strategy or values.get("error-handling-strategy")
     known = [str(one) for one in ErrorHandlingStrategy]
     if strategy is not None and str(strategy).lower() not in known:
         raise ConfigError([f"{place}: error-handling-strategy: {strategy!r} is none of {', '.join(known)}"])
+    if setup.fallback_models and str(strategy).lower() != ErrorHandlingStrategy.FALLBACK:
+        what = f"it has fallback_models, and its error_handling_strategy is {strategy and str(strategy)!r}: they would never be asked"
+        raise ConfigError([f"{place}: {what}\nhelp: error_handling_strategy='fallback', or leave fallback_models out"])
     return ChatPolicy(
         strategy=None if strategy is None else ErrorHandlingStrategy(str(strategy).lower()),
         retries_max=number(setup.max_retries, "max-retries", 3),
@@ -175,7 +208,7 @@ def _read(setup: BaseChatModelSetup, config: Configuration) -> ChatPolicy:
         first_token_timeout_s=seconds(setup.first_token_timeout, "chat.first-token-timeout", None),
         idle_timeout_s=seconds(setup.idle_timeout, "chat.idle-timeout", None),
         rate_limit_wait_s=seconds(None, "chat.rate-limit-wait-max", 600) or 0.0,
-        turns_max=number(setup.max_turns, "chat.max-turns", 32),
+        turns_max=number(setup.max_turns, "chat.max-turns", 32, least=1),
         breaker_failures=number(None, "chat.breaker.failures", 10),
         breaker_open_s=seconds(None, "chat.breaker.open-for", 10) or 0.0,
         limits=_read_all(limits_of, setup.limits or values.get("chat.limits") or (), f"{place}: limits"),

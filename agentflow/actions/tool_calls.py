@@ -254,7 +254,13 @@ class _ToolRequest:
         kind = error.original.rpartition(".")[2] if isinstance(error, StepFailed) else type(error).__name__
         full = self._ctx.resources.scrub(f"{kind}: {what}")
         told = f"Tool `{self._name}` execute failed."
-        return ToolOutcome(told if self._defaults.error_text == "generic" else f"{told} {full}", full)
+        if self._defaults.error_text == "generic":
+            return ToolOutcome(told, full)
+        if isinstance(error, AgentflowError) and not isinstance(
+            error, StepFailed
+        ):  # what to do about it is for its author
+            return ToolOutcome(f"{told} {self._ctx.resources.scrub(f'{kind}: {error.what}')}", full)
+        return ToolOutcome(f"{told} {full}", full)
 
     def _outcome(self, result: object) -> ToolOutcome:
         text = result if isinstance(result, str) else msgspec.json.encode(result, enc_hook=_encoded).decode()

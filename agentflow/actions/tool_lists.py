@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from agentflow.api.chat_models import BaseChatModelSetup
-from agentflow.api.resources import ResourceType
+from agentflow.api.resources import RESOURCE_MARK, ResourceMark, ResourceType
 from agentflow.api.runner_context import RunnerContext
-from agentflow.api.tools import Tool, ToolPolicy
-from agentflow.errors import NotConfigured
+from agentflow.api.tools import FunctionTool, Tool, ToolPolicy
+from agentflow.errors import ConfigError, NotConfigured
+
+_RENAMED: Final = (
+    "expected: each has a name of its own\nhelp: Tool.from_callable(function, name='…'), or leave one of them out"
+)
 
 
 async def tools_of(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[Any] = ()) -> list[Tool]:
@@ -31,10 +35,61 @@ async def tools_of(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence
         if isinstance(wanted, str):
             named = await _named(ctx, wanted)
         else:
-            named = [wanted if isinstance(wanted, Tool) else Tool.of(wanted)]
+            named = [_tool_of(wanted)]
         for tool in named:
             found.setdefault(tool.metadata.name, tool)
     return list(found.values())
+
+
+def check_tools(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[Any]) -> None:
+    """Refuse two tools of the agent's own code with one name: one of them would never be called.
+
+    No server is asked: what one offers never takes the place of a tool that is there.
+
+    Raises:
+        ConfigError: There are two.
+    """
+    given: dict[str, Any] = {}
+    for wanted in (*setup.tools, *more):
+        one = wanted
+        if isinstance(wanted, str):
+            if wanted not in ctx.resources.names(ResourceType.TOOL):
+                continue
+            one = ctx.resources.get_resource(wanted, ResourceType.TOOL)
+        name = _name_of(one)
+        other = given.setdefault(name, one)
+        if other is not one and not _is_same(_tool_of(other), _tool_of(one)):
+            raise ConfigError(
+                [
+                    f"chat model '{setup.name}' would have two tools called '{name}': {_shown(other)} and {_shown(one)}\n{_RENAMED}"
+                ]
+            )
+
+
+def _tool_of(wanted: Any) -> Tool:  # noqa: ANN401 (a function or a tool)
+    return wanted if isinstance(wanted, Tool) else Tool.of(wanted)
+
+
+def _name_of(wanted: Any) -> str:  # noqa: ANN401 (as above)
+    """Return the name of a tool; a function is not read for it, as it is on each call of its model."""
+    if isinstance(wanted, Tool):
+        return wanted.metadata.name
+    mark = getattr(wanted, RESOURCE_MARK, None)
+    own = mark.name if isinstance(mark, ResourceMark) else None
+    return str(own or getattr(wanted, "__name__", wanted))
+
+
+def _is_same(one: Tool, other: Tool) -> bool:
+    """Whether it makes no difference which of two tools is called."""
+    if not isinstance(one, FunctionTool) or not isinstance(other, FunctionTool):
+        return one is other
+    return (one.function, one.policy, one.injected_args) == (other.function, other.policy, other.injected_args)
+
+
+def _shown(wanted: Any) -> str:  # noqa: ANN401 (as above)
+    function = wanted.function if isinstance(wanted, FunctionTool) else wanted
+    where = f"{function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else repr(function)
+    return f"Tool({where})" if isinstance(wanted, FunctionTool) else where
 
 
 def declared_tool(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[Any], name: str) -> Tool | None:
@@ -44,7 +99,7 @@ def declared_tool(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[
             is_declared = wanted == name and wanted in ctx.resources.names(ResourceType.TOOL)
             tool = ctx.resources.get_resource(wanted, ResourceType.TOOL) if is_declared else None
         else:
-            tool = wanted if isinstance(wanted, Tool) else Tool.of(wanted)
+            tool = _tool_of(wanted)
         if tool is not None and tool.metadata.name == name:
             found: Tool = tool
             return found

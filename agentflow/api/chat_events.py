@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agentflow.api.chat_messages import ChatMessage, ToolCall, read_message, read_messages
 from agentflow.api.events import Event, EventType
 from agentflow.api.output_schemas import schema_of
+
+
+def check_request(tools: Any, max_turns: Any) -> None:  # noqa: ANN401 (unchecked)
+    """Refuse what cannot be asked for beside messages.
+
+    Raises:
+        TypeError: ``tools`` is one, and no list; ``max_turns`` is no whole number.
+        ValueError: ``max_turns`` is below 1.
+    """
+    if isinstance(tools, (str, bytes)) or not isinstance(tools, Iterable):
+        raise TypeError(f"tools is a list, also of one: tools=[{tools!r}]")
+    if max_turns is None:
+        return
+    if type(max_turns) is not int:
+        raise TypeError(
+            f"max_turns is a whole number of calls of the model, not {max_turns!r}; None: as the chat model says"
+        )
+    if max_turns < 1:
+        raise ValueError(f"max_turns is at least 1, not {max_turns}: it counts the first call too")
 
 
 class ChatRequestEvent(Event):
@@ -40,6 +59,7 @@ class ChatRequestEvent(Event):
         tools: Sequence[str] = (),
         max_turns: int | None = None,
     ) -> None:
+        check_request(tools, max_turns)
         schema = None if output_schema is None else schema_of(output_schema)
         attributes: dict[str, Any] = {
             "model": model,

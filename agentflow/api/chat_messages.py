@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypedDict
 
 import msgspec
@@ -19,6 +19,9 @@ class MessageRole(enum.StrEnum):
     USER = "user"
     ASSISTANT = "assistant"
     TOOL = "tool"
+
+
+_ROLES: Final = frozenset(map(str, MessageRole))
 
 
 class TextPart(msgspec.Struct, tag="text", omit_defaults=True):
@@ -46,6 +49,12 @@ class ImagePart(msgspec.Struct, tag="image", omit_defaults=True):
     data: bytes = b""
     url: str = ""
 
+    def __post_init__(self) -> None:
+        if not (self.data or self.url):
+            raise ValueError(
+                "an ImagePart has neither data nor a url: ImagePart('image/png', data), ImagePart(url='https://…')"
+            )
+
 
 class FilePart(msgspec.Struct, tag="file", omit_defaults=True):
     """A document: its bytes, where it is, or what the provider knows it by.
@@ -63,6 +72,12 @@ class FilePart(msgspec.Struct, tag="file", omit_defaults=True):
     url: str = ""
     file_id: str = ""
     name: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.data or self.url or self.file_id):
+            raise ValueError(
+                "a FilePart has neither data nor a url nor a file_id: FilePart('application/pdf', data, name='a.pdf')"
+            )
 
 
 Part = TextPart | ImagePart | FilePart
@@ -143,6 +158,12 @@ class ChatMessage(msgspec.Struct, omit_defaults=True):
     finish_reason: str = ""
     cache: bool = False
 
+    def __post_init__(self) -> None:
+        if self.role not in _ROLES:
+            raise ValueError(
+                f"{self.role!r} is no role of a message: one of {', '.join(map(repr, map(str, MessageRole)))}"
+            )
+
     @property
     def text(self) -> str:
         """All text of the message, parts included."""
@@ -172,12 +193,35 @@ def tool_message(call: ToolCall, text: str) -> ChatMessage:
 
 
 def read_message(value: Any) -> ChatMessage:  # noqa: ANN401 (as an event or memory carries it)
-    """Return a message that was encoded as part of an event, or in memory."""
-    return value if isinstance(value, ChatMessage) else msgspec.convert(value, ChatMessage)
+    """Return a message that was encoded as part of an event, or in memory, or that somebody has written as a mapping.
+
+    Raises:
+        ValidationError: It is none; a ValueError.
+    """
+    if isinstance(value, ChatMessage):
+        return value
+    fields = ChatMessage.__struct_fields__
+    unknown = [name for name in value if name not in fields] if isinstance(value, Mapping) else ()
+    try:
+        if unknown:
+            raise msgspec.ValidationError(f"it has no field {', '.join(map(repr, unknown))}")
+        return msgspec.convert(value, ChatMessage)
+    except msgspec.ValidationError as error:
+        form = f"{{'role': 'user', 'content': '…'}}, with the fields {', '.join(fields)}"
+        raise msgspec.ValidationError(
+            f"this is no message: {error}; a message is a text, a ChatMessage, or {form}"
+        ) from None
 
 
 def read_messages(values: Any) -> list[ChatMessage]:  # noqa: ANN401 (as above)
-    """Return messages that were encoded; a text is a message of the user. One message is a conversation too."""
+    """Return messages that were encoded; a text is a message of the user. One message is a conversation too.
+
+    Raises:
+        TypeError: They are no list.
+        ValidationError: As `read_message`.
+    """
     if isinstance(values, (str, ChatMessage, Mapping)):
         values = [values]
+    if not isinstance(values, Iterable):
+        raise TypeError(f"messages are a text, a message, or a list of them, not {values!r}")
     return [ChatMessage(content=value) if isinstance(value, str) else read_message(value) for value in values]

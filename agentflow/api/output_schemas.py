@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,14 @@ def schema_of(output: Any) -> dict[str, Any]:  # noqa: ANN401 (a type, or a sche
 
     Raises:
         TypeError: The type has none.
+        ValueError: The schema is none: no answer could be checked by it.
     """
     if isinstance(output, OutputSchema):
         output = output.output_schema
     if isinstance(output, Mapping):
-        return dict(output)
+        schema = dict(output)
+        _check_schema(msgspec.json.encode(schema, order="sorted"))
+        return schema
     if (own := getattr(output, "model_json_schema", None)) is not None:
         return _inlined(own())
     try:
@@ -103,6 +107,22 @@ def lifted(schema: dict[str, Any]) -> dict[str, Any]:
     if not found:
         del schema["$defs"]
     return schema
+
+
+@functools.lru_cache(maxsize=256)
+def _check_schema(encoded: bytes) -> None:
+    """Check a schema before it is paid for: what is wrong with it would show only when an answer is checked by it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    import jsonschema  # as large as the rest of an agent's module
+
+    kind = jsonschema.Draft202012Validator
+    try:
+        kind.check_schema(msgspec.json.decode(encoded), kind.FORMAT_CHECKER)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"the output schema is no JSON schema: {error.message} at {error.json_path}") from None
 
 
 class OutputSchema(msgspec.Struct, frozen=True):

@@ -488,8 +488,10 @@ class RunnerContext(Reporting, msgspec.Struct, eq=False, weakref=True, repr_omit
             ModelError: No call, and no fallback model, has led to an answer.
             BudgetExhausted: A call would spend more than a budget has left, or the turns are used up.
             OutputInvalid: The answer does not fit ``output``, also after it was told why.
+            TypeError, ValueError: An argument is not what it should be, or there is nothing to ask; no model was called.
+            WrongContext: This is no coroutine.
         """
-        self._step_runner("chat")
+        self._step_runner("chat").check_coroutine(self, "chat")
         if isinstance(stream, str):
             stream = self.stream(stream)
         elif stream is not None and not hasattr(stream, "begin_attempt"):

@@ -16,9 +16,10 @@ from typing import Any, overload
 
 import msgspec
 
+from agentflow.api.durations import duration_ms
 from agentflow.api.failure import Retry
 from agentflow.api.resources import RESOURCE_MARK, FunctionT, Resource, ResourceDescriptor, ResourceMark, ResourceType
-from agentflow.api.steps import OnInDoubt
+from agentflow.api.steps import OnInDoubt, Reconcile
 from agentflow.api.tool_schemas import ToolArguments
 from agentflow.errors import ToolArgumentsInvalid
 
@@ -109,6 +110,24 @@ class ToolPolicy(msgspec.Struct, frozen=True):
     requires_approval: bool = False
     approval_timeout: timedelta | str | None = None
     result_max: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what would be wrong only when a model calls the tool, who alone would be told."""
+        for name in ("timeout", "approval_timeout"):
+            if (given := getattr(self, name)) is not None:
+                try:
+                    duration_ms(given)
+                except ValueError as error:
+                    raise ValueError(f"{name} of a tool: {error}") from None
+        if not isinstance(self.retry, Retry | None):
+            raise TypeError(f"retry of a tool is a Retry, not {self.retry!r}: Retry(attempts=3)")
+        if not isinstance(self.reconciler, Reconcile | None) and self.reconciler not in ("retry", "fail"):
+            raise TypeError(f"reconciler of a tool is reconcile(function), not {self.reconciler!r}")
+        for name in ("idempotent", "requires_approval"):
+            if not isinstance(given := getattr(self, name), bool):
+                raise TypeError(f"{name} of a tool is True or False, not {given!r}")
+        if self.result_max is not None and (type(self.result_max) is not int or self.result_max < 1):
+            raise ValueError(f"result_max of a tool is a number of characters, at least 1, not {self.result_max!r}")
 
     @property
     def on_in_doubt(self) -> OnInDoubt:
@@ -287,4 +306,5 @@ def tool(
         setattr(target, RESOURCE_MARK, ResourceMark(ResourceType.TOOL, make, name))
         return declared
 
+    ToolPolicy(**policy)  # what is wrong with it is told here, and not only when its agent is compiled
     return mark if function is None else mark(function)

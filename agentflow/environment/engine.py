@@ -337,7 +337,11 @@ class Engine:
 
         Raises:
             RunFailed, EngineOverloaded, EngineClosed, RequestMismatch, TypeError: As `submit`.
+            ValueError: ``skip`` or ``after`` is negative.
         """
+        if min(skip, after) < 0:
+            msg = f"stream: skip and after count from 0, not {skip} and {after}"
+            raise ValueError(msg)
         request = self._enter(key, value, request_id, agent, headers)
         if isinstance(request, Coroutine):
             request = await request
@@ -484,12 +488,16 @@ class Engine:
     ) -> None:
         """Approve what a wait of the `inbox` is about, by its id or its first digits; durable when this returns. The first answer counts.
 
-        ``arguments`` replace those that the model wants; ``reason`` and ``by`` (None: the user of this process) are for the record.
+        ``arguments``, a dict, replace all that the model wants; ``reason`` and ``by`` (None: the user of this process) are for the record.
 
         Raises:
             UnknownWait: There is no such wait, or it is answered already.
-            ConfigError: The digits are those of several waits, or it waits for another signal.
+            ConfigError: The digits are those of several waits, it waits for another signal, or ``arguments`` do not fit its tool.
+            TypeError: ``arguments`` are no dict.
         """
+        if not isinstance(arguments, dict | None):
+            msg = f"approve: arguments is a dict of the call's arguments by name, not {arguments!r}"
+            raise TypeError(msg)
         verdict = Verdict(approved=True, by=by or this_user(), reason=reason, arguments=arguments)
         await self._running_job().answer(wait_id, verdict)
 

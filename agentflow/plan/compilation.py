@@ -78,7 +78,8 @@ def compile_agent(
         problems.add(f"on_new_input={agent.on_new_input!r}", expected=f"one of: {', '.join(_ON_NEW_INPUT)}")
     resources = _resources(agent, shared, problems)
     declared = agent.actions
-    if any(resource.type in _OF_MODELS for resource in resources) or _awaits_models(declared):
+    has_models = any(resource.type in _OF_MODELS for resource in resources) or _awaits_models(declared)
+    if has_models:
         declared += _built_in({name for name, _, _ in declared})
     if not declared:
         problems.add(
@@ -92,6 +93,8 @@ def compile_agent(
             actions.append(action)
             conditions[action.name] = compiled
     configuration = _configuration(config, problems)
+    if has_models:
+        _check_keys(configuration, problems)
     problems.raise_all()
     return CompiledAgent(
         name, tuple(actions), conditions, resources, configuration, tuple(agent.errors), agent.on_new_input
@@ -135,6 +138,19 @@ def _configuration(config: Configuration | Mapping[str, Any] | None, problems: P
         if wrong is not None:
             problems.add(f"config key '{key}' is not JSON: {wrong}", expected="None, bool, int, float, str, list, dict")
     return configuration
+
+
+def _check_keys(configuration: Configuration, problems: ProblemList) -> None:
+    """Report keys of chat models and tools that are none: a limit that is misspelt would not hold."""
+    from agentflow.actions.policies import unknown_keys  # as the built-in actions
+
+    for key, known in unknown_keys(configuration):
+        near = nearest(key, known)
+        problems.add(
+            f"config key '{key}' is unknown; those below 'chat.' and 'tool.' belong to chat models and tools",
+            expected=f"one of: {', '.join(known)}",
+            fix=f"did you mean '{near}'?" if near else "give an option of your own another beginning",
+        )
 
 
 def check_names(names: list[Any], problems: ProblemList) -> None:

@@ -11,6 +11,7 @@ from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.plan.payloads import json_problem, reference
 from agentflow.plan.problems import ProblemList, nearest
 
+_RENAMED = "give one of the agents another name, ReActAgent(name='…'): its chat model is named after it"
 _EXPECTED = "a ResourceDescriptor, a msgspec Struct, an object with model_dump_json(), or a JSON value"
 
 
@@ -105,7 +106,7 @@ def plan_resources(declared: list[tuple[str, ResourceType, Any]], problems: Prob
             problems.add(
                 f"there are two resources of type {resource_type} with this name",
                 place=place,
-                fix="give one of them another name",
+                fix=_RENAMED if str(name).endswith(".chat_model") else "give one of them another name",
             )
         seen.add((str(resource_type), str(name)))
         if instance is None or (resource_type is ResourceType.PROMPT and isinstance(instance, str)):

@@ -10,7 +10,10 @@ from typing import Any
 import msgspec
 
 from agentflow.actions.approvals import APPROVAL
-from agentflow.errors import ConfigError, UnknownWait
+from agentflow.api.resources import ResourceType
+from agentflow.api.tools import Tool
+from agentflow.errors import ConfigError, ToolArgumentsInvalid, UnknownWait
+from agentflow.plan.planned_resources import PlannedResource
 from agentflow.runtime.inspection import RunView, StepView, WaitView, is_for_signal, run_digits, wait_view
 from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.settings import RedactionSettings
@@ -82,6 +85,36 @@ def already_answered(wait: WaitView, step: StepView | None = None) -> UnknownWai
     """Return the error of a second answer; ``step``: what is recorded of the first one; None: it is on its way."""
     how = f"it has ended: {step.preview}" if step is not None else "its answer is on its way to the job"
     return UnknownWait(f"wait {wait.id} is answered already; {how}", where={"run": wait.run}, expected=_ANSWERED)
+
+
+def check_arguments(wait: WaitView, verdict: Verdict, resources: Iterable[PlannedResource]) -> None:
+    """Refuse arguments that do not fit the tool, where it is one of the agent's; one that only a request has is not known here.
+
+    Args:
+        wait: The wait, with what it is about as it is.
+        verdict: What is said.
+        resources: Of the agent.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
+    if verdict.arguments is None or not isinstance(wait.about, dict):
+        return
+    for tool in (planned.instance for planned in resources if planned.type is ResourceType.TOOL):
+        # A request may have brought another tool of this name.
+        if isinstance(tool, Tool) and _told_of(tool) == (wait.about.get("tool"), wait.about.get("description")):
+            try:
+                tool.bind(verdict.arguments, {})
+            except ToolArgumentsInvalid as error:
+                taken = ", ".join(tool.metadata.args_schema.get("properties", {}))
+                expected = f"expected: the whole arguments of the call, also those that stay as they are: {taken}"
+                raise ConfigError(
+                    [f"wait {wait.id}: {error.what}\n{expected}\nhelp: it waits still: answer again"]
+                ) from None
+
+
+def _told_of(tool: Tool) -> tuple[str, str]:
+    return tool.metadata.name, tool.metadata.description
 
 
 def answer_document(wait: WaitView, verdict: Verdict) -> bytes:

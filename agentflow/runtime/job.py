@@ -41,7 +41,7 @@ from agentflow.runtime.codecs import KeyReader, TimestampReader, input_decoder, 
 from agentflow.runtime.counters import Counters
 from agentflow.runtime.epoch_writer import EpochWriter
 from agentflow.runtime.figures import SubtaskFigures
-from agentflow.runtime.inbox import UNREDACTED, Verdict, answer_document, find_wait, may_name_run
+from agentflow.runtime.inbox import UNREDACTED, Verdict, answer_document, check_arguments, find_wait, may_name_run
 from agentflow.runtime.inspection import RunView, unfinished_runs
 from agentflow.runtime.intake import Intake
 from agentflow.runtime.job_spec import JobSpec, operator_limits
@@ -281,7 +281,7 @@ class Job:
 
         Raises:
             UnknownWait: There is none, or it has ended.
-            ConfigError: The digits are those of several, or it waits for something else.
+            ConfigError: The digits are those of several, it waits for something else, or the arguments do not fit its tool.
             NotConfigured: The job is not running, or takes no signals.
         """
         if self._subtask is None:
@@ -293,7 +293,9 @@ class Job:
             if may_name_run(wait_id, place, run_id)
             for run in self.unfinished(place, 1, run_id, UNREDACTED)
         ]
-        await self._send(answer_document(find_wait(named, wait_id), verdict))
+        wait = find_wait(named, wait_id)
+        check_arguments(wait, verdict, self._spec.stages[wait.agent].plan.resources)
+        await self._send(answer_document(wait, verdict))
 
     def unfinished(
         self, agent: int, runs_max: int, run_id: str | None = None, redaction: Redaction | None = None

@@ -175,6 +175,14 @@ class StepRunner:
         steps = self._steps(ctx, current)
         return self._execute(steps, self._call(steps, work, current), work)
 
+    def check_coroutine(self, ctx: RunnerContext, feature: str) -> None:
+        """Refuse what is to be awaited where nobody can.
+
+        Raises:
+            WrongContext: This is no coroutine of the loop.
+        """
+        self._current_task(ctx, feature, f"make the action async: await ctx.{feature}(…)")
+
     def _current_task(self, ctx: RunnerContext, feature: str, fix: str) -> asyncio.Task[Any]:
         """Return the asyncio task that calls.
 

@@ -76,6 +76,7 @@ def test_keys_of_the_table_are_those_that_are_read() -> None:
     assert policies.__doc__ is not None
     read_keys = set(re.findall(r"``([\w.-]+?)(?:\.MODEL[^`]*)?``", policies.__doc__)) - {"config"}
     assert {key.partition(".MODEL")[0] for key in rows("key")} == read_keys
+    assert policies.unknown_keys(Configuration(dict.fromkeys(rows("key"), 1))) == []
 
 
 def test_keys_of_the_table_are_in_the_reference_of_job_files() -> None:

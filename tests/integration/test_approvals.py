@@ -51,12 +51,12 @@ class Desk:
             answer = await ctx.chat("model", event.input)
             ctx.send_event(OutputEvent(answer.text))
 
-        tool = Tool.from_callable(
+        self.tool = Tool.from_callable(
             refund, injected_args={"tenant": InjectedArg.from_config("tenant")}, requires_approval=True, **policy
         )
         self.agent = Agent(name).add_action("act", [EventType.InputEvent], act)
         self.agent.add_resource("model", ResourceType.CHAT_MODEL, self.model)
-        self.agent.add_resource("refund", ResourceType.TOOL, tool)
+        self.agent.add_resource("refund", ResourceType.TOOL, self.tool)
 
     @property
     def told(self) -> list[str]:
@@ -109,6 +109,45 @@ async def test_a_person_may_change_the_arguments_but_not_the_injected_ones() -> 
         await engine.approve(wait.id, arguments={"order": "o-7", "amount": 5, "tenant": "evil"})
         await engine.result(run)
     assert desk.made == [("o-7", 5, "acme")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "told"),
+    [
+        ('{"order": "o-7", "amount": 5}', TypeError, "arguments is a dict"),
+        ([1], TypeError, "arguments is a dict"),
+        ({"order": "o-7", "amount": "lots"}, ConfigError, "tool 'refund' are wrong"),
+        ({"amount": 3}, ConfigError, "expected: the whole arguments of the call.*order, amount, card_token"),
+    ],
+)
+async def test_arguments_that_do_not_fit_are_refused_and_the_approval_is_not_used_up(
+    arguments: Any, kind: type[Exception], told: str
+) -> None:
+    desk = Desk(WANTED, "done")
+    async with Engine(desk.agent, in_memory=True, config=CONFIG) as engine:
+        run = await engine.send("ann", "refund me")
+        (wait,) = await asked(engine)
+        with pytest.raises(kind, match=told):
+            await engine.approve(wait.id, arguments=arguments)
+        assert [one.id for one in engine.inbox()] == [wait.id]
+        await engine.approve(wait.id, arguments={"order": "o-7", "amount": 5})
+        await engine.result(run)
+    assert desk.made == [("o-7", 5, "acme")]
+
+
+async def test_arguments_of_a_wait_of_ones_own_are_not_those_of_a_tool_that_is_called_the_same() -> None:
+    desk = Desk()
+
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        ctx.send_event(OutputEvent(await ctx.wait_for("approval", about={"tool": "refund"})))
+
+    agent = agent_of(act)
+    agent.add_resource("refund", ResourceType.TOOL, desk.tool)
+    async with Engine(agent, in_memory=True) as engine:
+        run = await engine.send("ann", 1)
+        (wait,) = await asked(engine)
+        await engine.approve(wait.id, arguments={"colour": "red"}, by="bea")
+        assert await engine.result(run) == [{"approved": True, "by": "bea", "arguments": {"colour": "red"}}]
 
 
 async def test_what_nobody_approves_in_time_is_denied() -> None:
@@ -247,6 +286,9 @@ async def test_the_endpoints_list_approve_and_deny() -> None:
                 await asked(engine)
                 (wait,) = (await client.get("/inbox")).json()["waits"]
                 assert wait["about"]["tool"] == "refund"
+                for arguments, status in (("text", 400), ([1], 400), ({"amount": 1}, 422)):
+                    answer = await client.post(f"/inbox/{wait['id']}/approve", json={"arguments": arguments})
+                    assert answer.status_code == status
                 answer = await client.post(f"/inbox/{wait['id']}/{verb}", json=body)
                 assert (answer.status_code, answer.json()) == (202, {"accepted": True})
                 await engine.result(run)

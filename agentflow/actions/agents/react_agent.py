@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from agentflow.api.agent import Agent
-from agentflow.api.chat_events import ChatRequestEvent, ChatResponseEvent
+from agentflow.api.chat_events import ChatRequestEvent, ChatResponseEvent, check_request
 from agentflow.api.chat_messages import ChatMessage, MessageRole
 from agentflow.api.events import Event, EventType, OutputEvent
 from agentflow.api.output_schemas import schema_of
@@ -55,6 +55,7 @@ class ReActAgent(Agent):
         name: str | None = None,
     ) -> None:
         super().__init__(name)
+        check_request(tools, max_turns)
         self.prompt = prompt
         self.max_turns = max_turns
         self.output_schema = None if output_schema is None else schema_of(output_schema)

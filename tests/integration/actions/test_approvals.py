@@ -76,11 +76,26 @@ async def test_answer_decides_about_the_call(answer: Any, paid: list[int], told:
     assert (shop.paid, shop.told) == (paid, [told])
 
 
-async def test_changed_arguments_are_checked_too() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"amount": "many"}, "amount"),
+        ({}, "amount"),
+        ({"amount": 1, "sum": 1}, "sum"),
+        ('{"amount": 1}', "no JSON object"),
+        ([1], "no JSON object"),
+        (False, "no JSON object"),
+    ],
+)
+async def test_a_persons_arguments_that_do_not_fit_deny_the_call_and_are_not_the_models_mistake(
+    arguments: Any, why: str
+) -> None:
     shop = Shop(wanting(5), "done")
-    await answered(shop, {"approved": True, "arguments": {"amount": "many"}})
-    assert shop.paid == []
-    assert "amount" in shop.told[0]
+    await answered(shop, {"approved": True, "arguments": arguments})
+    assert shop.paid == [], "least of all what the model wanted"
+    assert "The person's arguments do not fit: " in shop.told[0]
+    assert why in shop.told[0]
+    assert "Call it again" not in shop.told[0]
 
 
 async def test_calls_of_one_turn_are_approved_one_by_one() -> None:

@@ -116,6 +116,17 @@ async def test_agent_as_a_tool_that_fails_is_told_to_the_outer_model() -> None:
     assert "no such model" in outer.requests[1].messages[-1].text
 
 
+async def test_budget_of_an_agent_as_a_tool_is_told_to_the_outer_model_without_what_its_author_may_do() -> None:
+    inner = ScriptedChatModel(["never said"], budgets=[{"calls": 0}])
+    poor = ReActAgent(name="inner", chat_model=inner)
+    outer = ScriptedChatModel([tool_call("ask", {"input": "?"}), "sorry"])
+    agent = ReActAgent(name="outer", chat_model=outer, tools=[poor.as_tool("ask", "Answers.")])
+    assert await run(agent, "how much?") == "sorry"
+    told = outer.requests[1].messages[-1].text
+    assert "BudgetExhausted: the budget of 0 calls per run is spent" in told
+    assert "help" not in told
+
+
 class Even(pydantic.BaseModel):
     total: int
 

@@ -71,10 +71,25 @@ def test_read_messages_are_copies_but_for_messages_that_were_never_encoded():
     ]
 
 
-@pytest.mark.parametrize("value", [5, ["x"], {"content": 5}, {"parts": [{"type": "sound"}]}])
-def test_what_is_no_message_is_a_value_error(value):
-    with pytest.raises(ValueError, match=r"Expected|Invalid"):
+@pytest.mark.parametrize(
+    "value", [5, ["x"], {"content": 5}, {"parts": [{"type": "sound"}]}, {"text": "x"}, {"parts": [{"type": "image"}]}]
+)
+def test_what_is_no_message_is_a_value_error_that_says_what_one_is(value):
+    with pytest.raises(ValueError, match=r"this is no message: .*; a message is a text, a ChatMessage, or \{'role'"):
         read_message(value)
+
+
+def test_a_role_is_one_of_four():
+    assert [ChatMessage(role).role for role in MessageRole] == ["system", "user", "assistant", "tool"]
+    with pytest.raises(ValueError, match="'bob' is no role of a message"):
+        ChatMessage("bob")
+
+
+@pytest.mark.parametrize("kind", [ImagePart, FilePart])
+def test_an_attachment_is_something_or_somewhere(kind):
+    assert (kind(data=b"x").data, kind(url="https://a").url) == (b"x", "https://a")
+    with pytest.raises(ValueError, match=f"{kind.__name__} has neither data nor a url"):
+        kind()
 
 
 @pytest.mark.parametrize("one", ["hello", ChatMessage(content="hello"), {"role": "user", "content": "hello"}])
@@ -85,7 +100,7 @@ def test_one_message_is_a_conversation_too(one):
 
 def test_the_text_of_a_message_is_its_content_or_that_of_its_parts():
     assert ChatMessage(content="a").text == "a"
-    assert ChatMessage(parts=[TextPart("a"), ImagePart(), TextPart("b")]).text == "ab"
+    assert ChatMessage(parts=[TextPart("a"), ImagePart(data=b"x"), TextPart("b")]).text == "ab"
     assert ChatMessage().text == ""
 
 
@@ -93,7 +108,7 @@ def test_a_message_is_empty_when_it_says_nothing():
     assert ChatMessage().is_empty
     assert ChatMessage("assistant", reasoning=[ReasoningPart("hm")]).is_empty
     assert not ChatMessage(content="a").is_empty
-    assert not ChatMessage(parts=[ImagePart()]).is_empty
+    assert not ChatMessage(parts=[ImagePart(data=b"x")]).is_empty
     assert not ChatMessage(tool_calls=[tool_call("f", {})]).is_empty
 
 

@@ -90,6 +90,28 @@ def test_policies_are_fields_of_one():
         Tool.from_callable(find, timeuot="5s")
 
 
+@pytest.mark.parametrize(
+    ("policy", "kind", "told"),
+    [
+        ({"timeout": "soon"}, ValueError, "timeout of a tool: 'soon' is not a duration"),
+        ({"timeout": 5}, ValueError, "timeout of a tool: 5 is not a duration"),
+        ({"approval_timeout": "soon"}, ValueError, "approval_timeout of a tool"),
+        ({"result_max": -5}, ValueError, "result_max of a tool is a number of characters, at least 1, not -5"),
+        ({"result_max": 0}, ValueError, "result_max"),
+        ({"result_max": "many"}, ValueError, "result_max"),
+        ({"retry": 3}, TypeError, "retry of a tool is a Retry, not 3"),
+        ({"idempotent": "no"}, TypeError, "idempotent of a tool is True or False"),
+        ({"requires_approval": 1}, TypeError, "requires_approval of a tool is True or False"),
+        ({"reconciler": find}, TypeError, r"reconciler of a tool is reconcile\(function\)"),
+    ],
+)
+def test_a_policy_that_cannot_work_is_refused_where_the_tool_is_declared(policy, kind, told):
+    with pytest.raises(kind, match=told):
+        Tool.from_callable(find, **policy)
+    with pytest.raises(kind, match=told):
+        tool(**policy)
+
+
 def test_a_call_in_doubt_is_made_again_unless_the_policy_says_otherwise():
     by_asking = reconcile(lambda intent: None)
     assert ToolPolicy().on_in_doubt == "retry"
