@@ -19,9 +19,10 @@ import msgspec
 
 from agentflow.actions.approvals import Denied, approved
 from agentflow.actions.call_reports import cut
+from agentflow.actions.outcomes import is_outcome
 from agentflow.actions.policies import tool_defaults
 from agentflow.actions.tool_lists import declared_tool, find_tool, remote_policy
-from agentflow.api.callables import call_anywhere, is_outcome
+from agentflow.api.callables import call_anywhere
 from agentflow.api.chat_messages import ToolCall
 from agentflow.api.chat_models import BaseChatModelSetup
 from agentflow.api.durations import duration_ms

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
@@ -31,18 +30,6 @@ def is_coroutine_function(function: Callable[..., Any]) -> bool:
     if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
         return True  # as nearly always, and ten times as fast
     return inspect.iscoroutinefunction(function)
-
-
-def is_outcome(error: BaseException) -> bool:
-    """Return whether an error that came out of a call is what the call came to, and not the end of the coroutine that awaits it.
-
-    That ends by KeyboardInterrupt, by GeneratorExit, and by CancelledError where its task was cancelled. Where nobody has cancelled it,
-    something was that the call awaited.
-    """
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is not None and not task.cancelling()
-    return not isinstance(error, (KeyboardInterrupt, GeneratorExit))
 
 
 async def call_anywhere(

@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from agentflow.api.callables import InThread, call_anywhere, is_coroutine_function, is_outcome
+from agentflow.actions.outcomes import is_outcome
+from agentflow.api.callables import InThread, call_anywhere, is_coroutine_function
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import StepIntent
 from agentflow.core.effects import RefuseStep, ResolveStep, RunStep
@@ -459,12 +460,10 @@ class StepRunner:
         outer.groups += 1
         branches: list[asyncio.Future[Any]] = []
         for place, awaitable in enumerate(aws):
-            is_plain = type(awaitable) is CoroutineType  # as nearly always; asyncio asks in a slower way
-            branch = (
-                self._loop.create_task(contained(awaitable, self.fail))
-                if is_plain
-                else asyncio.ensure_future(awaitable)
-            )
+            if type(awaitable) is CoroutineType:  # as nearly always; asyncio asks in a slower way
+                branch: asyncio.Future[Any] = self._loop.create_task(contained(awaitable, self.fail))
+            else:
+                branch = asyncio.ensure_future(awaitable)
             if isinstance(branch, asyncio.Task):
                 steps.name(branch, f"{outer.name}/{group}[{place}]")
             branches.append(branch)
