@@ -19,6 +19,7 @@ import msgspec
 
 from agentflow.actions.approvals import Denied, approved
 from agentflow.actions.call_reports import cut
+from agentflow.actions.outcomes import is_outcome
 from agentflow.actions.policies import tool_defaults
 from agentflow.actions.tool_lists import declared_tool, find_tool, remote_policy
 from agentflow.api.callables import call_anywhere
@@ -156,9 +157,9 @@ class _ToolRequest:
         ctx, name, tool = self._ctx, self._name, self._tool
         metadata = self._metadata() if ctx.is_observed else {}
         ctx.report_execution_started(ExecutionEntityTypes.TOOL, name, metadata)
-        began = time.monotonic()
+        began, limit = time.monotonic(), None
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as limit:
                 tool = tool or await find_tool(ctx, self._setup, self._tools, name)
                 if tool is None:
                     return _missing(name, self._setup)
@@ -169,13 +170,17 @@ class _ToolRequest:
         except ToolArgumentsInvalid as error:
             self._report_failure(error, metadata, began, arguments)
             return _misfit(error)
-        except Exception as error:
-            self._report_failure(error, metadata, began, arguments)
-            if self._policy.retry is None:
-                return self.failed(error)
-            if ctx.resources.scrub(text_of(error)) == text_of(error):
+        except BaseException as error:
+            if not is_outcome(error):
                 raise
-            raise self._scrubbed(error) from None
+            late = limit is not None and limit.expired() and isinstance(error, TimeoutError) and not text_of(error)
+            told = TimeoutError(f"it took longer than {self._timeout_s:g} s") if late else error
+            self._report_failure(told, metadata, began, arguments)
+            if self._policy.retry is None:
+                return self.failed(told)
+            if (ending := self._recordable(told)) is error:
+                raise
+            raise ending from None
         metadata = {**metadata, "duration_s": time.monotonic() - began}
         content = {"arguments": arguments, "result": cut(outcome.text)} if ctx.wants_content else None
         ctx.report_execution_succeeded(ExecutionEntityTypes.TOOL, name, metadata, content=content)
@@ -208,7 +213,12 @@ class _ToolRequest:
 
         async def verdict(intent: StepIntent) -> Any:  # noqa: ANN401 (a verdict)
             asked = msgspec.structs.replace(intent, function=self._name, args=(), kwargs=intent.args[1])
-            said = await self._called(functools.partial(ask, asked))
+            try:
+                said = await self._called(functools.partial(ask, asked))
+            except BaseException as error:
+                if not is_outcome(error) or (ending := self._recordable(error)) is error:
+                    raise
+                raise ending from None
             return Done(self._outcome(said.result)) if isinstance(said, Done) else said
 
         return reconcile(verdict)
@@ -229,13 +239,15 @@ class _ToolRequest:
         own = self._policy.timeout
         return (self._defaults.timeout_ms if own is None else duration_ms(own)) / 1000
 
-    def _scrubbed(self, error: Exception) -> StepFailed:
-        """Return an error as it may be recorded that shows a secret."""
+    def _recordable(self, error: BaseException) -> Exception:
+        """Return an error as a step may end with it: without secrets, and never as what ends a process or cancels a task."""
+        if isinstance(error, Exception) and self._ctx.resources.scrub(text_of(error)) == text_of(error):
+            return error
         kind, what = f"{type(error).__module__}.{type(error).__qualname__}", self._ctx.resources.scrub(text_of(error))
         return StepFailed(f"{kind}: {what}", original=kind, original_text=what, traceback="")
 
     def _report_failure(
-        self, error: Exception, metadata: dict[str, Any], began: float, arguments: dict[str, Any]
+        self, error: BaseException, metadata: dict[str, Any], began: float, arguments: dict[str, Any]
     ) -> None:
         self._ctx.report_execution_failed(
             ExecutionEntityTypes.TOOL,
@@ -246,13 +258,11 @@ class _ToolRequest:
             content={"arguments": arguments} if self._ctx.wants_content else None,
         )
 
-    def failed(self, error: Exception) -> ToolOutcome:
+    def failed(self, error: BaseException) -> ToolOutcome:
         """Return what an error is for the model, by policy, and in full."""
         what = error.original_text if isinstance(error, StepFailed) else text_of(error)
-        if isinstance(error, TimeoutError) and not what:
-            what = f"it took longer than {self._timeout_s:g} s"
         kind = error.original.rpartition(".")[2] if isinstance(error, StepFailed) else type(error).__name__
-        full = self._ctx.resources.scrub(f"{kind}: {what}")
+        full = self._ctx.resources.scrub(f"{kind}: {what}" if what else kind)
         told = f"Tool `{self._name}` execute failed."
         if self._defaults.error_text == "generic":
             return ToolOutcome(told, full)

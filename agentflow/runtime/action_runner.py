@@ -1,7 +1,8 @@
 """Runs user code: inline, as an eagerly started task, or in a thread; answers with one input per attempt.
 
 An action that raises, hangs or is cancelled affects only its own run: whatever it does becomes `ActionCompleted` or
-`ActionFailed`. Process signals (KeyboardInterrupt, SystemExit) pass through.
+`ActionFailed`. What ends a process (KeyboardInterrupt, SystemExit) fails the job, wherever the action runs: a task that ended with it
+would end the loop, and in the middle of a turn.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from agentflow.api.runner_context import RunnerContext
 from agentflow.core.inputs import ActionCompleted, ActionFailed, ActionStopped, TimerOrder
 from agentflow.core.records import ErrorReport
 from agentflow.core.runs import ActionTask
-from agentflow.errors import ActionTimeout, AgentflowError, ModelError, Recovery, StateUnavailable
+from agentflow.errors import ActionTimeout, AgentflowError, ModelError, Recovery
 from agentflow.plan.plan import Action, ActionKind
 from agentflow.runtime.blocking import BlockingThreads
 from agentflow.runtime.codecs import input_decoder
@@ -41,6 +42,8 @@ _PARK_AGAIN_S = 0.1
 _STUBBORN_S = 5  # what a cancelled coroutine may take to unwind
 
 Answer = ActionCompleted | ActionFailed
+Attempt = asyncio.Task[BaseException | None]
+"""The coroutine of an action; its result is what ends the process."""
 
 
 class ActionRunner:
@@ -50,9 +53,8 @@ class ActionRunner:
         services: What contexts need.
         codec: How input values are encoded.
         deliver: Takes the answers of attempts that did not answer at once; called on the loop.
-        fail: Takes an error that is not the action's own (keyed state broke under it).
+        fail: Takes an error that is not the action's own (keyed state broke under it), and what ends the process.
         threads: For blocking actions.
-        leaked_max: Leaked threads at which ``fail`` is called.
     """
 
     def __init__(
@@ -62,22 +64,22 @@ class ActionRunner:
         deliver: Callable[[Answer], None],
         fail: Callable[[BaseException], None],
         threads: BlockingThreads,
-        leaked_max: int,
     ) -> None:
         self._services = services
         self._steps = services.steps
         self._deliver = deliver
         self._fail = fail
         self._threads = threads
-        self._leaked_max = leaked_max
+        threads.fail = fail
         self._loop = asyncio.get_running_loop()
         self._decoders = {action: input_decoder(codec, action.input_type) for action in services.plan.actions}
-        self._waiting: dict[ActionTask, asyncio.Task[None]] = {}
+        self._waiting: dict[ActionTask, Attempt] = {}
         if self._steps is not None:
             self._steps.coroutine_of, self._steps.leave = self._waiting.get, self._leave_parked
+            self._steps.fail = fail
         self._in_threads: dict[ActionTask, RunnerContext] = {}
         self._timeouts: dict[ActionTask, asyncio.TimerHandle] = {}
-        self._timed_out: set[asyncio.Task[None]] = set()
+        self._timed_out: set[Attempt] = set()
         self._is_closed = False
 
     def start(self, task: ActionTask) -> Answer | None:
@@ -100,10 +102,10 @@ class ActionRunner:
             if kind is _SYNC:
                 action.function(event, ctx)
                 return _completed(task, ctx)
-        except Exception as error:  # noqa: BLE001 (the edge to user code)
-            return self._failed(task, ctx, error)
         except asyncio.CancelledError:
             return _cancelled_inside(task, ctx)
+        except BaseException as error:  # noqa: BLE001 (the edge to user code)
+            return self._failed(task, ctx, error)
         if kind is _ASYNC:
             return self._start_coroutine(task, ctx, action, event)
         self._start_thread(task, ctx, action, event)
@@ -111,7 +113,7 @@ class ActionRunner:
 
     # -- coroutines
     def _start_coroutine(self, task: ActionTask, ctx: RunnerContext, action: Action, event: Event) -> Answer | None:
-        running = start_eagerly(action.function(event, ctx), self._loop)
+        running = start_eagerly(_attempt(action, event, ctx), self._loop)
         if running.done():
             self._forget(task, ctx)
             return self._outcome(task, ctx, running)
@@ -121,7 +123,7 @@ class ActionRunner:
         running.add_done_callback(lambda done: self._coroutine_done(task, ctx, done))
         return None
 
-    def _time_out(self, task: ActionTask, ctx: RunnerContext, running: asyncio.Task[None]) -> None:
+    def _time_out(self, task: ActionTask, ctx: RunnerContext, running: Attempt) -> None:
         """Cancel a coroutine; one that swallows it is left behind after a while, so that it holds up its own key only.
 
         One that only waits is parked instead: a timeout limits what an attempt does, not what it waits for.
@@ -135,7 +137,7 @@ class ActionRunner:
         self._timed_out.add(running)
         self._timeouts[task] = self._loop.call_later(_STUBBORN_S, self._leave_coroutine, task, ctx, running)
 
-    def _leave_coroutine(self, task: ActionTask, ctx: RunnerContext, running: asyncio.Task[None]) -> None:
+    def _leave_coroutine(self, task: ActionTask, ctx: RunnerContext, running: Attempt) -> None:
         del self._timeouts[task]
         if self._waiting.get(task) is not running:
             return
@@ -147,7 +149,7 @@ class ActionRunner:
         if answer is not None and not self._is_closed:
             self._deliver(answer)
 
-    def _coroutine_done(self, task: ActionTask, ctx: RunnerContext, done: asyncio.Task[None]) -> None:
+    def _coroutine_done(self, task: ActionTask, ctx: RunnerContext, done: Attempt) -> None:
         timeout = None
         is_wanted = self._waiting.get(task) is done  # else it was given up, and perhaps the next one runs
         if is_wanted:
@@ -163,21 +165,19 @@ class ActionRunner:
             self._deliver(answer)
 
     def _outcome(
-        self, task: ActionTask, ctx: RunnerContext, done: asyncio.Task[None], *, is_timed_out: bool = False
+        self, task: ActionTask, ctx: RunnerContext, done: Attempt, *, is_timed_out: bool = False
     ) -> Answer | None:
         if done.cancelled():
             _let_go(done)
             if is_timed_out:
                 return self._failed(task, ctx, _timed_out(task))
             return _cancelled_inside(task, ctx)
-        error = done.exception()
+        error = done.exception() or done.result()
         if error is None:
             try:
                 return _completed(task, ctx)
             except Exception as late:  # noqa: BLE001 (what user code has left cannot be encoded)
                 return self._failed(task, ctx, late)
-        if not isinstance(error, Exception):
-            raise error
         return self._failed(task, ctx, error)
 
     # -- threads
@@ -187,10 +187,12 @@ class ActionRunner:
             try:
                 action.function(event, ctx)
                 answer = _completed(task, ctx)
-            except Exception as error:  # noqa: BLE001 (the edge to user code)
+            except asyncio.CancelledError:
+                answer = _cancelled_inside(task, ctx)
+            except (KeyboardInterrupt, SystemExit) as error:
+                answer = error  # it counts only where the thread was not given up
+            except BaseException as error:  # noqa: BLE001 (the edge to user code)
                 answer = self._failed(task, ctx, error)
-            except BaseException as error:  # noqa: BLE001 (SystemExit in a thread would be lost)
-                answer = error
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants the answer any more
                 self._loop.call_soon_threadsafe(self._thread_done, task, answer)
 
@@ -219,18 +221,9 @@ class ActionRunner:
         del self._timeouts[task]
         ctx = self._in_threads.pop(task)
         self._forget(task, ctx)
-        self._threads.give_up()
+        self._threads.give_up({"action": task.action.name})
         answer = self._failed(task, ctx, _timed_out(task))
-        if self._threads.leaked >= self._leaked_max:
-            self._fail(
-                StateUnavailable(
-                    f"{self._threads.leaked} threads of timed-out blocking actions have not come back",
-                    where={"action": task.action.name},
-                    expected="fewer than blocking.leaked-max",
-                    fix="give the action's own calls a timeout below the action's",
-                )
-            )
-        elif answer is not None:
+        if answer is not None:
             self._deliver(answer)
 
     @property
@@ -285,11 +278,12 @@ class ActionRunner:
         if self._steps is not None:
             self._steps.close()
 
-    def _failed(self, task: ActionTask, ctx: RunnerContext, error: Exception) -> ActionFailed | None:
-        """Turn an error into the answer; an error of the engine under the action restarts the subtask instead."""
+    def _failed(self, task: ActionTask, ctx: RunnerContext, error: BaseException) -> ActionFailed | None:
+        """Turn an error into the answer; what ends the process, or is of the engine under the action, ends the subtask instead."""
         kept = kept_of(ctx)
         ctx.close()
-        if isinstance(error, AgentflowError) and error.recovery is Recovery.RESTART_SUBTASK:
+        is_ours = isinstance(error, AgentflowError) and error.recovery is Recovery.RESTART_SUBTASK
+        if is_ours or isinstance(error, (KeyboardInterrupt, SystemExit)):
             self._loop.call_soon_threadsafe(self._fail, error)
             return None
         is_retryable = not isinstance(error, (msgspec.DecodeError, UnicodeDecodeError))
@@ -304,6 +298,14 @@ class ActionRunner:
             name = "DecodeError"
         report = ErrorReport(name, text_of(error), is_retryable=is_retryable, traceback=_user_traceback(error))
         return ActionFailed(task, report, kept=kept)
+
+
+async def _attempt(action: Action, event: Event, ctx: RunnerContext) -> BaseException | None:
+    try:
+        await action.function(event, ctx)
+    except (KeyboardInterrupt, SystemExit) as error:
+        return error  # raised, it would end the loop
+    return None
 
 
 def _internal_event(task: ActionTask) -> Event:
@@ -335,7 +337,7 @@ def _completed(task: ActionTask, ctx: RunnerContext) -> ActionCompleted:
     return answer
 
 
-def _let_go(cancelled: asyncio.Task[None]) -> None:
+def _let_go(cancelled: Attempt) -> None:
     """Take the error from a cancelled task: its traceback holds the task, and only the cyclic collector would free them."""
     try:
         cancelled.exception()
@@ -349,7 +351,7 @@ def _cancelled_inside(task: ActionTask, ctx: RunnerContext) -> ActionFailed:
     return ActionFailed(task, ErrorReport("CancelledError", "the action was cancelled from inside"), kept=kept)
 
 
-def _abandon(running: asyncio.Task[None]) -> None:
+def _abandon(running: Attempt) -> None:
     """Forget a coroutine that swallows its cancellation: nobody waits for it any more, not even the end of the loop."""
     asyncio._unregister_task(running)  # noqa: SLF001 (documented for those who extend asyncio)
     running._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001

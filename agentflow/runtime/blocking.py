@@ -14,6 +14,9 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from agentflow.errors import StateUnavailable
+from agentflow.runtime.step_values import function_id
+
 ResultT = TypeVar("ResultT")
 Call = Callable[[], None]
 
@@ -23,15 +26,18 @@ class BlockingThreads:
 
     Attributes:
         leaked: Threads that were given up and have not come back.
+        fail: Takes the error when these are ``leaked_max``; the action runner sets it.
     """
 
-    def __init__(self, threads_max: int) -> None:
+    def __init__(self, threads_max: int, leaked_max: int) -> None:
         self._threads_max = threads_max
+        self._leaked_max = leaked_max
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._idle = 0  # idle threads; below zero: queued calls
         self._threads = 0
         self.leaked = 0
+        self.fail: Callable[[BaseException], object] = _nobody
 
     async def call(self, function: Callable[[], ResultT]) -> ResultT:
         """Call a function in a thread, in the context of the caller; a caller that is cancelled gives the thread up.
@@ -75,7 +81,7 @@ class BlockingThreads:
             with self._lock:
                 is_given_up = answer.cancelled() and has_begun
             if is_given_up:
-                self.give_up()
+                self.give_up({"function": function_id(function)})
             raise
 
     def submit(self, call: Call) -> None:
@@ -87,14 +93,27 @@ class BlockingThreads:
                 self._idle -= 1
         self._calls.put(call)
 
-    def give_up(self) -> None:
-        """Count one running call as leaked, and let another thread take its place."""
+    def give_up(self, where: dict[str, object]) -> None:
+        """Count one running call as leaked, and let another thread take its place; called on the loop.
+
+        Args:
+            where: Whose call it is, for the error about too many of them.
+        """
         with self._lock:
             self.leaked += 1
             self._threads -= 1
             if self._idle < 0:  # calls are queued
                 self._idle += 1
                 self._start_thread()
+        if self.leaked >= self._leaked_max:
+            self.fail(
+                StateUnavailable(
+                    f"{self.leaked} threads of calls that were given up have not come back",
+                    where=where,
+                    expected="fewer than blocking.leaked-max",
+                    fix="give what the function calls a timeout below that of the action, tool or step",
+                )
+            )
 
     def come_back(self) -> None:
         """A leaked call returned after all; its thread works on."""
@@ -117,3 +136,7 @@ class BlockingThreads:
             call()
             with self._lock:
                 self._idle += 1
+
+
+def _nobody(error: BaseException) -> None:
+    raise error

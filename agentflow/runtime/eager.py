@@ -11,11 +11,15 @@ import asyncio
 import contextvars
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+ResultT = TypeVar("ResultT")
 
 if sys.version_info >= (3, 12):
 
-    def start_eagerly(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+    def start_eagerly(
+        coroutine: Coroutine[Any, Any, ResultT], loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Task[ResultT]:
         """Run the first step of ``coroutine`` and return its task, which is done if it did not wait.
 
         Call it from a callback of the loop, not from inside a task.
@@ -28,7 +32,7 @@ else:
     class _EagerTask(tasks._PyTask):  # type: ignore[name-defined,misc]  # noqa: SLF001 (see the module's docstring)
         """asyncio's Python task; only its constructor differs: it steps instead of scheduling a step."""
 
-        def __init__(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+        def __init__(self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
             futures._PyFuture.__init__(self, loop=loop)  # type: ignore[attr-defined]  # noqa: SLF001
             self._name = "agentflow-action"
             self._num_cancels_requested = 0
@@ -39,7 +43,9 @@ else:
             tasks._register_task(self)  # noqa: SLF001
             self._context.run(self._Task__step)
 
-    def start_eagerly(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+    def start_eagerly(
+        coroutine: Coroutine[Any, Any, ResultT], loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Task[ResultT]:
         """Run the first step of ``coroutine`` and return its task, which is done if it did not wait.
 
         Call it from a callback of the loop, not from inside a task.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+from typing import TypeVar
+
+ResultT = TypeVar("ResultT")
 
 
 class Edge:
@@ -25,6 +28,19 @@ class Edge:
             return False
         self._fail(error)
         return True
+
+
+async def contained(work: Awaitable[ResultT], fail: Callable[[BaseException], object]) -> ResultT:
+    """Await user code: what ends the process ends in ``fail``, and not in the loop, which the task that runs here would end.
+
+    Nothing goes on behind it: it waits until whoever was told cancels the task.
+    """
+    try:
+        return await work
+    except (KeyboardInterrupt, SystemExit) as error:
+        fail(error)
+        never: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
+        return await never
 
 
 async def unless_failed(work: Awaitable[None], failure: asyncio.Future[None]) -> None:

@@ -394,7 +394,8 @@ class Job:
         if isinstance(source, Ingress):
             self._accept_from(source)
         state: KeyedState | None = None
-        threads = BlockingThreads(spec.settings.blocking.threads_max)
+        blocking = spec.settings.blocking
+        threads = BlockingThreads(blocking.threads_max, blocking.leaked_max)
         try:
             opened = spec.open_state()
             state = await opened if isinstance(opened, Awaitable) else opened
@@ -548,9 +549,7 @@ class Job:
                 )
                 services.steps.in_thread = threads.call
             services.in_thread = threads.call
-            runner = ActionRunner(
-                services, codec, subtask.deliver_to(index), subtask.fail, threads, settings.blocking.leaked_max
-            )
+            runner = ActionRunner(services, codec, subtask.deliver_to(index), subtask.fail, threads)
             keys = KeyReader(stage.key_by, codec, rekeyed_source)
             observers = spec.observers(stage.plan, index, incarnation)
             observation = Observation(observers, runner.start, codec, output_codec) if observers else None

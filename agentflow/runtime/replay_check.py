@@ -123,8 +123,8 @@ class _Replay:
         self.operator = Operator(plan, policy, OperatorLimits(), index=index, decode_input=input_decoder(codec))
         services = OperatorServices(self.operator, settings, incarnation, state, encode_msgpack)  # type: ignore[arg-type]
         self._steps = services.steps = StepRunner(self._apply, lambda: None, incarnation, plan.errors, _NEVER_MS)
-        self._threads = BlockingThreads(settings.blocking.threads_max)
-        self._runner = ActionRunner(services, codec, self._apply, self._failed, self._threads, _NEVER_MS)
+        self._threads = BlockingThreads(settings.blocking.threads_max, _NEVER_MS)
+        self._runner = ActionRunner(services, codec, self._apply, self._failed, self._threads)
         self._found: dict[tuple[str, str], DivergingRun] = {}
         self._loop = asyncio.get_running_loop()
         self._last_s = self._loop.time()

@@ -160,7 +160,8 @@ class BlockingSettings(_Section, frozen=True):
         Count, Meta(description="Blocking actions, and plain tools and steps, that run at once.")
     ] = 32
     leaked_max: Annotated[
-        Count, Meta(description="Threads left behind by timed-out actions at which the subtask restarts.")
+        Count,
+        Meta(description="Threads left behind by timed-out actions, tools and steps at which the subtask restarts."),
     ] = 16
 
 

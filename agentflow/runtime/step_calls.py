@@ -78,7 +78,7 @@ def answered(steps: TaskSteps, call: StepCall, work: StepWork, result: bytes) ->
     return decode_result(work.function, result)
 
 
-def failed(steps: TaskSteps, call: StepCall, work: StepWork, calls: int, error: Exception) -> StepEnded:
+def failed(steps: TaskSteps, call: StepCall, work: StepWork, calls: int, error: BaseException) -> StepEnded:
     """Return how a call ended that raised: the step's outcome, or an attempt that another one follows."""
     retry = work.next_call(step_id(steps, call), calls, error)
     return StepEnded(steps.task, call, ERROR if retry is None else ATTEMPT, encode_error(error), retry)

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from agentflow.actions.outcomes import is_outcome
 from agentflow.api.callables import InThread, call_anywhere, is_coroutine_function
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.steps import StepIntent
@@ -34,6 +35,7 @@ from agentflow.core.recorded import PATCH
 from agentflow.core.runs import PARKED, ActionTask
 from agentflow.core.waits import SLEEP, WAIT_FOR, decode_outcome
 from agentflow.errors import ContextClosed, Divergence, WrongContext
+from agentflow.runtime.failing import contained
 from agentflow.runtime.kept_writes import kept_of
 from agentflow.runtime.observation import StepSeen, monotonic_ns
 from agentflow.runtime.step_cache import cached_result
@@ -77,6 +79,7 @@ class StepRunner:
         in_thread: Calls plain functions; the job sets threads of its own.
         coroutine_of: Returns the asyncio task of an action that waits; the action runner sets it.
         leave: Gives up a coroutine without an answer; the action runner sets it.
+        fail: Takes what ends the process; the action runner sets it.
         seen: Told of calls that ended and of answers from the journal; None: nobody looks.
         began: Told of calls that begin; None: nobody wants to know.
         enter_step: Called before the function of a step, and returns what is called behind it (see `Observation`); None: nobody looks.
@@ -108,6 +111,7 @@ class StepRunner:
         self._tasks: dict[ActionTask, TaskSteps] = {}
         self.coroutine_of: Callable[[ActionTask], asyncio.Task[Any] | None] = _unknown
         self.leave: Callable[[ActionTask], object] = _unknown
+        self.fail: Callable[[BaseException], object] = _raise
         self.seen: Callable[[StepSeen], object] | None = None
         self.began: Callable[[ActionTask, StepCall, int, int], object] | None = None
         self.enter_step: Callable[[ActionTask, StepCall, int], Callable[[], object] | None] | None = None
@@ -296,7 +300,7 @@ class StepRunner:
         return StepIntent(call.function, work.args, work.kwargs, steps.task.attempt, key)
 
     async def _called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        return await call_anywhere(function, args, kwargs, self.in_thread)
+        return await contained(call_anywhere(function, args, kwargs, self.in_thread), self.fail)
 
     async def _run(self, steps: TaskSteps, call: StepCall, work: StepWork, calls: int) -> StepEnded:
         """Call the function of a step, once, unless a result is kept for it."""
@@ -312,7 +316,9 @@ class StepRunner:
             else:
                 async with asyncio.timeout(work.timeout_ms / 1000) as limit:
                     result = await self._called(work.function, work.args, work.kwargs)
-        except Exception as error:  # noqa: BLE001 (an error is an outcome too)
+        except BaseException as error:
+            if not is_outcome(error):
+                raise
             if limit is None or not isinstance(error, TimeoutError) or not limit.expired():
                 return failed(steps, call, work, calls + 1, error)
             if work.needs_intent and (settled := await self._settle_doubt(steps, call, work)) is not None:
@@ -434,7 +440,7 @@ class StepRunner:
             if branches:
                 await asyncio.wait(branches)
         finally:
-            await _end(branches)
+            await _end(branches, aws)
         return [branch.result() for branch in branches]
 
     async def as_completed(self, ctx: RunnerContext, aws: Sequence[Awaitable[Any]]) -> AsyncIterator[Any]:
@@ -451,7 +457,7 @@ class StepRunner:
                 place = await self.execute(ctx, StepWork(next_to_end, (turn,), {}))
                 yield await waiting.pop(place)
         finally:
-            await _end(branches)
+            await _end(branches, aws)
 
     def _branches(self, ctx: RunnerContext, aws: Sequence[Awaitable[Any]]) -> list[asyncio.Future[Any]]:
         """Start branches, each with a scope named by its place."""
@@ -462,8 +468,10 @@ class StepRunner:
         outer.groups += 1
         branches: list[asyncio.Future[Any]] = []
         for place, awaitable in enumerate(aws):
-            is_plain = type(awaitable) is CoroutineType  # as nearly always; asyncio asks in a slower way
-            branch = self._loop.create_task(awaitable) if is_plain else asyncio.ensure_future(awaitable)  # type: ignore[arg-type]
+            if type(awaitable) is CoroutineType:  # as nearly always; asyncio asks in a slower way
+                branch: asyncio.Future[Any] = self._loop.create_task(contained(awaitable, self.fail))
+            else:
+                branch = asyncio.ensure_future(awaitable)
             if isinstance(branch, asyncio.Task):
                 steps.name(branch, f"{outer.name}/{group}[{place}]")
             branches.append(branch)
@@ -532,7 +540,9 @@ class StepRunner:
         leave = None if self.enter_step is None else self.enter_step(steps.task, call, calls + 1)
         try:
             result = work.function(*work.args, **work.kwargs)
-        except Exception as error:  # noqa: BLE001 (an error is an outcome too)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 (an error is an outcome too; and nobody cancels a thread)
             return failed(steps, call, work, calls + 1, error)
         finally:
             if leave is not None:
@@ -562,6 +572,10 @@ class StepRunner:
         return hashlib.blake2b(f"{self._incarnation}/{step}".encode(), digest_size=16).hexdigest()
 
 
+def _raise(error: BaseException) -> None:
+    raise error
+
+
 _DIVERGENCE_FIX = "an action calls the same steps with the same arguments every time; what varies belongs into a step"
 _PYTHONS_ERRORS = tuple(
     kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception)
@@ -575,16 +589,18 @@ def _settle_streams(steps: TaskSteps, call: StepCall, *, is_final: bool) -> None
             stream.settle(call.path, is_final=is_final)
 
 
-async def _end(branches: Sequence[asyncio.Future[Any]]) -> None:
+async def _end(branches: Sequence[asyncio.Future[Any]], aws: Sequence[Awaitable[Any]]) -> None:
     """Cancel what still runs, and look at every error: perhaps nobody else does."""
     running = [branch for branch in branches if not branch.done()]
     for branch in running:
         branch.cancel()
     if running:
         await asyncio.wait(running)
-    for branch in branches:
+    for branch, awaitable in zip(branches, aws, strict=True):
         if not branch.cancelled():
             branch.exception()
+        elif type(awaitable) is CoroutineType:
+            awaitable.close()  # cancelled before its first step, it would complain that nobody awaits it
 
 
 def _unknown(task: ActionTask) -> None:  # noqa: ARG001 (the signature)

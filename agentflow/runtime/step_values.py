@@ -199,14 +199,16 @@ def _is_plain(value: object) -> bool:
     return False
 
 
-def encode_error(error: Exception) -> bytes:
-    """Return an error as bytes."""
+def encode_error(error: BaseException) -> bytes:
+    """Return an error as bytes; one that stands for another one, as that."""
+    text = traceback_of(error, error.__traceback__)
+    if isinstance(error, StepFailed):
+        return _encode_plain(StepError(error.original, error.original_text, None, text))
     try:
         args = _encode_plain(error.args) if all(map(_is_plain, error.args)) else None
     except (TypeError, ValueError, OverflowError):
         args = None
     kind = type(error)
-    text = traceback_of(error, error.__traceback__)
     return _encode_plain(StepError(f"{kind.__module__}.{kind.__qualname__}", text_of(error), args, text))
 
 

@@ -72,7 +72,7 @@ class StepWork(msgspec.Struct, frozen=True):
         msg = f"the reconciler of step {call.function} answered {verdict!r}: it takes Done(result), NOT_DONE or CANNOT_TELL"
         raise TypeError(msg)
 
-    def next_call(self, step: str, calls: int, error: Exception) -> StepRetry | None:
+    def next_call(self, step: str, calls: int, error: BaseException) -> StepRetry | None:
         """Return when a step is called again that has failed ``calls`` times; None: never.
 
         Args:
@@ -91,7 +91,7 @@ class StepWork(msgspec.Struct, frozen=True):
         return StepRetry(calls, wait_ms, self.needs_intent)
 
 
-def retry_after_ms(error: Exception) -> int | None:
+def retry_after_ms(error: BaseException) -> int | None:
     """Return how long an error says to wait; None where it says nothing.
 
     Looked at are ``error.retry_after`` (a timedelta, or seconds), and the Retry-After headers of ``error.response``, which the

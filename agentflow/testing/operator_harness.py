@@ -129,8 +129,8 @@ class OperatorHarness:
         services = OperatorServices(self._operator, self._settings, "harness", self._state, encode_json)
         self._resources = Resources()
         services.resources = self._resources.of(self._plan)
-        threads = _InlineThreads(1)
-        return ActionRunner(services, JSON, self._received, self._failed, threads, self._settings.blocking.leaked_max)
+        threads = _InlineThreads(1, self._settings.blocking.leaked_max)
+        return ActionRunner(services, JSON, self._received, self._failed, threads)
 
     # -- what happens
     def process_record(self, value: object, *, timestamp_ms: int | None = None) -> None:

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from agentflow.errors import StateUnavailable
 from agentflow.runtime.blocking import BlockingThreads
 
 name = contextvars.ContextVar("name", default="nobody")
@@ -15,7 +16,7 @@ name = contextvars.ContextVar("name", default="nobody")
 
 @pytest.fixture
 def threads():
-    made = BlockingThreads(threads_max=1)
+    made = BlockingThreads(threads_max=1, leaked_max=2)
     yield made
     made.close()
 
@@ -77,3 +78,36 @@ async def test_an_error_that_no_future_takes_is_told(threads):
 
     with pytest.raises(RuntimeError, match="StopIteration"):
         await threads.call(stop)
+
+
+async def test_calls_that_are_given_up_and_do_not_come_back_are_limited_and_those_that_do_are_not_counted(threads):
+    loop = asyncio.get_running_loop()
+    told: list[BaseException] = []
+    threads.fail = told.append
+    releases = [threading.Event() for _ in range(3)]
+
+    async def leave(release: threading.Event) -> None:
+        left = asyncio.Event()
+
+        def hang() -> None:
+            loop.call_soon_threadsafe(left.set)
+            release.wait()
+
+        hung = asyncio.ensure_future(threads.call(hang))
+        await left.wait()
+        hung.cancel()
+        await asyncio.wait([hung])
+
+    await leave(releases[0])
+    releases[0].set()
+    while threads.leaked:  # noqa: ASYNC110 (nobody is told that a thread has come back)
+        await asyncio.sleep(0)
+    await leave(releases[1])
+    assert told == []
+    await leave(releases[2])
+    (error,) = told
+    assert isinstance(error, StateUnavailable)
+    assert "hang" in error.where["function"]
+    assert error.expected == "fewer than blocking.leaked-max"
+    for release in releases:
+        release.set()

@@ -1,0 +1,56 @@
+"""Threads that user code keeps behind its timeout: there is a limit, whoever has left them, and the job says who."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from agentflow import Agent, AgentsExecutionEnvironment, EventType, Retry, RunnerContext
+from agentflow.errors import StateUnavailable
+from agentflow.runtime.settings import BlockingSettings, JobSettings, RestartSettings
+
+SETTINGS = JobSettings(blocking=BlockingSettings(leaked_max=2), restart=RestartSettings(strategy="none"))
+
+
+@pytest.fixture
+def look_up() -> Iterator[Callable[[], None]]:
+    released = threading.Event()
+
+    def look_up() -> None:
+        released.wait(60)
+
+    yield look_up
+    released.set()
+
+
+@pytest.mark.parametrize("place", ["action", "step"])
+def test_threads_left_behind_are_limited_and_the_error_names_the_last_one(
+    look_up: Callable[[], None], place: str
+) -> None:
+    def slow_action(event: Any, ctx: RunnerContext) -> None:
+        look_up()
+
+    async def slow_step(event: Any, ctx: RunnerContext) -> None:
+        await ctx.durable_execute_async(look_up, timeout="20ms")
+
+    agent = Agent("A")
+    if place == "action":
+        agent.add_action(
+            "act",
+            [EventType.InputEvent],
+            slow_action,
+            blocking=True,
+            timeout="20ms",
+            retry=Retry(attempts=1),
+            on_error="skip",
+        )
+    else:
+        agent.add_action("act", [EventType.InputEvent], slow_step, retry=Retry(attempts=1), on_error="skip")
+    env = AgentsExecutionEnvironment.get_execution_environment(SETTINGS)
+    env.from_list([{"k": n} for n in range(3)]).key_by("k").apply(agent).to_list()
+    with pytest.raises(StateUnavailable, match=r"2 threads .* have not come back") as raised:
+        env.execute()
+    assert {"action": "action act", "step": "look_up"}[place] in str(raised.value)
