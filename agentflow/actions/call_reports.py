@@ -143,10 +143,7 @@ def _parts(message: ChatMessage) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = [
         {"type": "reasoning", "content": cut(one.text)} for one in message.reasoning if one.text
     ]
-    if message.parts:
-        parts += [_part(one) for one in message.parts]
-    elif message.content:
-        parts.append({"type": "text", "content": cut(message.content)})
+    parts += [_part(one) for one in message.said]
     for call in message.tool_calls:
         function = call["function"]
         parts.append(

@@ -17,6 +17,7 @@ import msgspec
 from agentflow.actions.budgets import Meter
 from agentflow.actions.call_reports import ModelCallReport
 from agentflow.actions.policies import ChatPolicy
+from agentflow.actions.recordable_answers import recordable
 from agentflow.actions.structured_output import asks_natively, output_instruction
 from agentflow.actions.tool_lists import tools_of
 from agentflow.actions.traffic import Gate
@@ -31,6 +32,7 @@ from agentflow.api.chat_models import (
     OnDelta,
     without_empty,
 )
+from agentflow.api.encoding import encodable_text, text_of
 from agentflow.api.executions import ModelCall
 from agentflow.api.prompts import Prompt
 from agentflow.api.resources import ResourceType
@@ -78,7 +80,8 @@ class ModelRequest:
         has_fallback: Another model can be asked, so a connection that is known to fail is not waited for.
 
     Raises:
-        ConfigError: It has no model, or the connection cannot be made, or has no native structured output where the setup insists on it.
+        ConfigError: It has no model, or the connection cannot be made, or has no native structured output for the schema where the setup
+            insists on it.
 
     Attributes:
         key: Idempotency key of the first call, in retries of it; empty: that of the step.
@@ -107,7 +110,7 @@ class ModelRequest:
             setup.model or setup.model_kwargs.get("model")
         ):  # one of one's own may know
             raise ConfigError([f"chat model '{setup.name}' has no model\nhelp: model='…', as its provider has it"])
-        self._is_native = turn.output_schema is not None and asks_natively(setup, self._connection)
+        self._is_native = turn.output_schema is not None and asks_natively(setup, self._connection, turn.output_schema)
         self.key = ""
         self.is_made = False
 
@@ -280,7 +283,7 @@ class ModelRequest:
                     answer = await connection.complete_by_chat(request, self._ctx._services.in_thread)  # noqa: SLF001 (the context's engine side)
                 else:
                     answer = await connection.complete(request, None if pieces is None else pieces.take)
-                return self._without_secrets(answer)
+                return self._without_secrets(recordable(answer))
         except ModelError as error:  # what the provider says may show what it was called with
             kept = (
                 error.provider or connection.provider,
@@ -288,11 +291,11 @@ class ModelRequest:
                 error.status,
                 error.retry_after_s,
             )
-            raise type(error)(scrub(error.what), *kept) from None
+            raise type(error)(encodable_text(scrub(error.what)), *kept) from None
         except AgentflowError:
             raise
         except Exception as error:  # noqa: BLE001 (a connection of the user's own: whatever it raises may pass)
-            what = scrub(f"{type(error).__name__}: {error}")
+            what = scrub(f"{type(error).__name__}: {text_of(error)}")
             if timeout.expired():
                 what = f"{'the call' if pieces is None else pieces.which} took longer than its timeout"
             raise ModelUnavailable(what, connection.provider, request.model) from None

@@ -10,6 +10,7 @@ import msgspec
 
 from agentflow.api.chat_messages import STRUCTURED_OUTPUT, ChatMessage, MessageRole
 from agentflow.api.chat_models import BaseChatModelConnection, BaseChatModelSetup, StructuredOutputStrategy
+from agentflow.api.encoding import check_values, plain_of, text_of
 from agentflow.api.output_schemas import as_type
 from agentflow.errors import ConfigError
 
@@ -17,18 +18,22 @@ _FENCE: Final = re.compile(r"```(?:json)?\s*(?P<json>.*?)\s*(?:```[^`]*)?\Z", re
 _INSTRUCTION: Final = "Answer with one JSON value that is valid for this JSON schema, and with nothing else: no explanation, no code fence.\n"
 
 
-def asks_natively(setup: BaseChatModelSetup, connection: BaseChatModelConnection) -> bool:
-    """Whether the provider is to make the model answer by a schema.
+def asks_natively(setup: BaseChatModelSetup, connection: BaseChatModelConnection, schema: dict[str, Any]) -> bool:
+    """Whether the provider is to make the model answer by a schema: if it can, and has a place for this one.
 
     Raises:
         ConfigError: The setup wants that, and the provider cannot.
     """
     strategy = StructuredOutputStrategy(str(setup.structured_output_strategy).lower())
-    can = connection.supports_native_structured_output(setup.model)
-    if strategy is StructuredOutputStrategy.NATIVE and not can:
-        what = f"structured_output_strategy is 'native', and its connection has none for model '{setup.model}'"
+    if strategy is StructuredOutputStrategy.PROMPT:
+        return False
+    why = f"its connection has none for model '{setup.model}'"
+    if connection.supports_native_structured_output(setup.model):
+        why = connection.native_schema_problem(setup.model, schema)
+    if why and strategy is StructuredOutputStrategy.NATIVE:
+        what = f"structured_output_strategy is 'native', and {why}"
         raise ConfigError([f"chat model '{setup.name}': {what}; set it to 'auto' or 'prompt'"])
-    return can and strategy is not StructuredOutputStrategy.PROMPT
+    return not why
 
 
 def output_instruction(messages: Sequence[ChatMessage], schema: dict[str, Any]) -> list[ChatMessage]:
@@ -48,8 +53,29 @@ def with_output(answer: ChatMessage, output: Any) -> ChatMessage:  # noqa: ANN40
         plain = msgspec.json.decode(_without_fence(answer.text))
     except msgspec.DecodeError as error:
         raise ValueError(f"it is no JSON: {error}") from None
-    value = as_type(plain, output)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    try:
+        value = as_type(plain, output)
+        _check_recordable(value)
+    except ValueError as error:
+        raise ValueError(text_of(error)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     return msgspec.structs.replace(answer, extra_args={**answer.extra_args, STRUCTURED_OUTPUT: value})
+
+
+def _check_recordable(value: Any) -> None:  # noqa: ANN401 (of a user's type)
+    """Refuse values that no event, memory or output can carry, however well they fit their type.
+
+    Raises:
+        ValueError: They are such.
+    """
+    try:
+        plain = msgspec.to_builtins(value, builtin_types=(bytes,), enc_hook=plain_of)
+    except (TypeError, ValueError):
+        return  # a type that cannot be encoded is no fault of the model
+    check_values(plain)
 
 
 def correction(why: str) -> ChatMessage:

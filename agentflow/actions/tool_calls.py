@@ -26,7 +26,7 @@ from agentflow.api.callables import call_anywhere
 from agentflow.api.chat_messages import ToolCall
 from agentflow.api.chat_models import BaseChatModelSetup
 from agentflow.api.durations import duration_ms
-from agentflow.api.encoding import text_of
+from agentflow.api.encoding import encodable, encodable_text, text_of
 from agentflow.api.executions import ExecutionEntityTypes, ExecutionProblemCategories, ToolExecutionMetadataKeys
 from agentflow.api.resources import ResourceType
 from agentflow.api.runner_context import RunnerContext
@@ -273,7 +273,12 @@ class _ToolRequest:
         return ToolOutcome(f"{told} {full}", full)
 
     def _outcome(self, result: object) -> ToolOutcome:
-        text = result if isinstance(result, str) else msgspec.json.encode(result, enc_hook=_encoded).decode()
+        try:
+            text = _text(result)
+        except Exception as error:  # noqa: BLE001 (of what the tool returned; it has done what it does, and is not called again for that)
+            what = self._ctx.resources.scrub(f"{type(error).__name__}: {text_of(error)}")
+            told = f"Tool `{self._name}` was called, but its result cannot be shown."
+            return ToolOutcome(told if self._defaults.error_text == "generic" else f"{told} {what}", what)
         text = self._ctx.resources.scrub(text)
         most = self._policy.result_max or self._defaults.result_max
         if len(text) > most:
@@ -323,6 +328,16 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 (memory values)
     if not hasattr(value, "get_field_names"):
         return value
     return {name: _plain(value.get(name)) for name in value.get_field_names()}
+
+
+def _text(result: object) -> str:
+    """Return a result as text, half characters written out."""
+    if isinstance(result, str):
+        return encodable_text(result)
+    try:
+        return msgspec.json.encode(result, enc_hook=_encoded).decode()
+    except UnicodeEncodeError:
+        return msgspec.json.encode(encodable(msgspec.to_builtins(result, enc_hook=_encoded))).decode()
 
 
 def _encoded(value: Any) -> Any:  # noqa: ANN401 (a tool's result)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from agentflow.api.chat_messages import (
+    STRUCTURED_OUTPUT,
     ChatMessage,
     MessageRole,
     TextPart,
@@ -227,7 +228,7 @@ class ChatHistory:
         return [message for _, messages in self._entries() for message in messages]
 
     def _write(self, entry: str, messages: list[ChatMessage]) -> None:
-        values = msgspec.to_builtins(messages, builtin_types=(bytes,), enc_hook=plain_of)
+        values = msgspec.to_builtins([_storable(one) for one in messages], builtin_types=(bytes,), enc_hook=plain_of)
         self._memory.set(f"{self._path}.{entry}", values)
 
     def _replace(self, cut: int, kept: list[ChatMessage]) -> None:
@@ -250,6 +251,14 @@ class ChatHistory:
         else:
             self._memory.delete(f"{self._path}.head")
         self._memory.set(f"{self._path}.index", [first, after])
+
+
+def _storable(message: ChatMessage) -> ChatMessage:
+    """Return a message whose structured output, which is of any type, is as JSON has it: memory has no tuples, and texts as keys."""
+    if message.output is None:
+        return message
+    output = msgspec.json.decode(encode_json(message.output))
+    return msgspec.structs.replace(message, extra_args={**message.extra_args, STRUCTURED_OUTPUT: output})
 
 
 def _read_policy(policy: CompactionPolicy | Mapping[str, Any]) -> CompactionPolicy:

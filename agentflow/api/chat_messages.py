@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypedDict
 
 import msgspec
+
+from agentflow.api.encoding import check_values, encodable_text
 
 STRUCTURED_OUTPUT: Final = "structured_output"
 """Key in `ChatMessage.extra_args`: the answer as the output schema has it."""
@@ -141,7 +144,8 @@ class ChatMessage(msgspec.Struct, omit_defaults=True):
         tool_calls: Tools that the model wants to be called (role assistant).
         extra_args: Whatever else is known: ``external_id`` (role tool: the id of the call that it answers), ``model_name``,
             ``promptTokens``, ``completionTokens``, ``structured_output``.
-        parts: The whole content where it is more than text: texts, images, files, in order. Empty: ``content`` is all.
+        parts: The whole content where it is more than text: texts, images, files, in order. Empty: ``content`` is all. If none of
+            them is a text, ``content`` comes before them (`said`).
         reasoning: What the model thought (role assistant).
         usage: Tokens of the call that gave this message; None: no call did.
         finish_reason: Why the model ended: ``stop``, ``tool_calls``, ``length``, ``content_filter``; empty: not known.
@@ -170,6 +174,13 @@ class ChatMessage(msgspec.Struct, omit_defaults=True):
         return self.content or "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
     @property
+    def said(self) -> list[Part]:
+        """The whole content as parts, as all providers are told it."""
+        if not self.content or any(isinstance(part, TextPart) for part in self.parts):
+            return self.parts
+        return [TextPart(self.content), *self.parts]
+
+    @property
     def output(self) -> Any:  # noqa: ANN401 (of the schema that was asked for)
         """The answer as the output schema has it; None where none was asked for."""
         return self.extra_args.get(STRUCTURED_OUTPUT)
@@ -183,6 +194,26 @@ class ChatMessage(msgspec.Struct, omit_defaults=True):
 def tool_call(name: str, arguments: dict[str, Any] | str, original_id: str = "") -> ToolCall:
     """Return a model's wish as adapters report it; its ``id`` is set where the call is recorded."""
     return {"type": "function", "function": {"name": name, "arguments": arguments}, "original_id": original_id}
+
+
+def recordable_arguments(arguments: dict[str, Any] | str) -> dict[str, Any] | str:
+    """Return arguments of a tool call as they can be recorded: an object that holds what cannot be is a text, as malformed JSON is."""
+    if isinstance(arguments, dict):
+        try:
+            check_values(arguments)
+        except ValueError:
+            return arguments_text(arguments)
+    return arguments
+
+
+def arguments_text(arguments: object) -> str:
+    """Return what a model has given as arguments as text, whatever it is."""
+    if isinstance(arguments, str):
+        return arguments
+    try:
+        return encodable_text(json.dumps(arguments, ensure_ascii=False, separators=(",", ":"), default=repr))
+    except (TypeError, ValueError, RecursionError) as error:  # keys that are none; within itself; nested too deeply
+        return f"({error})"
 
 
 def tool_message(call: ToolCall, text: str) -> ChatMessage:

@@ -98,6 +98,10 @@ class BaseChatModelConnection(Resource):
         """Return whether the provider makes ``model`` answer by a JSON schema."""
         return False
 
+    def native_schema_problem(self, model: str, schema: dict[str, Any]) -> str:  # noqa: ARG002 (for subclasses)
+        """Return why ``model``, which answers by JSON schemas, cannot be held to this one; empty: it can."""
+        return ""
+
     async def complete(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatMessage:  # noqa: ARG002 (for subclasses)
         """Ask the model once.
 
@@ -153,7 +157,7 @@ class StructuredOutputStrategy(enum.StrEnum):
     """How a model is brought to answer by a schema."""
 
     AUTO = "auto"
-    """By the provider where it can, else by the prompt."""
+    """By the provider where it can, and takes the schema; else by the prompt."""
     NATIVE = "native"
     """By the provider."""
     PROMPT = "prompt"

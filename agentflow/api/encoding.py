@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any, Final
 
 import msgspec
 
@@ -28,6 +30,10 @@ encode_msgpack: Callable[[object], bytes] = msgspec.msgpack.Encoder(enc_hook=pla
 NOT_ENCODABLE = (ValueError, OverflowError, RecursionError)
 """What both raise beside TypeError: of half characters, integers of more than 64 bits, deep nesting."""
 
+DEPTH_MAX: Final = 100
+"""Levels of nesting that made-up values may have: how many can be encoded depends on how deep the caller's stack is."""
+_TOO_DEEP: Final = "it is nested too deeply"
+
 
 def check_text(text: str, what: str) -> None:
     """Refuse a text that no encoding has: it holds half a character (a lone surrogate), as the cut answer of a model may.
@@ -43,19 +49,64 @@ def check_text(text: str, what: str) -> None:
         raise ValueError(msg) from None
 
 
+def check_values(value: Any, depth_max: int = DEPTH_MAX) -> None:  # noqa: ANN401 (plain values)
+    """Refuse plain values that do not come back from an encoding as they are, as a model may make them up.
+
+    Raises:
+        ValueError: They hold an integer of more than 64 bits, a number that is none, or half a character, or are nested too deeply.
+    """
+    if isinstance(value, str):
+        check_text(value, "a text")
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise ValueError("it holds an integer of more than 64 bits")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"it holds {value}, which is no number to JSON")
+    elif isinstance(value, (dict, list, tuple)):
+        if not depth_max:
+            raise ValueError(_TOO_DEEP)
+        for inner in (*value, *value.values()) if isinstance(value, dict) else value:
+            check_values(inner, depth_max - 1)
+
+
+def encodable(value: Any, depth_max: int = DEPTH_MAX) -> Any:  # noqa: ANN401 (plain values)
+    """Return plain values with texts in the place of what no encoding has; bytes and others stay as they are."""
+    if isinstance(value, str):
+        return encodable_text(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return hex(value)  # decimal digits have a limit
+    if isinstance(value, (dict, list, tuple)) and not depth_max:
+        return f"({_TOO_DEEP})"
+    if isinstance(value, dict):
+        return {
+            name if isinstance(name, tuple) else encodable(name): encodable(inner, depth_max - 1)
+            for name, inner in value.items()
+        }
+    return [encodable(inner, depth_max - 1) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def text_of(error: BaseException) -> str:
     """Return the text of a user's error, whatever its class makes of it, as text that can be encoded."""
     try:
         text = str(error)
     except Exception as another:  # noqa: BLE001 (user code)
         text = f"its text cannot be had ({type(another).__name__})"
-    return _encodable(text)
+    return encodable_text(text)
 
 
 def traceback_of(error: BaseException, frames: TracebackType | None) -> str:
     """Return a user's traceback from some frame on, as text that can be encoded."""
-    return _encodable("".join(traceback.format_exception(type(error), error, frames)))
+    return encodable_text("".join(traceback.format_exception(type(error), error, frames)))
 
 
-def _encodable(text: str) -> str:
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+def encodable_text(text: str) -> str:
+    """Return a text as every encoding has it: halves that stand together are one character, others are written out."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        return whole.encode(errors="backslashreplace").decode()
+    return text

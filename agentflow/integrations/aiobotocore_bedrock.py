@@ -52,6 +52,7 @@ from agentflow.integrations.chat_conversions import (
     sent_arguments,
     told_usage,
 )
+from agentflow.integrations.native_schemas import closed_problem
 from agentflow.integrations.provider_errors import Failures
 from agentflow.integrations.sdk_connections import SdkConnection, load
 
@@ -137,6 +138,10 @@ class BedrockConnection(SdkConnection):
     def supports_native_structured_output(self, model: str) -> bool:
         """Return whether the model answers by a JSON schema: Claude does since 4.5; of others it is not known."""
         return _WITH_SCHEMAS.search(model) is not None
+
+    def native_schema_problem(self, model: str, schema: dict[str, Any]) -> str:  # noqa: ARG002 (of all models)
+        """Return why the provider takes no such schema: all objects are closed, and none holds itself."""
+        return closed_problem(schema)
 
     async def connect(self, stack: contextlib.AsyncExitStack) -> None:
         """See `SdkConnection`."""

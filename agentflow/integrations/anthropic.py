@@ -47,6 +47,7 @@ from agentflow.integrations.chat_conversions import (
     add_turn,
     call_id,
     conversation,
+    decoded,
     enforced_schema,
     given_arguments,
     parsed_arguments,
@@ -55,6 +56,7 @@ from agentflow.integrations.chat_conversions import (
     sent_arguments,
     told_usage,
 )
+from agentflow.integrations.native_schemas import closed_problem
 from agentflow.integrations.provider_errors import Failures
 from agentflow.integrations.sdk_connections import SdkConnection, load
 
@@ -136,8 +138,8 @@ class _Event(msgspec.Struct):
 
 
 _encode: Final = msgspec.json.Encoder().encode
-_decode_message: Final = msgspec.json.Decoder(_Message).decode
-_decode_event: Final = msgspec.json.Decoder(_Event).decode
+_MESSAGE: Final = msgspec.json.Decoder(_Message)
+_EVENT: Final = msgspec.json.Decoder(_Event)
 
 
 class AnthropicConnection(SdkConnection):
@@ -165,6 +167,10 @@ class AnthropicConnection(SdkConnection):
     def supports_native_structured_output(self, model: str) -> bool:
         """Return whether the model answers by a schema: all since Claude 4.1."""
         return _WITHOUT_SCHEMAS.search(model) is None
+
+    def native_schema_problem(self, model: str, schema: dict[str, Any]) -> str:  # noqa: ARG002 (of all models)
+        """Return why the provider takes no such schema: all objects are closed, and none holds itself."""
+        return closed_problem(schema)
 
     async def connect(self, stack: contextlib.AsyncExitStack) -> None:
         """See `SdkConnection`."""
@@ -211,7 +217,7 @@ class AnthropicConnection(SdkConnection):
                 stream=on_delta is not None,
             )
             if on_delta is None:
-                answer = _decode_message(response.content)
+                answer = decoded(response.content, _MESSAGE)
             else:
                 answer = await _streamed(response, on_delta, failures)
         except (anthropic.APITimeoutError, httpx2.TimeoutException):
@@ -375,7 +381,7 @@ async def _streamed(response: Any, on_delta: OnDelta, failures: Failures) -> _Me
         async for sent in anthropic.AsyncStream.raw_events(response):
             if not sent.data:
                 continue
-            event = _decode_event(sent.data)
+            event = decoded(sent.data, _EVENT)
             if event.type == "error":
                 said = event.error or {}
                 raise failures.of_status(_STATUSES.get(said.get("type", ""), 500), said.get("message", ""))

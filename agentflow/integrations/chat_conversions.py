@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from agentflow.api.chat_messages import ChatMessage, MessageRole, Part, TextPart, ToolCall, Usage
+from agentflow.api.chat_messages import (
+    ChatMessage,
+    MessageRole,
+    Part,
+    TextPart,
+    ToolCall,
+    Usage,
+    arguments_text,
+    recordable_arguments,
+)
 from agentflow.api.chat_models import ChatRequest
+from agentflow.api.encoding import check_values
+
+AnswerT = TypeVar("AnswerT")
 
 _NOT_IN_IDS: Final = re.compile(r"[^A-Za-z0-9_-]")
 _ID_MAX: Final = 64
@@ -23,21 +36,40 @@ _FORMATS: Final = frozenset(
 )
 
 
+def decoded(body: bytes | str, decoder: msgspec.json.Decoder[AnswerT]) -> AnswerT:
+    """Return what a provider has sent; half characters in it, as a model may end with, are no reason to call again.
+
+    Raises:
+        msgspec.DecodeError: It is no JSON, or other JSON.
+        UnicodeDecodeError: It is no text.
+    """
+    try:
+        return decoder.decode(body)
+    except RecursionError:
+        raise msgspec.DecodeError("it is nested too deeply") from None
+    except msgspec.DecodeError as error:
+        try:
+            plain = json.loads(body)  # slower, and takes them
+        except (ValueError, RecursionError):
+            raise error from None
+        return msgspec.convert(plain, decoder.type)
+
+
 def parsed_arguments(text: str) -> dict[str, Any] | str:
-    """Return the arguments of a tool call; the text itself where it is no JSON object. No text: no arguments."""
+    """Return the arguments of a tool call; the text itself where it is no JSON object that can be recorded. No text: no arguments."""
     if not text.strip():
         return {}
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError:
+        arguments = msgspec.json.decode(text, type=dict[str, Any])
+        check_values(arguments)
+    except (ValueError, RecursionError):
         return text
+    return arguments
 
 
 def given_arguments(value: object) -> dict[str, Any] | str:
-    """Return the arguments of a tool call where the provider sends them decoded: an object, else a text."""
-    if isinstance(value, dict):
-        return value
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    """Return the arguments of a tool call where the provider sends them decoded: an object that can be recorded, else a text."""
+    return recordable_arguments(value) if isinstance(value, dict) else arguments_text(value)
 
 
 def sent_arguments(call: ToolCall) -> dict[str, Any]:
@@ -72,8 +104,7 @@ def tool_names(messages: Iterable[ChatMessage]) -> dict[str, str]:
 
 def parts_of(message: ChatMessage) -> Sequence[Part]:
     """Return the content of a message as parts, but texts that say nothing."""
-    parts = message.parts or [TextPart(message.content)]
-    return [part for part in parts if not isinstance(part, TextPart) or part.text]
+    return [part for part in message.said if not isinstance(part, TextPart) or part.text]
 
 
 def conversation(request: ChatRequest) -> tuple[list[ChatMessage], list[ChatMessage]]:

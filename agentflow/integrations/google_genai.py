@@ -19,8 +19,6 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import urlsplit
 
-import msgspec
-
 from agentflow.api.chat_messages import (
     ChatMessage,
     FilePart,
@@ -30,6 +28,7 @@ from agentflow.api.chat_messages import (
     TextPart,
     ToolCall,
     Usage,
+    arguments_text,
     tool_call,
 )
 from agentflow.api.chat_models import (
@@ -43,11 +42,13 @@ from agentflow.errors import ContentRefused, ModelError, ModelRejected, ModelUna
 from agentflow.integrations.chat_conversions import (
     add_turn,
     conversation,
+    given_arguments,
     parts_of,
     sent_arguments,
     told_usage,
     tool_names,
 )
+from agentflow.integrations.native_schemas import recursion_problem
 from agentflow.integrations.provider_errors import Failures
 from agentflow.integrations.sdk_connections import SdkConnection, load
 
@@ -105,6 +106,10 @@ class GeminiConnection(SdkConnection):
     def supports_native_structured_output(self, model: str) -> bool:
         """Return whether the model answers by a JSON schema, also beside tools: since Gemini 3."""
         return _WITH_SCHEMAS.search(model) is not None
+
+    def native_schema_problem(self, model: str, schema: dict[str, Any]) -> str:  # noqa: ARG002 (of all models)
+        """Return why the provider takes no such schema: one that holds itself is followed a few levels only."""
+        return recursion_problem(schema)
 
     async def connect(self, stack: contextlib.AsyncExitStack) -> None:
         """See `SdkConnection`."""
@@ -341,8 +346,8 @@ class _Answer:
                 opaque[_CALL] = len(self._calls)
             self._signatures.append(ReasoningPart("", opaque))
         if (call := part.function_call) is not None:
-            name, arguments = call.name or "", call.args or {}
-            self._tell(ChatDelta(msgspec.json.encode(arguments).decode(), DeltaKind.TOOL_CALL, len(self._calls), name))
+            name, arguments = call.name or "", given_arguments(call.args or {})
+            self._tell(ChatDelta(arguments_text(arguments), DeltaKind.TOOL_CALL, len(self._calls), name))
             self._calls.append(tool_call(name, arguments, call.id or ""))
         elif part.text:
             (self._thoughts if part.thought else self._texts).append(part.text)

@@ -20,6 +20,7 @@ import msgspec
 from agentflow.api.chat_messages import ChatMessage
 from agentflow.api.chat_models import ChatRequest, OnDelta
 from agentflow.errors import ContentRefused, ContextTooLong, ModelError, ModelRejected, ModelUnavailable
+from agentflow.integrations.native_schemas import closed_problem, root_problem
 from agentflow.integrations.openai import OpenAISetup
 from agentflow.integrations.openai_completions import Answer, Completion, completion_arguments
 from agentflow.integrations.openai_connection import next_event, seconds
@@ -86,6 +87,10 @@ class LiteLLMConnection(SdkConnection):
         import litellm
 
         return bool(litellm.supports_response_schema(model, self.custom_llm_provider or None))
+
+    def native_schema_problem(self, model: str, schema: dict[str, Any]) -> str:  # noqa: ARG002 (of all models)
+        """Return why the provider takes no such schema: what one of the providers refuses is not asked of any."""
+        return root_problem(schema) or closed_problem(schema)
 
     def arguments(self, request: ChatRequest, failures: Failures) -> dict[str, Any]:
         """Return the arguments of a completion."""

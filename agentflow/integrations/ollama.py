@@ -27,6 +27,7 @@ from agentflow.api.chat_messages import (
     TextPart,
     ToolCall,
     Usage,
+    arguments_text,
     tool_call,
 )
 from agentflow.api.chat_models import (
@@ -308,8 +309,7 @@ class _Answer:
     def _add_call(self, call: _Call) -> None:
         name, arguments = call.function.name, given_arguments(call.function.arguments or {})
         if self._on_delta is not None:
-            text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
-            self._on_delta(ChatDelta(text, DeltaKind.TOOL_CALL, len(self._calls), name))
+            self._on_delta(ChatDelta(arguments_text(arguments), DeltaKind.TOOL_CALL, len(self._calls), name))
         self._calls.append(tool_call(name, arguments, call.id or ""))
 
 

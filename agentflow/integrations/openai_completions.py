@@ -15,11 +15,12 @@ from agentflow.api.chat_messages import (
     ReasoningPart,
     TextPart,
     Usage,
+    arguments_text,
     tool_call,
 )
 from agentflow.api.chat_models import ChatDelta, ChatRequest, DeltaKind, OnDelta
 from agentflow.errors import ContentRefused, ModelRejected, ModelUnavailable
-from agentflow.integrations.chat_conversions import call_id, parsed_arguments, result_id, told_usage
+from agentflow.integrations.chat_conversions import call_id, decoded, parsed_arguments, result_id, told_usage
 from agentflow.integrations.openai_connection import (
     OpenAIProtocolConnection,
     classified,
@@ -92,7 +93,7 @@ class Completion(msgspec.Struct):
     error: dict[str, Any] | str | None = None
 
 
-_decode_completion: Final = msgspec.json.Decoder(Completion).decode
+_COMPLETION: Final = msgspec.json.Decoder(Completion)
 
 
 class CompletionsConnection(OpenAIProtocolConnection):
@@ -117,7 +118,7 @@ class CompletionsConnection(OpenAIProtocolConnection):
     def read(self, body: bytes, request: ChatRequest, failures: Failures) -> ChatMessage:
         """Return the answer in a body."""
         try:
-            completion = _decode_completion(body)
+            completion = decoded(body, _COMPLETION)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise failures.unreadable(error) from None
         return read_completion(completion, request, failures)
@@ -290,7 +291,7 @@ class Answer:
         name = "" if call.name else piece.function.name or ""
         call.name += name
         arguments = piece.function.arguments or ""
-        text = _text_of(arguments)
+        text = arguments_text(arguments)
         call.arguments.append(text)
         if text or name:
             self._tell(text, DeltaKind.TOOL_CALL, place, name)

@@ -29,6 +29,7 @@ from agentflow.errors import (
     NotConfigured,
     RateLimited,
 )
+from agentflow.integrations.native_schemas import root_problem
 from agentflow.integrations.provider_errors import Failures, retry_after_s
 from agentflow.integrations.sdk_connections import SdkConnection, load
 
@@ -126,6 +127,10 @@ class OpenAIProtocolConnection(SdkConnection):
     def supports_native_structured_output(self, model: str) -> bool:
         """Return whether ``model`` can be made to answer by a JSON schema: all can but the oldest ones."""
         return _WITHOUT_SCHEMAS.match(model) is None
+
+    def native_schema_problem(self, model: str, schema: dict[str, Any]) -> str:  # noqa: ARG002 (of all models)
+        """Return why the provider takes no such schema: an answer is an object."""
+        return root_problem(schema)
 
     def failures(self, request: ChatRequest) -> Failures:
         """Return what makes the errors of a call, without the credentials of this connection."""
@@ -237,7 +242,7 @@ def text_or_parts(message: ChatMessage, kinds: Mapping[str, Any]) -> Any:  # noq
     """Return the content of a message; ``kinds`` says by the type of a part what it becomes."""
     if all(isinstance(part, TextPart) for part in message.parts):
         return message.text
-    return shown_parts(message.parts, kinds)
+    return shown_parts(message.said, kinds)
 
 
 def shown_parts(parts: Sequence[Part], kinds: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from agentflow.api.chat_messages import (
 )
 from agentflow.api.chat_models import ChatDelta, ChatRequest, DeltaKind, OnDelta
 from agentflow.errors import ContentRefused, ModelUnavailable
-from agentflow.integrations.chat_conversions import call_id, parsed_arguments, result_id, told_usage
+from agentflow.integrations.chat_conversions import call_id, decoded, parsed_arguments, result_id, told_usage
 from agentflow.integrations.openai_connection import (
     OpenAIProtocolConnection,
     classified,
@@ -87,7 +87,7 @@ class _Event(msgspec.Struct):
     message: str | None = None
 
 
-_decode_response: Final = msgspec.json.Decoder(Response).decode
+_RESPONSE: Final = msgspec.json.Decoder(Response)
 
 
 class ResponsesConnection(OpenAIProtocolConnection):
@@ -133,7 +133,7 @@ class ResponsesConnection(OpenAIProtocolConnection):
     def read(self, body: bytes, request: ChatRequest, failures: Failures) -> ChatMessage:
         """Return the answer in a body."""
         try:
-            response = _decode_response(body)
+            response = decoded(body, _RESPONSE)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise failures.unreadable(error) from None
         return read_response(response, request, failures)

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from agentflow.api.chat_messages import ChatMessage, MessageRole, Usage, read_message, tool_call
+from agentflow.api.chat_messages import ChatMessage, MessageRole, Usage, arguments_text, read_message, tool_call
 from agentflow.api.chat_models import (
     BaseChatModelConnection,
     BaseChatModelSetup,
@@ -228,8 +228,7 @@ async def stream_answer(answer: ChatMessage, on_delta: OnDelta) -> None:
         on_delta(ChatDelta(word))
         await asyncio.sleep(0)
     for place, call in enumerate(answer.tool_calls):
-        arguments = call["function"]["arguments"]
-        text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
+        text = arguments_text(call["function"]["arguments"])
         on_delta(ChatDelta(text, DeltaKind.TOOL_CALL, place, call["function"]["name"]))
 
 

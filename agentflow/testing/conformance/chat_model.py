@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -57,6 +58,27 @@ _SCHEMA = {
     "properties": {"city": {"type": "string"}, "warm": {"type": "boolean"}},
     "required": ["city", "warm"],
     "additionalProperties": False,
+}
+_SCHEMAS: dict[str, dict[str, Any]] = {
+    "list": {"type": "array", "items": {"type": "integer"}},
+    "literal": {"enum": ["red", "blue"]},
+    "union": {"anyOf": [_SCHEMA, {"type": "null"}]},
+    "map": {"type": "object", "additionalProperties": {"type": "integer"}},
+    "inner map": {"type": "object", "properties": {"of": {"type": "object"}}, "required": ["of"]},
+    "optional field": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": []},
+    "anything": {"type": "object", "properties": {"n": {}}, "required": ["n"]},
+    "tree": {
+        "type": "object",
+        "properties": {"inner": {"type": "array", "items": {"$ref": "#/$defs/Tree"}}},
+        "required": ["inner"],
+        "$defs": {
+            "Tree": {
+                "type": "object",
+                "properties": {"inner": {"type": "array", "items": {"$ref": "#/$defs/Tree"}}},
+                "required": ["inner"],
+            }
+        },
+    },
 }
 _PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -188,6 +210,19 @@ class ChatModelConformance(ChatModelFaults):
         assert "no JSON object" in result.text
 
     @both_ways
+    async def test_arguments_of_a_tool_that_no_record_can_hold_are_a_text(
+        self, new_connection: NewConnection, *, is_streamed: bool
+    ) -> None:
+        wished = {"city": "Zürich", "days": 10**30}
+        async with served(new_connection, Reply(tool_calls=[ToolCall("get_weather", wished)])) as (_, connection):
+            asked = self.request("how is it?", tools=[WEATHER])
+            answer, _ = await ask(connection, asked, is_streamed=is_streamed)
+        (call,) = answer.tool_calls
+        text = call["function"]["arguments"]
+        assert isinstance(text, str)
+        assert msgspec.json.decode(text) == wished
+
+    @both_ways
     async def test_reasoning_is_shown_and_goes_back(self, new_connection: NewConnection, *, is_streamed: bool) -> None:
         if not self.shows_reasoning:
             pytest.skip("the provider shows no reasoning")
@@ -228,6 +263,14 @@ class ChatModelConformance(ChatModelFaults):
         assert base64.b64decode(image.base64) == _PIXEL
         assert image.media_type in {"image/png", ""}
 
+    async def test_text_beside_an_image_arrives_before_it(self, new_connection: NewConnection) -> None:
+        if not self.takes_images:
+            pytest.skip("the provider takes no images")
+        shown = ChatMessage(content="what is this?", parts=[ImagePart(data=_PIXEL)])
+        (message,) = (await self.told(new_connection, Reply("ok"), self.request(shown))).messages
+        assert [part.kind for part in message.parts] == ["text", "image"]
+        assert message.text == "what is this?"
+
     async def test_image_elsewhere_arrives_as_its_url(self, new_connection: NewConnection) -> None:
         if not self.takes_image_urls:
             pytest.skip("the provider looks nowhere else")
@@ -253,12 +296,24 @@ class ChatModelConformance(ChatModelFaults):
         async with served(new_connection, Reply('{"city": "Bern", "warm": true}')) as (server, connection):
             if not connection.supports_native_structured_output(self.model):
                 pytest.skip("the provider enforces no schema")
+            assert not connection.native_schema_problem(self.model, _SCHEMA)
             asked = self.request(output_schema=_SCHEMA, output_name="Weather")
             message, _ = await ask(connection, asked, is_streamed=False)
         assert message.content == '{"city": "Bern", "warm": true}'
         schema = server.requests[0].output_schema
         assert schema is not None
         assert set(schema["properties"]) == {"city", "warm"}
+
+    @pytest.mark.parametrize("kind", _SCHEMAS)
+    async def test_output_schema_that_the_adapter_finds_no_fault_with_is_not_refused(
+        self, new_connection: NewConnection, kind: str
+    ) -> None:
+        schema = _SCHEMAS[kind]
+        async with served(new_connection, Reply("1")) as (_, connection):
+            if not connection.supports_native_structured_output(self.model):
+                pytest.skip("the provider enforces no schema")
+            if not connection.native_schema_problem(self.model, schema):  # else the prompt has it
+                await ask(connection, self.request(output_schema=schema), is_streamed=False)
 
     async def test_options_arrive(self, new_connection: NewConnection) -> None:
         arrived = await self.told(new_connection, Reply("ok"), self.request(options=self.options))

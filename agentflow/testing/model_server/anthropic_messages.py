@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from agentflow.testing.model_server.request import Message, ModelRequest, Part, Role, Tool, call_of, message_of
+from agentflow.testing.model_server.schemas import claude_refusal
 from agentflow.testing.model_server.script import HttpError, Reply, Usage
 from agentflow.testing.model_server.wire import MESSAGES, Portions, Wire, chosen, encode, listed, pieces, sse
 
@@ -70,6 +71,11 @@ class AnthropicMessages(Wire):
         """See `Wire`."""
         asked = (body.get("output_config") or {}).get("format") or body.get("output_format") or {}
         return asked.get("schema")
+
+    def refused_schema(self, body: Mapping[str, Any]) -> HttpError | None:
+        """See `Wire`."""
+        schema = self.output_schema(body)
+        return None if schema is None else claude_refusal(schema, "output_config.format.schema")
 
     def whole(self, reply: Reply, request: ModelRequest) -> bytes:
         """See `Wire`."""

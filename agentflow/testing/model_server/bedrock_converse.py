@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from agentflow.testing.model_server.request import Message, ModelRequest, Part, Role, Tool, call_of, message_of
+from agentflow.testing.model_server.schemas import claude_refusal
 from agentflow.testing.model_server.script import HttpError, Reply, Usage
 from agentflow.testing.model_server.wire import MESSAGES, Portions, Wire, chosen, encode, pieces
 
@@ -83,6 +84,11 @@ class BedrockConverse(Wire):
         structure = ((body.get("outputConfig") or {}).get("textFormat") or {}).get("structure") or {}
         text = (structure.get("jsonSchema") or {}).get("schema")
         return msgspec.json.decode(text, type=dict[str, Any]) if text else None
+
+    def refused_schema(self, body: Mapping[str, Any]) -> HttpError | None:
+        """See `Wire`."""
+        schema = self.output_schema(body)
+        return None if schema is None else claude_refusal(schema, "outputConfig.textFormat.structure.jsonSchema.schema")
 
     def whole(self, reply: Reply, request: ModelRequest) -> bytes:
         """See `Wire`."""

@@ -16,6 +16,7 @@ from agentflow.testing.model_server.request import (
     message_of,
     part_of_url,
 )
+from agentflow.testing.model_server.schemas import openai_refusal
 from agentflow.testing.model_server.script import HttpError, Reply, Usage
 from agentflow.testing.model_server.wire import MESSAGES, Portions, Wire, chosen, encode, listed, pieces, sse
 
@@ -97,6 +98,11 @@ class OpenAIChat(OpenAIErrors):
         """See `Wire`."""
         asked = (body.get("response_format") or {}).get("json_schema")
         return asked["schema"] if asked else None
+
+    def refused_schema(self, body: Mapping[str, Any]) -> HttpError | None:
+        """See `Wire`."""
+        asked = (body.get("response_format") or {}).get("json_schema")
+        return openai_refusal(asked, "response_format") if asked else None
 
     def whole(self, reply: Reply, request: ModelRequest) -> bytes:
         """See `Wire`."""

@@ -19,6 +19,7 @@ from agentflow.testing.model_server.request import (
     message_of,
     part_of_url,
 )
+from agentflow.testing.model_server.schemas import openai_refusal
 from agentflow.testing.model_server.script import HttpError, Reply, Usage
 from agentflow.testing.model_server.wire import Portions, chosen, encode, listed, pieces, sse
 
@@ -62,6 +63,11 @@ class OpenAIResponses(OpenAIErrors):
     def output_schema(self, body: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """See `Wire`."""
         return ((body.get("text") or {}).get("format") or {}).get("schema")
+
+    def refused_schema(self, body: Mapping[str, Any]) -> HttpError | None:
+        """See `Wire`."""
+        asked = (body.get("text") or {}).get("format") or {}
+        return openai_refusal(asked, "text.format") if "schema" in asked else None
 
     def whole(self, reply: Reply, request: ModelRequest) -> bytes:
         """See `Wire`."""

@@ -193,5 +193,5 @@ def call_of(name: str, arguments: object, call_id: str = "") -> ToolCall:
         return ToolCall(name, arguments, call_id)
     try:
         return ToolCall(name, msgspec.json.decode(str(arguments), type=dict[str, Any]), call_id)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return ToolCall(name, str(arguments), call_id)

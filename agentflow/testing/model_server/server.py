@@ -36,6 +36,7 @@ except ImportError as missing:
 
 BODY_MAX_BYTES = 64 * 2**20
 _JSON = "application/json"
+_SCHEMA = b"json_schema"  # of those who refuse some; a load of requests without is not decoded
 _encode = msgspec.json.Encoder().encode
 
 
@@ -207,6 +208,8 @@ class ModelServer:
     async def _answer(self, http: web.BaseRequest, request: ModelRequest) -> web.StreamResponse:
         """Return a response that only has to be ended."""
         wire = request.wire
+        if _SCHEMA in request.raw and (refused := wire.refused_schema(request.body)):
+            return self._error(request, refused)
         decided = await self._script.decide(request)
         await _wait(self._latency_ms if (own := getattr(decided, "latency_ms", None)) is None else own)
         match decided:

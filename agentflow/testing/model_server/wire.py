@@ -66,6 +66,10 @@ class Wire(abc.ABC):
     def stream(self, reply: Reply, request: ModelRequest) -> list[bytes]:
         """Return the portions of a streamed answer, see `Portions`."""
 
+    def refused_schema(self, body: Mapping[str, Any]) -> HttpError | None:  # noqa: ARG002 (for those that refuse some)
+        """Return the error that this provider makes of the schema of the answer; None: it takes it."""
+        return None
+
     def refused(self, reply: Reply) -> HttpError | None:  # noqa: ARG002 (for those that have such replies)
         """Return the error that this provider makes of a reply; None: it can be sent."""
         return None

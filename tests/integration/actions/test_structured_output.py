@@ -11,6 +11,7 @@ import pytest
 
 from agentflow import Agent, Engine, Event, EventType, OutputEvent, RunFailed, RunnerContext
 from agentflow.api.chat_events import ChatRequestEvent, ChatResponseEvent
+from agentflow.api.output_schemas import schema_of
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.errors import ConfigError
 from agentflow.integrations.openai_compatible import OpenAICompatibleConnection
@@ -176,3 +177,97 @@ async def test_native_on_a_model_without_it_says_so_and_asks_nobody() -> None:
         with pytest.raises((RunFailed, ConfigError), match="native"):
             await run(native(server.url, "native", can=False), {"messages": ["?"], "output_schema": SCHEMA})
         assert server.requests == []
+
+
+class Counted(msgspec.Struct):
+    n: int
+
+
+class Measured(pydantic.BaseModel):
+    n: float
+
+
+@pytest.mark.parametrize(
+    ("output", "bad"),
+    [
+        (Counted, '{"n": 1000000000000000000000000000000}'),
+        (Counted, '{"n": "1000000000000000000000000000000"}'),
+        (Measured, '{"n": "nan"}'),
+        (Measured, '{"n": NaN}'),
+        ({"type": "object"}, '{"n": [1000000000000000000000000000000]}'),
+        ({"type": "object"}, '{"n": ' + "[" * 400 + "]" * 400 + "}"),
+        ({"type": "object"}, '{"n": ' + "[" * 5_000 + "]" * 5_000 + "}"),
+        ({"type": "object"}, '{"n": "\\ud83d"}'),
+    ],
+)
+async def test_answer_that_no_event_can_carry_goes_back_to_the_model(output: Any, bad: str) -> None:
+    model, seen = ScriptedChatModel([bad, '{"n": 1}'], max_retries=1), []
+    await run(direct(model, output, seen))
+    assert len(seen) == 1
+    assert "does not fit" in model.requests[1].messages[-1].text
+    model = ScriptedChatModel([bad, '{"n": 1}'], max_retries=1)
+    said = await run(scripted(model), {"messages": ["?"], "output_schema": schema_of(output)})
+    assert said["output"]["n"] == 1
+
+
+async def test_large_whole_number_is_a_number() -> None:
+    seen: list[Any] = []
+    await run(direct(ScriptedChatModel(['{"n": 1000000000000000000000000000000}'], max_retries=0), Measured, seen))
+    assert seen == [Measured(n=1e30)]
+
+
+class Odd(msgspec.Struct):
+    pair: tuple[int, str]
+    names: dict[int, str]
+    some: frozenset[int]
+
+
+async def test_answer_of_any_type_is_kept_in_a_history_as_json_has_it() -> None:
+    kept: list[Any] = []
+    text = '{"pair": [1, "a"], "names": {"1": "b"}, "some": [3]}'
+
+    async def act(event: Event, ctx: RunnerContext) -> None:
+        answer = await ctx.chat("m", "?", output=Odd, history="h")
+        assert answer.output == Odd((1, "a"), {1: "b"}, frozenset({3}))
+        kept.extend(message.output for message in ctx.chat_history("h").messages())
+        ctx.send_event(OutputEvent("done"))
+
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act, retry=ONCE)
+    await run(agent.add_resource("m", ResourceType.CHAT_MODEL, ScriptedChatModel([text])))
+    assert kept == [None, msgspec.json.decode(text)]
+
+
+MAP = {"type": "object", "additionalProperties": {"type": "integer"}}
+LIST = {"type": "array", "items": {"type": "integer"}}
+PROVIDERS: dict[str, dict[str, Any]] = {"openai": {"path": "/v1"}, "openai_responses": {"path": "/v1"}, "anthropic": {}}
+
+
+def of_provider(kind: str, url: str, strategy: str) -> Agent:
+    connection = ResourceDescriptor(kind, api_key="k-123456789", base_url=url + PROVIDERS[kind].get("path", ""))
+    model = ResourceDescriptor(kind, connection="c", structured_output_strategy=strategy, max_retries=0)
+    return (asking("m").add_resource("c", ResourceType.CHAT_MODEL_CONNECTION, connection)).add_resource(
+        "m", ResourceType.CHAT_MODEL, model
+    )
+
+
+REFUSED = [("openai", LIST, "[1]"), ("openai_responses", LIST, "[1]"), ("anthropic", MAP, '{"a": 1}')]
+
+
+@pytest.mark.parametrize(("kind", "schema", "text"), REFUSED)
+async def test_schema_that_the_provider_refuses_goes_into_the_prompt(kind: str, schema: Any, text: str) -> None:
+    async with ModelServer([Reply(text)]) as server:
+        said = await run(of_provider(kind, server.url, "auto"), {"messages": ["?"], "output_schema": schema})
+        assert said["output"] == msgspec.json.decode(text)
+        (request,) = server.requests
+    assert request.output_schema is None
+    assert any("JSON schema" in message.text for message in request.messages)
+
+
+@pytest.mark.parametrize(("kind", "schema", "text"), REFUSED)
+async def test_native_for_a_schema_that_the_provider_refuses_says_so_and_asks_nobody(
+    kind: str, schema: Any, text: str
+) -> None:
+    async with ModelServer([Reply(text)]) as server:
+        with pytest.raises((RunFailed, ConfigError), match="its provider"):
+            await run(of_provider(kind, server.url, "native"), {"messages": ["?"], "output_schema": schema})
+        assert server.count() == 0

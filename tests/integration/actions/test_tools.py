@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentflow import Engine, Retry, RunnerContext
+from agentflow import Engine, Retry, RunFailed, RunnerContext
 from agentflow.api.agent import Agent
-from agentflow.api.chat_messages import tool_call
+from agentflow.api.chat_messages import ChatMessage, ReasoningPart, tool_call
 from agentflow.api.events import Event, EventType
 from agentflow.api.resources import ResourceType
 from agentflow.api.steps import Done, StepIntent, Verdict, reconcile
 from agentflow.api.tools import InjectedArg, Tool
+from agentflow.errors import ModelRejected
 from agentflow.testing import ScriptedChatModel
 from tests.model_agents import HURRY, ask, asking, scripted
 
@@ -308,3 +311,83 @@ async def test_tool_of_the_environment_serves_all_agents() -> None:
         for name in "AB":
             ((said,)) = await engine.submit("k", "hello", agent=name)
             assert said["text"] == "done"
+
+
+class Untold:
+    def __str__(self) -> str:
+        raise OSError("it is closed")
+
+
+CANNOT_BE_SHOWN = "was called, but its result cannot be shown"
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        (os.fsdecode(b"caf\xe9.txt"), "caf\\udce9.txt"),
+        ([os.fsdecode(b"caf\xe9.txt")], '["caf\\\\udce9.txt"]'),
+        ({"n": 10**30}, '{"n":1000000000000000000000000000000}'),
+        ({"n": float("nan")}, '{"n":null}'),
+        ({object(): 1}, '>":1}'),
+        ([Untold()], CANNOT_BE_SHOWN),
+        (functools.reduce(lambda inner, _: [inner], range(5_000), 0), CANNOT_BE_SHOWN),
+    ],
+    ids=["half character", "half character within", "large integer", "no number", "odd keys", "no text", "deep"],
+)
+async def test_whatever_a_tool_returns_the_model_is_told_and_the_tool_is_called_once(result: Any, shown: str) -> None:
+    called = []
+
+    def find() -> Any:
+        called.append(1)
+        return result
+
+    model = calling(("find", {}), tools=["find"])
+    tool = Tool.from_callable(find, retry=Retry(attempts=3, initial="1ms"))
+    assert (await run(scripted(model).add_resource("find", ResourceType.TOOL, tool)))["text"] == "done"
+    assert shown in told(model)[0]
+    assert called == [1]
+
+
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        tool_call("find", {"n": 10**30}, "a"),
+        tool_call("find", {"n": [{"m": -(2**70)}]}, "a"),
+        tool_call("find", {"n": float("inf")}, "a"),
+        tool_call("find", {"n": HALF, HALF: 1}, "a"),
+        tool_call("find", HALF, "a"),
+        tool_call("find", {"n": functools.reduce(lambda inner, _: [inner], range(5_000), 0)}, "a"),
+        tool_call(f"find{HALF}", {}, "a"),
+        tool_call("find", {"n": 1}, f"a{HALF}"),
+    ],
+    ids=["integer", "integer within", "infinite", "half character", "half a text", "deep", "name", "id"],
+)
+async def test_whatever_a_model_makes_up_as_a_call_is_recorded_and_answered(answer: Any) -> None:
+    def find(n: Any) -> str:
+        return "found"
+
+    model = ScriptedChatModel([answer, "done"], tools=["find"], max_retries=0)
+    assert (await run(scripted(model, find=find)))["text"] == "done"
+    assert len(told(model)) == 1
+    model.assert_complete()
+
+
+async def test_half_characters_anywhere_in_an_answer_do_not_lose_it() -> None:
+    answer = ChatMessage(
+        content=f"a{HALF}b\ud83d\ude00",
+        reasoning=[ReasoningPart(HALF, {"id": HALF})],
+        extra_args={"response_id": HALF, "n": 10**30},
+        parts=[],
+        finish_reason=f"stop{HALF}",
+    )
+    said = await run(scripted(ScriptedChatModel([answer], max_retries=0)))
+    assert said["text"] == "a\\ud83db\U0001f600"
+
+
+async def test_half_character_in_an_error_of_a_model_is_written_out() -> None:
+    model = ScriptedChatModel([ModelRejected(f"no{HALF}")], max_retries=0)
+    with pytest.raises(RunFailed, match=r"no\\ud83d"):
+        await run(scripted(model))

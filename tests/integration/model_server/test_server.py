@@ -200,3 +200,45 @@ def test_script_that_is_not_there_says_so(tmp_path, name):
     (tmp_path / "script.py").write_text("def answer(request): ...")
     with pytest.raises(ConfigError):
         read_script(str(tmp_path / name))
+
+
+INNER = {"type": "object", "properties": {"of": {"type": "object", "properties": {}}}, "required": ["of"]}
+CLOSED = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+TREE = CLOSED | {
+    "properties": {"n": {"$ref": "#/$defs/T"}},
+    "$defs": {"T": CLOSED | {"properties": {"n": {"$ref": "#/$defs/T"}}}},
+}
+
+
+def by_openai(schema, *, strict):
+    return {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": strict}}
+    }
+
+
+def by_anthropic(schema):
+    return {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "status"),
+    [
+        (CHAT, by_openai({"type": "array", "items": {}}, strict=False), 400),
+        (CHAT, by_openai({"anyOf": [CLOSED]}, strict=False), 400),
+        (CHAT, by_openai(INNER, strict=True), 400),
+        (CHAT, by_openai(CLOSED | {"required": []}, strict=True), 400),
+        (CHAT, by_openai(INNER, strict=False), 200),
+        (CHAT, by_openai(TREE, strict=True), 200),
+        ("/v1/messages", by_anthropic(INNER), 400),
+        ("/v1/messages", by_anthropic(CLOSED | {"additionalProperties": {"type": "integer"}}), 400),
+        ("/v1/messages", by_anthropic(TREE), 400),
+        ("/v1/messages", by_anthropic(CLOSED), 200),
+        ("/v1/messages", by_anthropic({"type": "array", "items": CLOSED}), 200),
+    ],
+)
+async def test_schema_of_an_answer_is_refused_as_the_provider_refuses_it_and_takes_no_reply(
+    serve, http, path, asked, status
+):
+    server = await serve([Reply("one")])
+    assert (await chat(http, server, path=path, **asked))[0] == status
+    assert (await chat(http, server))[0] == (200 if status == 400 else 400)

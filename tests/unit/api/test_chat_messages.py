@@ -16,6 +16,7 @@ from agentflow.api.chat_messages import (
     Usage,
     read_message,
     read_messages,
+    recordable_arguments,
     tool_call,
     tool_message,
 )
@@ -141,3 +142,47 @@ def test_messages_share_no_defaults():
     one.tool_calls.append(tool_call("f", {}))
     one.extra_args["a"] = 1
     assert ChatMessage() == ChatMessage("user", "", [], {})
+
+
+PIXEL = ImagePart(data=b"\x01")
+
+
+def test_content_beside_parts_without_a_text_is_said_before_them_and_stored_as_it_was():
+    message = ChatMessage(content="What is this?", parts=[PIXEL])
+    assert message.said == [TextPart("What is this?"), PIXEL]
+    assert read_message(msgspec.msgpack.decode(encode_msgpack(message))) == message
+    assert message.parts == [PIXEL]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (ChatMessage(), []),
+        (ChatMessage(content="a"), [TextPart("a")]),
+        (ChatMessage(parts=[PIXEL]), [PIXEL]),
+        (ChatMessage(content="a", parts=[TextPart("b"), PIXEL]), [TextPart("b"), PIXEL]),
+    ],
+)
+def test_what_is_said_is_the_parts_or_the_content(message, said):
+    assert message.said == said
+
+
+@pytest.mark.parametrize("value", [10**30, -(2**63) - 1, 2**64, float("nan"), float("inf"), "\ud83d"])
+def test_arguments_that_no_record_can_hold_are_a_text(value):
+    for arguments in ({"a": value}, {"a": [{"b": value}]}):
+        text = recordable_arguments(arguments)
+        assert isinstance(text, str)
+        assert '"a"' in text
+        encode_msgpack(text)
+
+
+def test_arguments_are_a_text_where_they_are_nested_deeply_and_never_an_error():
+    nested: object = 1
+    for _ in range(20_000):
+        nested = [nested]
+    assert isinstance(recordable_arguments({"a": nested}), str)
+
+
+def test_arguments_at_the_limits_of_records_are_an_object():
+    arguments = {"a": [2**64 - 1, -(2**63), True, None, 1.5, {"ä": "\U0001f600"}]}
+    assert recordable_arguments(arguments) is arguments

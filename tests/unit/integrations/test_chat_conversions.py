@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from agentflow.api.chat_messages import ChatMessage, TextPart, tool_call
 from agentflow.integrations.chat_conversions import (
     add_turn,
+    decoded,
     enforced_schema,
     given_arguments,
     parsed_arguments,
@@ -77,3 +79,33 @@ def test_enforced_schema_keeps_alternatives():
     either = [{"type": "string"}, {"type": "null"}]
     assert enforced_schema({"oneOf": either}) == {"anyOf": either}
     assert enforced_schema({"anyOf": either, "default": None}) == {"anyOf": either, "description": "{default: None}"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"n": 1000000000000000000000000000000}',
+        '{"n": [{"m": -9223372036854775809}]}',
+        '{"n": NaN}',
+        '{"n": 1e400}',
+        '{"s": "\\ud83d"}',
+        '{"n": ' + "[" * 500 + "]" * 500 + "}",
+        '{"n": ' + "[" * 5_000 + "]" * 5_000 + "}",
+    ],
+)
+def test_arguments_that_no_record_can_hold_stay_the_models_own_text(text):
+    assert parsed_arguments(text) == text
+
+
+def test_decoded_arguments_that_no_record_can_hold_are_their_text():
+    assert given_arguments({"n": 10**30}) == '{"n":1000000000000000000000000000000}'
+    assert given_arguments({"s": "\ud83d"}) == '{"s":"\\ud83d"}'
+    assert given_arguments({"n": float("nan")}) == '{"n":NaN}'
+
+
+def test_half_a_character_in_an_answer_is_no_reason_to_call_again():
+    decoder = msgspec.json.Decoder(dict[str, str])
+    assert decoded(b'{"a": "x\\ud83d"}', decoder) == {"a": "x\ud83d"}
+    for body in (b'{"a": 1}', b'{"a": "', b"[" * 5_000 + b"]" * 5_000):
+        with pytest.raises(msgspec.DecodeError):
+            decoded(body, decoder)
