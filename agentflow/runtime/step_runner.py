@@ -233,13 +233,13 @@ class StepRunner:
                 if self.seen is not None:
                     self.seen(seen(ended, began_ns, answer.calls + 1))
                 if ended.kind != RESULT:
-                    _settle_streams(steps, call, is_final=False)
+                    steps.settle_streams(call.path, is_final=False)
                 answer = self._decide(ended) or await self._wait_answer(steps, call, ended)
                 if type(answer) is ResolveStep and answer.kind == RESULT:
-                    _settle_streams(steps, call, is_final=True)
+                    steps.settle_streams(call.path, is_final=True)
         except asyncio.CancelledError:
             if not steps.is_interrupted:  # by user code
-                _settle_streams(steps, call, is_final=False)
+                steps.settle_streams(call.path, is_final=False)
                 self._apply(StepEnded(steps.task, call, CANCELLED, b""))
             raise
         if type(answer) is ResolveStep and answer.kind == CANCELLED:
@@ -521,10 +521,10 @@ class StepRunner:
             if self.seen is not None:
                 self.seen(seen(ended, began_ns, answer.calls + 1))
             if ended.kind != RESULT:
-                _settle_streams(steps, call, is_final=False)
+                steps.settle_streams(call.path, is_final=False)
             answer = self._ask_from_thread(steps, call, ended)
             if type(answer) is ResolveStep and answer.kind == RESULT:
-                _settle_streams(steps, call, is_final=True)
+                steps.settle_streams(call.path, is_final=True)
         return answered(steps, call, work, self._recorded(task, answer))
 
     def _settle_doubt_in_thread(self, steps: TaskSteps, call: StepCall, work: StepWork) -> StepEnded | None:
@@ -580,13 +580,6 @@ _DIVERGENCE_FIX = "an action calls the same steps with the same arguments every 
 _PYTHONS_ERRORS = tuple(
     kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
-
-
-def _settle_streams(steps: TaskSteps, call: StepCall, *, is_final: bool) -> None:
-    """Confirm what a call has said on streams, whose result is durable, or take it back."""
-    if (streams := steps.ctx._streams) is not None:  # noqa: SLF001 (the context's engine side)
-        for stream in list(streams.values()):
-            stream.settle(call.path, is_final=is_final)
 
 
 async def _end(branches: Sequence[asyncio.Future[Any]], aws: Sequence[Awaitable[Any]]) -> None:

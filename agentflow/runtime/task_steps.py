@@ -125,3 +125,9 @@ class TaskSteps:
         path = f"{scope.name}.{scope.steps}"
         scope.steps += 1
         return path
+
+    def settle_streams(self, step: str, *, is_final: bool) -> None:
+        """Confirm what a step has said on streams, whose result is durable, or take it back."""
+        if (streams := self.ctx._streams) is not None:  # noqa: SLF001 (the context's engine side)
+            for stream in list(streams.values()):
+                stream.settle(step, is_final=is_final)
