@@ -222,7 +222,7 @@ class BaseChatModelSetup(Resource):
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         if self.max_turns is not None and self.max_turns < 1:
-            raise ValueError(f"max_turns: {self.max_turns}; at least one call is made")
+            raise ValueError(f"max_turns: max_turns is at least 1, not {self.max_turns}")
 
     @classmethod
     def resource_type(cls) -> ResourceType:

@@ -178,7 +178,10 @@ def test_no_turn_at_all_is_refused_wherever_turns_are_counted(max_turns: int) ->
 
 
 async def test_no_turn_at_all_is_refused_of_a_chat_model_too() -> None:
-    failed = await outcome(scripted(ScriptedChatModel(["never said"], max_turns=0), asking()))
+    with pytest.raises(ValueError, match="max_turns is at least 1"):
+        ScriptedChatModel(["never said"], max_turns=0)
+    agent = scripted(ScriptedChatModel(["never said"]), asking())
+    failed = await outcome(agent, config={"config": {"chat.max-turns": 0}})
     assert failed.error_type == "ConfigError"
     assert "chat.max-turns: 0 is less than 1" in failed.error_message
 

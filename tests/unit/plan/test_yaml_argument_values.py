@@ -30,7 +30,7 @@ SETUPS = {
     "budgets: [{per: run}]": "budgets: Budget: it limits nothing",
     "error_handling_strategy: ignor": "error_handling_strategy: 'ignor' is none of fail, retry, ignore, fallback",
     "structured_output_strategy: natve": "structured_output_strategy: 'natve' is none of auto, native, prompt",
-    "max_turns: 0": "max_turns: 0; at least one call is made",
+    "max_turns: 0": "max_turns is at least 1, not 0",
     "fallback_models: [m]": "chat model 'm' falls back to itself",
 }
 CONNECTIONS = {
