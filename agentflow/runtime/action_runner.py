@@ -1,8 +1,8 @@
 """Runs user code: inline, as an eagerly started task, or in a thread; answers with one input per attempt.
 
 An action that raises, hangs or is cancelled affects only its own run: whatever it does becomes `ActionCompleted` or
-`ActionFailed`. What ends a process (KeyboardInterrupt, SystemExit) fails the job, wherever the action runs: a task that ended with it
-would end the loop, and in the middle of a turn.
+`ActionFailed`, SystemExit too: the process is not user code's to end. KeyboardInterrupt fails the job, wherever the action runs. A task
+that ended with one of the two would end the loop, and in the middle of a turn.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class ActionRunner:
                 answer = _completed(task, ctx)
             except asyncio.CancelledError:
                 answer = _cancelled_inside(task, ctx)
-            except (KeyboardInterrupt, SystemExit) as error:
+            except KeyboardInterrupt as error:
                 answer = error  # it counts only where the thread was not given up
             except BaseException as error:  # noqa: BLE001 (the edge to user code)
                 answer = self._failed(task, ctx, error)
@@ -283,7 +283,7 @@ class ActionRunner:
         kept = kept_of(ctx)
         ctx.close()
         is_ours = isinstance(error, AgentflowError) and error.recovery is Recovery.RESTART_SUBTASK
-        if is_ours or isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if is_ours or isinstance(error, KeyboardInterrupt):
             self._loop.call_soon_threadsafe(self._fail, error)
             return None
         is_retryable = not isinstance(error, (msgspec.DecodeError, UnicodeDecodeError))

@@ -30,14 +30,23 @@ class Edge:
         return True
 
 
-async def contained(work: Awaitable[ResultT], fail: Callable[[BaseException], object]) -> ResultT:
-    """Await user code: what ends the process ends in ``fail``, and not in the loop, which the task that runs here would end.
+class ExitCalled(Exception):
+    """User code has raised SystemExit, in a task where that itself would end the loop."""
 
-    Nothing goes on behind it: it waits until whoever was told cancels the task.
+
+async def contained(work: Awaitable[ResultT], fail: Callable[[BaseException], object]) -> ResultT:
+    """Await user code whose task runs by itself: nothing that it raises may end the loop.
+
+    KeyboardInterrupt ends in ``fail``. Nothing goes on behind it: it waits until whoever was told cancels the task.
+
+    Raises:
+        ExitCalled: It has raised SystemExit.
     """
     try:
         return await work
-    except (KeyboardInterrupt, SystemExit) as error:
+    except SystemExit as error:
+        raise ExitCalled(f"SystemExit: {error}") from error
+    except KeyboardInterrupt as error:
         fail(error)
         never: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
         return await never

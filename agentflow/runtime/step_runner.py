@@ -540,7 +540,7 @@ class StepRunner:
         leave = None if self.enter_step is None else self.enter_step(steps.task, call, calls + 1)
         try:
             result = work.function(*work.args, **work.kwargs)
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 (an error is an outcome too; and nobody cancels a thread)
             return failed(steps, call, work, calls + 1, error)

@@ -1,4 +1,4 @@
-"""Whatever user code raises ends visibly: most of it fails the run, what ends a process fails the job, and nothing hangs."""
+"""Whatever user code raises ends visibly: it fails its run, an interrupt from the keyboard the job, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -93,18 +93,19 @@ def run(function: Callable[..., Any], options: dict[str, Any]) -> tuple[list[Any
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_is_no_exception_fails_only_its_own_run(place: str) -> None:
-    results, (letter,) = run(*places(Panic)[place])
+@pytest.mark.parametrize("error", [Panic, SystemExit])
+def test_what_is_no_exception_fails_only_its_own_run(place: str, error: type[BaseException]) -> None:
+    results, (letter,) = run(*places(error)[place])
     assert results == ["a", "b"]
     assert letter["value"] == {"k": "bad"}
-    assert "Panic" in str(letter)
+    assert error.__name__ in str(letter)
+    assert "on purpose" in str(letter)
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_what_ends_a_process_fails_the_job(place: str, error: type[BaseException]) -> None:
-    with pytest.raises(error, match="on purpose"):
-        run(*places(error)[place])
+def test_an_interrupt_from_the_keyboard_fails_the_job(place: str) -> None:
+    with pytest.raises(KeyboardInterrupt, match="on purpose"):
+        run(*places(KeyboardInterrupt)[place])
 
 
 @pytest.mark.parametrize("place", PLACES)
