@@ -70,7 +70,6 @@ class ActionRunner:
         self._deliver = deliver
         self._fail = fail
         self._threads = threads
-        threads.fail = fail
         self._loop = asyncio.get_running_loop()
         self._decoders = {action: input_decoder(codec, action.input_type) for action in services.plan.actions}
         self._waiting: dict[ActionTask, Attempt] = {}

@@ -12,13 +12,16 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from agentflow.errors import StateUnavailable
+from agentflow.errors import RestartsExhausted, StateUnavailable
 from agentflow.runtime.step_values import function_id
 
 ResultT = TypeVar("ResultT")
 Call = Callable[[], None]
+
+_NAME: Final = "agentflow-blocking"
+_LIVES_MAX: Final = 20  # lives of a job that may leave all the threads behind that one may
 
 
 class BlockingThreads:
@@ -26,7 +29,7 @@ class BlockingThreads:
 
     Attributes:
         leaked: Threads that were given up and have not come back.
-        fail: Takes the error when these are ``leaked_max``; the action runner sets it.
+        fail: Takes the error when these are ``leaked_max``.
     """
 
     def __init__(self, threads_max: int, leaked_max: int) -> None:
@@ -105,10 +108,13 @@ class BlockingThreads:
             if self._idle < 0:  # calls are queued
                 self._idle += 1
                 self._start_thread()
-        if self.leaked >= self._leaked_max:
+        if self.leaked == self._leaked_max:
+            of_all_lives = sum(thread.name == _NAME for thread in threading.enumerate())
+            is_over = of_all_lives >= _LIVES_MAX * self._leaked_max + self._threads_max
+            kind = RestartsExhausted if is_over else StateUnavailable  # a restart frees no thread
             self.fail(
-                StateUnavailable(
-                    f"{self.leaked} threads of calls that were given up have not come back",
+                kind(
+                    f"{of_all_lives if is_over else self.leaked} threads of calls that were given up have not come back",
                     where=where,
                     expected="fewer than blocking.leaked-max",
                     fix="give what the function calls a timeout below that of the action, tool or step",
@@ -129,7 +135,7 @@ class BlockingThreads:
 
     def _start_thread(self) -> None:
         self._threads += 1
-        threading.Thread(target=self._work, name="agentflow-blocking", daemon=True).start()
+        threading.Thread(target=self._work, name=_NAME, daemon=True).start()
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:

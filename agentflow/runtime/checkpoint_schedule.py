@@ -59,6 +59,10 @@ class CheckpointSchedule:
         task.add_done_callback(self._extra.discard)
         return task
 
+    def fail_behind(self, error: BaseException) -> None:
+        """End the subtask with an error, behind a checkpoint: attempts that have failed up to here are not made again."""
+        self.take_extra().add_done_callback(lambda _: self._fail(error))
+
     async def take(self, then: Callable[[], Awaitable[None]] | None = None) -> None:
         """Take one now; behind it, and before the next one, nothing writes to keyed state. An error of ``then`` is its caller's."""
         async with self._one_at_a_time:

@@ -549,6 +549,7 @@ class Job:
                 )
                 services.steps.in_thread = threads.call
             services.in_thread = threads.call
+            threads.fail = subtask.checkpoint_schedule.fail_behind
             runner = ActionRunner(services, codec, subtask.deliver_to(index), subtask.fail, threads)
             keys = KeyReader(stage.key_by, codec, rekeyed_source)
             observers = spec.observers(stage.plan, index, incarnation)

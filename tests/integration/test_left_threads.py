@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentflow import Agent, AgentsExecutionEnvironment, EventType, Retry, RunnerContext
+from agentflow import Agent, AgentsExecutionEnvironment, CollectionSink, EventType, OutputEvent, Retry, RunnerContext
 from agentflow.errors import StateUnavailable
 from agentflow.runtime.settings import BlockingSettings, JobSettings, RestartSettings
 
@@ -54,3 +54,26 @@ def test_threads_left_behind_are_limited_and_the_error_names_the_last_one(
     with pytest.raises(StateUnavailable, match=r"2 threads .* have not come back") as raised:
         env.execute()
     assert {"action": "action act", "step": "look_up"}[place] in str(raised.value)
+
+
+def test_records_whose_calls_hang_do_not_stop_a_job_for_ever(look_up: Callable[[], None]) -> None:
+    def slow(event: Any, ctx: RunnerContext) -> None:
+        if event.input["hangs"]:
+            look_up()
+        ctx.send_event(OutputEvent(event.input["k"]))
+
+    restart = RestartSettings(
+        strategy="fixed-delay", delay_ms=1, attempts=1
+    )  # a checkpoint in between resets the count
+    env = AgentsExecutionEnvironment.get_execution_environment(
+        JobSettings(blocking=BlockingSettings(leaked_max=3), restart=restart)
+    )
+    retry = Retry(attempts=2, initial="1ms")
+    agent = Agent("A").add_action("act", [EventType.InputEvent], slow, blocking=True, timeout="20ms", retry=retry)
+    dead = CollectionSink()
+    stream = env.from_list([{"k": n, "hangs": n % 4 == 0} for n in range(40)]).key_by("k").apply(agent)
+    outputs = stream.dead_letters_to(dead).to_list()
+    env.execute()
+    assert sorted(outputs) == [n for n in range(40) if n % 4]
+    assert sorted(letter["value"]["k"] for letter in dead.values) == list(range(0, 40, 4))
+    assert {letter["attempt"] for letter in dead.values} == {"2"}
