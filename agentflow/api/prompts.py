@@ -130,7 +130,7 @@ class Prompt(Resource):
 
 def _read_file(path: Path) -> str | list[ChatMessage]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
             return _messages(msgspec.json.decode(text))
         if path.suffix.lower() in (".yaml", ".yml"):

@@ -45,6 +45,8 @@ class ResourceDescriptor:
     Args:
         clazz: The class: itself, as ``"package.module.Class"``, or by the name that a package has registered it under, such as
             ``"openai"`` (entry point group ``agentflow.chat_model_connection``, as the kind of resource says).
+        target_module: The module of the class, instead of ``clazz``; as in Flink Agents.
+        target_clazz: Its name there.
         arguments: Arguments of the class; JSON values, and members of enums and structs, such as `Budget`, which stand for theirs. Texts
             may hold ``${env:NAME}`` and ``${file:PATH}``.
         kwargs: More of them.
@@ -53,9 +55,19 @@ class ResourceDescriptor:
     clazz: str
     arguments: dict[str, Any]
 
-    def __init__(self, clazz: str | type, arguments: dict[str, Any] | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        clazz: str | type = "",
+        arguments: dict[str, Any] | None = None,
+        *,
+        target_module: str = "",
+        target_clazz: str = "",
+        **kwargs: Any,  # noqa: ANN401 (arguments)
+    ) -> None:
+        if bool(clazz) == bool(target_clazz) or bool(target_module) != bool(target_clazz):
+            raise TypeError("ResourceDescriptor: give clazz, or target_module and target_clazz")
         name = f"{clazz.__module__}.{clazz.__qualname__}" if isinstance(clazz, type) else clazz
-        object.__setattr__(self, "clazz", name)
+        object.__setattr__(self, "clazz", name or f"{target_module}.{target_clazz}")
         given = {**arguments, **kwargs} if isinstance(arguments, dict) else arguments or kwargs
         object.__setattr__(self, "arguments", _plain(given))
 

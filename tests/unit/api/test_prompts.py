@@ -205,3 +205,9 @@ def test_messages_have_the_digest_of_everything_in_them(write):
     assert (
         len({digest(), digest(content="y"), digest(role=USER), digest(cache=True), Prompt.from_text("x").digest}) == 5
     )
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"\xef\xbb\xbfhello")
+    assert Prompt.from_file(path).format_string() == "hello"

@@ -262,3 +262,11 @@ def test_added_resources_come_behind_declared_ones_and_functions_become_tools():
 def test_decorated_functions_can_still_be_called():
     assert Support.find("a") == "a"
     assert Support.greeting().format_string() == "hello"
+
+
+def test_a_descriptor_names_its_class_in_one_of_two_ways():
+    descriptor = ResourceDescriptor(target_module="shop.models", target_clazz="Own", model="m")
+    assert descriptor == ResourceDescriptor("shop.models.Own", {"model": "m"})
+    for wrong in ({}, {"target_clazz": "Own"}, {"target_module": "shop"}, {"clazz": "a.B", "target_module": "shop"}):
+        with pytest.raises(TypeError, match="give clazz, or target_module and target_clazz"):
+            ResourceDescriptor(**wrong)
