@@ -82,11 +82,15 @@ class ScriptedConnection(BaseChatModelConnection):
         return asked
 
     def assert_complete(self) -> None:
-        """Check that every reply was asked for.
+        """Check that every reply was asked for, and every question had one.
 
         Raises:
-            AssertionError: Some were not.
+            AssertionError: Some were not, or one had none.
         """
+        unanswered = self.__dict__.get("_unanswered", [])
+        assert not unanswered, (
+            f"the script had no reply to {len(unanswered)} questions; the first one: {unanswered[0]!r}"
+        )
         rest = self.__dict__.get("_rest", self.replies)
         assert not rest, f"{len(rest)} scripted replies were not asked for; the next one: {rest[0]!r}"
 
@@ -124,6 +128,7 @@ class ScriptedConnection(BaseChatModelConnection):
                     return rule["reply"]
                 turn = sum(message.role == MessageRole.ASSISTANT for message in request.messages)
                 return rule["replies"][min(turn, len(rule["replies"]) - 1)]
+        self.__dict__.setdefault("_unanswered", []).append(last)
         raise ModelRejected(f"the script has no reply to {last[:80]!r}", self.provider, request.model)
 
 

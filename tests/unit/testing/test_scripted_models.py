@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentflow import ChatMessage
+from agentflow import ChatMessage, Engine, ReActAgent, RunFailed
 from agentflow.api.chat_messages import tool_call
 from agentflow.testing import ScriptedChatModel
 
@@ -26,3 +26,16 @@ def test_every_kind_of_reply_is_taken():
     replies = ["hi", ChatMessage(content="hi"), {"content": "hi"}, {"tool": "look"}, tool_call("look", {"n": 1})]
     more = [[tool_call("look", {}), {"tool": "look", "arguments": {}}], ValueError("no"), lambda request: "hi"]
     ScriptedChatModel([*replies, *more], rules=[{"reply": "hi"}, {"when": "^a+$", "replies": replies}], latency="5ms")
+
+
+async def test_a_script_is_complete_when_every_reply_was_asked_for_and_every_question_had_one():
+    model = ScriptedChatModel(["hi"])
+    async with Engine(ReActAgent(chat_model=model), in_memory=True) as engine:
+        with pytest.raises(AssertionError, match="1 scripted replies were not asked for"):
+            model.assert_complete()
+        assert await engine.submit("k", "hello") == ["hi"]
+        model.assert_complete()
+        with pytest.raises(RunFailed, match="ModelRejected"):
+            await engine.submit("k", "hello?")
+    with pytest.raises(AssertionError, match=r"no reply to 1 questions; the first one: 'hello\?'"):
+        model.assert_complete()
