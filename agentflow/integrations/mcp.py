@@ -21,6 +21,7 @@ from agentflow.api.durations import duration_ms
 from agentflow.api.resources import Resource, ResourceType
 from agentflow.api.tools import Tool, ToolMetadata, ToolPolicy, ToolType
 from agentflow.errors import MissingPromptVariable, NotConfigured, ToolFailed, ToolServerUnavailable
+from agentflow.integrations.header_values import SENT_VALUES, unsendable
 from agentflow.integrations.mcp_auth import (
     ApiKeyAuth,
     Auth,
@@ -100,6 +101,13 @@ class MCPServer(Resource):
         if wrong:
             raise NotConfigured(
                 f"MCP server: {wrong}", expected="endpoint= (an http or https URL) or command= (a program)"
+            )
+        auth = self._credentials()
+        if header := unsendable({**self.headers, **(auth.headers if auth else {})}):
+            raise NotConfigured(
+                f"MCP server '{self.label}': the value of header '{header}' cannot be sent",
+                expected=SENT_VALUES,
+                fix="look at auth= and headers=, and at what their references lead to",
             )
         self._timeout_s = _seconds(self.timeout)
         self._read_timeout_s = _seconds(self.sse_read_timeout)
