@@ -167,7 +167,7 @@ class MCPServer(Resource):
         return list(await self._discover("prompts", self._read_prompts))
 
     async def get_prompt(self, prompt: str, /, **arguments: Any) -> list[ChatMessage]:  # noqa: ANN401 (whatever has a text)
-        """Return the messages of a prompt; texts, images and resources as parts.
+        """Return the messages of a prompt; texts, images and resources as parts. Arguments that it does not have are left out.
 
         Raises:
             MissingPromptVariable: It cannot do without an argument that is not given.
@@ -179,12 +179,14 @@ class MCPServer(Resource):
             raise NotConfigured(
                 f"the MCP server '{self.label}' has no prompt '{prompt}'", expected=", ".join(known) or "it has none"
             )
-        missing = [name for name in known[prompt].required if name not in arguments]
+        wanted = known[prompt]
+        missing = [name for name in wanted.required if name not in arguments]
         if missing:
             raise MissingPromptVariable(missing[0], prompt, tuple(sorted(arguments)))
         from agentflow.integrations.mcp_content import argument_text, prompt_message
 
-        texts = {name: argument_text(value) for name, value in arguments.items()}
+        # As prompts of an agent do: of the fields of an input, a prompt takes those that it knows.
+        texts = {name: argument_text(value) for name, value in arguments.items() if name in wanted.arguments}
 
         async def send(client: Client, _: object) -> list[ChatMessage]:
             result = await client.get_prompt(prompt, texts)
@@ -295,6 +297,7 @@ class MCPServer(Resource):
                 self.label,
                 connect,
                 secrets,
+                place=f"at {_shown_url(self.endpoint)}" if self.endpoint else "",
                 open_timeout_s=self._timeout_s,
                 call_timeout_s=self._call_timeout_s,
                 on_change=self._forget,
@@ -446,6 +449,12 @@ def _prompt(prompt: types.Prompt) -> MCPPrompt:
         tuple(argument.name for argument in arguments),
         tuple(argument.name for argument in arguments if argument.required),
     )
+
+
+def _shown_url(url: str) -> str:
+    """Return a URL without what may be secret in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _seconds(value: float | str) -> float:
