@@ -227,6 +227,21 @@ class MCPServer(Resource):
         policy = self._policies.get(name.removeprefix(self.prefix)) if name.startswith(self.prefix) else None
         return None if policy is None else policy[0]
 
+    def offers(self, kind: str, name: str) -> bool | None:
+        """Return whether it has one of its ``tools``, by the name that the model sees, or ``prompts``; None: it has to be asked.
+
+        What it does not have by its configuration, it has not. For while it does not answer: it has what it had last, and the tools that
+        its configuration names.
+        """
+        if kind == "tools":
+            remote = name.removeprefix(self.prefix)
+            if not name.startswith(self.prefix) or (self.tools is not None and remote not in self.tools):
+                return False
+            is_named = self.tools is not None or remote in self._policies
+            is_known = any(tool.metadata.name == name for tool in self._last.get(kind, ()))
+            return True if is_named or is_known else None
+        return True if any(prompt.name == name for prompt in self._last.get(kind, ())) else None
+
     @property
     def label(self) -> str:
         """The server, for people: its name, or where it is."""
