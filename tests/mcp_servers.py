@@ -33,6 +33,7 @@ SCRIPT = Path(__file__).resolve()
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+UNKNOWN = {"code": -32601, "message": "Method not found"}
 Asgi = Callable[[dict[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
 
 
@@ -133,6 +134,11 @@ def add_troubles(server: MCPServer) -> None:
 
 def add_prompts(server: MCPServer) -> None:
     @server.prompt()
+    def about(input: str) -> str:  # noqa: A002 (what an input that is a text is called)
+        """Say something of it."""
+        return f"about {input}"
+
+    @server.prompt()
     def review(product: str, tone: str = "friendly") -> list[Message]:
         """Review a product."""
         resource = types.TextResourceContents(uri="shop://terms", mime_type="text/plain", text="no returns")
@@ -155,6 +161,7 @@ class Guarded:
         may: Whether a request may come in, by its headers; the answer is 401 if not.
         seen: Methods of the requests that came in, as JSON-RPC has them.
         tokens: How many tokens were given.
+        token: What each of them is; empty: its number.
         is_old: Speaks the protocol of before 2026 only.
         trouble: Status and body of an answer that is given to a method instead.
         cut: Content type of an answer to a method that breaks in the middle.
@@ -167,6 +174,7 @@ class Guarded:
         self.seen: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.tokens = 0
+        self.token = ""
         self.forms: list[tuple[str, dict[str, list[str]]]] = []
         self.token_status = 200
         self.is_old = False
@@ -209,7 +217,11 @@ class Guarded:
             await answer(send, self.token_status, b'{"error": "invalid_client"}')
             return
         self.tokens += 1
-        token = {"access_token": f"token-{self.tokens}", "token_type": "Bearer", "expires_in": self.expires_in}
+        token = {
+            "access_token": self.token or f"token-{self.tokens}",
+            "token_type": "Bearer",
+            "expires_in": self.expires_in,
+        }
         await answer(send, 200, json.dumps(token).encode())
 
 
@@ -314,11 +326,35 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/mcp"
 
 
+def list_wrong_tools() -> None:
+    """Be a server without the SDK, which would not say that it has tools that are none."""
+    tools = [
+        {"name": "bad", "description": os.environ["SHOP_TOKEN"]},
+        {"name": "good", "inputSchema": {"type": "object"}},
+    ]
+    for line in sys.stdin:
+        request = json.loads(line)
+        results = {
+            "initialize": {
+                "protocolVersion": request.get("params", {}).get("protocolVersion"),
+                "capabilities": {"tools": {}},
+                "serverInfo": {"name": "wrong", "version": "1"},
+            },
+            "tools/list": {"tools": tools},
+        }
+        if "id" in request:
+            said = {"result": results[request["method"]]} if request["method"] in results else {"error": UNKNOWN}
+            print(json.dumps({"jsonrpc": "2.0", "id": request["id"], **said}), flush=True)
+
+
 def serve(kind: str, *arguments: str) -> None:
     """Be a server process."""
     server = build(Hung())
     if kind == "stdio":
         server.run("stdio")
+        return
+    if kind == "wrong":
+        list_wrong_tools()
         return
     if kind == "mute":  # reads, and never answers
         sys.stdin.read()

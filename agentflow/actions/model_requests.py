@@ -18,6 +18,7 @@ from agentflow.actions.budgets import Meter
 from agentflow.actions.call_reports import ModelCallReport
 from agentflow.actions.policies import ChatPolicy
 from agentflow.actions.recordable_answers import recordable
+from agentflow.actions.server_offers import ServerOffers
 from agentflow.actions.structured_output import asks_natively, output_instruction
 from agentflow.actions.tool_lists import tools_of
 from agentflow.actions.traffic import Gate
@@ -141,8 +142,9 @@ class ModelRequest:
             await self._meter.reserve(prompt, expected)
             answer = await self._within_limits(connection, request, attempt, tokens=prompt[1] + expected[1])
             return self._finished(answer, idempotency_key)
-        except ToolServerUnavailable as error:  # it was not called: it would not know its tools
-            raise ModelUnavailable(error.what, connection.provider, setup.model, None, None, idempotency_key) from None
+        except ToolServerUnavailable as error:  # not the provider's: it was not called, for it would not know its tools
+            what = f"chat model '{setup.name}' was not called: {error.what}"
+            raise ModelUnavailable(what, "", "", None, None, idempotency_key) from None
         except ModelError as error:
             model = error.model or setup.model
             kept = (error.provider, model, error.status, error.retry_after_s, idempotency_key)
@@ -150,7 +152,7 @@ class ModelRequest:
 
     async def _request(self, idempotency_key: str) -> ChatRequest:
         setup, turn = self._setup, self._turn
-        prompt, digest = await _prompt_of(setup, turn.prompt_args)
+        prompt, digest = await _prompt_of(self._ctx, setup, turn.prompt_args)
         messages = without_empty([*prompt, *turn.messages])
         schema = turn.output_schema
         if schema is not None and not self._is_native:
@@ -404,19 +406,19 @@ class _Pieces:
                 self._stream.write(ChatDelta(rest, kind, index))
 
 
-async def _prompt_of(setup: BaseChatModelSetup, prompt_args: dict[str, Any]) -> tuple[list[ChatMessage], str]:
+async def _prompt_of(
+    ctx: RunnerContext, setup: BaseChatModelSetup, prompt_args: dict[str, Any]
+) -> tuple[list[ChatMessage], str]:
     """Return the messages of a chat model's prompt, and its hash; of an MCP server too."""
     prompt = setup.prompt
     if prompt is None:
         return [], ""
     if isinstance(prompt, str):
-        context = setup.context
-        names: Callable[[ResourceType], Sequence[str]] = getattr(context, "names", lambda kind: ())  # noqa: ARG005
-        if prompt not in names(ResourceType.PROMPT):
-            for server_name in names(ResourceType.MCP_SERVER):
-                server = setup.get_resource(server_name, ResourceType.MCP_SERVER)
-                if prompt in {one.name for one in await server.list_prompts()}:
-                    return await server.get_prompt(prompt, **prompt_args), f"{server_name}/{prompt}"
-        prompt = setup.get_resource(prompt, ResourceType.PROMPT)
+        resources = ctx.resources
+        if prompt not in resources.names(ResourceType.PROMPT):
+            served = await ServerOffers(resources).prompt(prompt, prompt_args)
+            if served is not None:
+                return served
+        prompt = resources.get_resource(prompt, ResourceType.PROMPT)
     assert isinstance(prompt, Prompt), "a resource of this type"
     return prompt.messages_of(MessageRole.SYSTEM, prompt_args), prompt.digest

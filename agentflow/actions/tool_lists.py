@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from agentflow.actions.server_offers import ServerOffers
 from agentflow.api.chat_models import BaseChatModelSetup
 from agentflow.api.resources import RESOURCE_MARK, ResourceMark, ResourceType
 from agentflow.api.runner_context import RunnerContext
@@ -20,7 +21,8 @@ async def tools_of(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence
     """Return the tools that a model may call, each name once.
 
     A name is that of a tool of the agent, of a tool that one of its MCP servers offers now, or of such a server: all of its tools. Of two
-    tools with one name it is the first: a server cannot put one of its own in the place of one that is there.
+    tools with one name it is the first: a server cannot put one of its own in the place of one that is there. Servers are asked in the
+    order of their declaration, as far as that is needed.
 
     Args:
         ctx: Context of the task.
@@ -29,14 +31,12 @@ async def tools_of(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence
 
     Raises:
         NotConfigured: There is no tool of some name.
+        ToolServerUnavailable, ToolFailed: A server that is named does not answer, or one that has to be the one with a tool.
     """
     found: dict[str, Tool] = {}
+    offers = ServerOffers(ctx.resources)
     for wanted in (*setup.tools, *more):
-        if isinstance(wanted, str):
-            named = await _named(ctx, wanted)
-        else:
-            named = [_tool_of(wanted)]
-        for tool in named:
+        for tool in await _meant(ctx, offers, wanted):
             found.setdefault(tool.metadata.name, tool)
     return list(found.values())
 
@@ -122,11 +122,29 @@ def remote_policy(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[
 
 
 async def find_tool(ctx: RunnerContext, setup: BaseChatModelSetup, more: Sequence[Any], name: str) -> Tool | None:
-    """Return the tool that a model wants to call; None: it may not, or there is none."""
-    return next((tool for tool in await tools_of(ctx, setup, more) if tool.metadata.name == name), None)
+    """Return the tool that a model wants to call; None: it may not, or there is none.
+
+    Only those servers are asked that may have it: what becomes of others does not harm the call.
+    """
+    offers = ServerOffers(ctx.resources)
+    served = ctx.resources.names(ResourceType.TOOL), ctx.resources.names(ResourceType.MCP_SERVER)
+    for wanted in (*setup.tools, *more):
+        if isinstance(wanted, str) and wanted != name and not any(wanted in names for names in served):
+            continue  # a tool of a server, of another name
+        for tool in await _meant(ctx, offers, wanted):
+            if tool.metadata.name == name:
+                return tool
+    return None
 
 
-async def _named(ctx: RunnerContext, name: str) -> Sequence[Tool]:
+async def _meant(ctx: RunnerContext, offers: ServerOffers, wanted: Any) -> Sequence[Tool]:  # noqa: ANN401 (a name, a function, a tool)
+    """Return what is meant by a tool of a chat model, or of a request."""
+    if isinstance(wanted, str):
+        return await _named(ctx, offers, wanted)
+    return [_tool_of(wanted)]
+
+
+async def _named(ctx: RunnerContext, offers: ServerOffers, name: str) -> Sequence[Tool]:
     resources = ctx.resources
     if name in resources.names(ResourceType.TOOL):
         return [resources.get_resource(name, ResourceType.TOOL)]
@@ -134,15 +152,12 @@ async def _named(ctx: RunnerContext, name: str) -> Sequence[Tool]:
     if name in servers:
         tools: Sequence[Tool] = await (await resources.get_resource(name, ResourceType.MCP_SERVER)).list_tools()
         return tools
-    offered = []
-    for server in servers:
-        listed: Sequence[Tool] = await (await resources.get_resource(server, ResourceType.MCP_SERVER)).list_tools()
-        offered += [tool for tool in listed if tool.metadata.name == name]
-    if not offered:
+    tool = await offers.tool(name)
+    if tool is None:
         raise NotConfigured(
             f"there is no tool '{name}'",
             expected=f"one of: {', '.join(resources.names(ResourceType.TOOL)) or 'none is declared'}"
             + (f", or a tool of {', '.join(servers)}" if servers else ""),
             fix="declare it with @tool, add_resource(name, ResourceType.TOOL, function), or an MCP server",
         )
-    return offered[:1]
+    return [tool]

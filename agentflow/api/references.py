@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, Final
 
@@ -29,6 +30,18 @@ def meant_reference(name: str, value: object) -> str | None:
 def is_secret_name(name: str) -> bool:
     """Whether what has this name is a secret most likely: ``api_key``, ``password``, ``auth-token``."""
     return _SECRET_NAME(name.lower().replace("_", "").replace("-", "")) is not None
+
+
+def without_line_end(text: str) -> str:
+    """Return what a reference leads to without the line end behind it: files of secrets, and what ``export`` reads of them, have one."""
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def written_forms(secret: str) -> set[str]:
+    """Return how a secret is written in texts: as it is, within JSON, and as Python shows texts and bytes; without blanks around it."""
+    text = secret.strip()
+    forms = {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1]}
+    return (forms | {repr(text.encode(errors="surrogatepass"))[2:-1]}) - {""}
 
 
 def without_secrets(name: str, value: Any) -> Any:  # noqa: ANN401 (JSON)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from agentflow.api.references import REFERENCE
+from agentflow.api.references import REFERENCE, without_line_end
 from agentflow.plan.file_problems import ProblemList
 from agentflow.plan.reference_forms import form_problem
 from agentflow.plan.yaml_source import Items, Mapping, Scalar, Value, plain_scalar
@@ -83,7 +83,7 @@ def _replacement(match: re.Match[str], value: Scalar, variables: Variables[str, 
         return _file_text(match["rest"], value, problems)
     name, has_default, default = match["rest"].partition(":-")
     if name in variables and (variables[name] or not has_default):  # as in a shell, an empty one takes the default
-        return variables[name]
+        return without_line_end(variables[name])
     if not has_default:
         note = f"set it, or give a default: ${{env:{name}:-…}}"
         problems.add(f"the environment variable {name} is not set", value.place, note=note)
@@ -93,7 +93,7 @@ def _replacement(match: re.Match[str], value: Scalar, variables: Variables[str, 
 def _file_text(path: str, value: Scalar, problems: ProblemList) -> str:
     """Return what a file holds, without the line end behind it (secrets are mounted as files with one)."""
     try:
-        return Path(path).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+        return without_line_end(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         problems.add(f"the file '{path}' is not UTF-8 text", value.place)
     except OSError as error:

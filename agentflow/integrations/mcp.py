@@ -21,6 +21,7 @@ from agentflow.api.durations import duration_ms
 from agentflow.api.resources import Resource, ResourceType
 from agentflow.api.tools import Tool, ToolMetadata, ToolPolicy, ToolType
 from agentflow.errors import MissingPromptVariable, NotConfigured, ToolFailed, ToolServerUnavailable
+from agentflow.integrations.header_values import SENT_VALUES, unsendable
 from agentflow.integrations.mcp_auth import (
     ApiKeyAuth,
     Auth,
@@ -101,7 +102,13 @@ class MCPServer(Resource):
             raise NotConfigured(
                 f"MCP server: {wrong}", expected="endpoint= (an http or https URL) or command= (a program)"
             )
-        self._credentials()
+        auth = self._credentials()
+        if header := unsendable({**self.headers, **(auth.headers if auth else {})}):
+            raise NotConfigured(
+                f"MCP server '{self.label}': the value of header '{header}' cannot be sent",
+                expected=SENT_VALUES,
+                fix="look at auth= and headers=, and at what their references lead to",
+            )
         self._timeout_s = _seconds("timeout", self.timeout)
         self._read_timeout_s = _seconds("sse_read_timeout", self.sse_read_timeout)
         self._call_timeout_s = _seconds("call_timeout", self.call_timeout)
@@ -160,7 +167,7 @@ class MCPServer(Resource):
         return list(await self._discover("prompts", self._read_prompts))
 
     async def get_prompt(self, prompt: str, /, **arguments: Any) -> list[ChatMessage]:  # noqa: ANN401 (whatever has a text)
-        """Return the messages of a prompt; texts, images and resources as parts.
+        """Return the messages of a prompt; texts, images and resources as parts. Arguments that it does not have are left out.
 
         Raises:
             MissingPromptVariable: It cannot do without an argument that is not given.
@@ -172,12 +179,14 @@ class MCPServer(Resource):
             raise NotConfigured(
                 f"the MCP server '{self.label}' has no prompt '{prompt}'", expected=", ".join(known) or "it has none"
             )
-        missing = [name for name in known[prompt].required if name not in arguments]
+        wanted = known[prompt]
+        missing = [name for name in wanted.required if name not in arguments]
         if missing:
             raise MissingPromptVariable(missing[0], prompt, tuple(sorted(arguments)))
         from agentflow.integrations.mcp_content import argument_text, prompt_message
 
-        texts = {name: argument_text(value) for name, value in arguments.items()}
+        # As prompts of an agent do: of the fields of an input, a prompt takes those that it knows.
+        texts = {name: argument_text(value) for name, value in arguments.items() if name in wanted.arguments}
 
         async def send(client: Client, _: object) -> list[ChatMessage]:
             result = await client.get_prompt(prompt, texts)
@@ -217,6 +226,21 @@ class MCPServer(Resource):
         """Return how a tool is called, by the name that the model sees; None: ``policies`` does not say. The server is not asked."""
         policy = self._policies.get(name.removeprefix(self.prefix)) if name.startswith(self.prefix) else None
         return None if policy is None else policy[0]
+
+    def offers(self, kind: str, name: str) -> bool | None:
+        """Return whether it has one of its ``tools``, by the name that the model sees, or ``prompts``; None: it has to be asked.
+
+        What it does not have by its configuration, it has not. For while it does not answer: it has what it had last, and the tools that
+        its configuration names.
+        """
+        if kind == "tools":
+            remote = name.removeprefix(self.prefix)
+            if not name.startswith(self.prefix) or (self.tools is not None and remote not in self.tools):
+                return False
+            is_named = self.tools is not None or remote in self._policies
+            is_known = any(tool.metadata.name == name for tool in self._last.get(kind, ()))
+            return True if is_named or is_known else None
+        return True if any(prompt.name == name for prompt in self._last.get(kind, ())) else None
 
     @property
     def label(self) -> str:
@@ -288,6 +312,7 @@ class MCPServer(Resource):
                 self.label,
                 connect,
                 secrets,
+                place=f"at {_shown_url(self.endpoint)}" if self.endpoint else "",
                 open_timeout_s=self._timeout_s,
                 call_timeout_s=self._call_timeout_s,
                 on_change=self._forget,
@@ -439,6 +464,12 @@ def _prompt(prompt: types.Prompt) -> MCPPrompt:
         tuple(argument.name for argument in arguments),
         tuple(argument.name for argument in arguments if argument.required),
     )
+
+
+def _shown_url(url: str) -> str:
+    """Return a URL without what may be secret in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _seconds(name: str, value: float | str) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from agentflow.api.references import MASK
+from agentflow.api.references import MASK, written_forms
 
 _SECRET_NAME = re.compile(r"auth|cookie|credential|key|pass|secret|token", re.IGNORECASE)
 _TOKENS_KEPT = 4  # those that were renewed: an answer that is late may still speak of one
@@ -129,9 +129,8 @@ class Secrets:
 
     def __init__(self, auth: Auth | None, *named: Mapping[str, str]) -> None:
         sounding = [value for values in named for name, value in values.items() if _SECRET_NAME.search(name)]
-        self._fixed = {
-            value for value in (*(auth.secrets if auth else ()), *sounding, *_without_scheme(sounding)) if value
-        }
+        fixed = (*(auth.secrets if auth else ()), *sounding, *_without_scheme(sounding))
+        self._fixed = {form for value in fixed for form in written_forms(value)}
         self._tokens: deque[str] = deque(maxlen=_TOKENS_KEPT)
 
     def add_token(self, token: str) -> None:
@@ -140,11 +139,12 @@ class Secrets:
 
     def mask(self, text: str) -> str:
         """Return a text without any of them."""
-        for secret in sorted((*self._fixed, *self._tokens), key=len, reverse=True):
+        tokens = {form for token in self._tokens for form in written_forms(token)}
+        for secret in sorted(self._fixed | tokens, key=len, reverse=True):
             text = text.replace(secret, MASK)
         return text
 
 
 def _without_scheme(values: Iterable[str]) -> list[str]:
     """Return ``abc`` of ``Bearer abc``: it may be echoed without the scheme."""
-    return [value.rpartition(" ")[2] for value in values if " " in value]
+    return [value.strip().rpartition(" ")[2] for value in values]

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 from mcp import types
+from mcp.types import methods
 
 from agentflow.api.chat_messages import ChatMessage, FilePart, ImagePart, Part, TextPart
 
@@ -36,6 +37,39 @@ def prompt_message(message: types.PromptMessage) -> ChatMessage:
     if isinstance(message.content, types.TextContent):
         return ChatMessage(message.role, message.content.text)
     return ChatMessage(message.role, parts=[_part(message.content)])
+
+
+def remove_wrong_tools(result: dict[str, Any], version: str) -> list[tuple[str, str]]:
+    """Take those tools out of a list that the protocol does not have; return their names, and what is wrong with them.
+
+    Args:
+        result: The result of any request, as it came; changed in place.
+        version: Of the protocol.
+    """
+    listed = result.get("tools")
+    if not isinstance(listed, list) or "content" in result:  # no list of tools, or what a tool says
+        return []
+    wrong = [(tool, why) for tool in listed if (why := _problem({**result, "tools": [tool]}, version))]
+    if len(wrong) == len(listed) and _problem({**result, "tools": []}, version):
+        return []  # it is the list that is wrong
+    result["tools"] = [tool for tool in listed if all(tool is not other for other, _ in wrong)]
+    return [(str(tool.get("name", "")) if isinstance(tool, dict) else repr(tool), why) for tool, why in wrong]
+
+
+def _problem(listed: dict[str, Any], version: str) -> str:
+    """Return what is wrong with a list of tools; empty: nothing."""
+    try:
+        methods.parse_server_result("tools/list", version, listed)
+    except KeyError:
+        return ""
+    except ValueError as error:
+        first: Any = next(iter(getattr(error, "errors", list)()), None)  # of pydantic
+        return str(error) if first is None else ": ".join([*filter(None, [_path(first["loc"][2:])]), first["msg"]])
+    return ""
+
+
+def _path(steps: Sequence[object]) -> str:
+    return ".".join(map(str, steps))
 
 
 def argument_text(value: Any) -> str:  # noqa: ANN401 (whatever has a text)

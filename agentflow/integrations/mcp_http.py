@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx2
 import msgspec
 
+from agentflow.integrations.header_values import unsendable
 from agentflow.integrations.mcp_auth import OAuthClientCredentials, Secrets, basic_credentials
 
 if TYPE_CHECKING:
@@ -81,8 +82,11 @@ class ClientCredentials:
             token = msgspec.json.decode(response.content, type=_Token)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise _TokenRefused(http.HTTPStatus.BAD_GATEWAY, f"{self._auth.token_url} answers with no token") from None
-        self._token = token.access_token
         self._secrets.add_token(token.access_token)
+        if unsendable({"Authorization": token.access_token}):
+            why = f"{self._auth.token_url} answers with a token that cannot be sent in a header"
+            raise _TokenRefused(http.HTTPStatus.BAD_GATEWAY, why)
+        self._token = token.access_token
         # Without a lifetime it is used until it is refused.
         lifetime_s = float("inf") if token.expires_in is None else token.expires_in
         self._renew_at_s = time.monotonic() + max(lifetime_s - 30, lifetime_s * 0.9)

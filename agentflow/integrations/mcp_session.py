@@ -27,6 +27,7 @@ from mcp import Client, MCPError, types
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 
 from agentflow.errors import AgentflowError, NotConfigured, ToolArgumentsInvalid, ToolFailed, ToolServerUnavailable
+from agentflow.integrations.mcp_content import remove_wrong_tools
 from agentflow.integrations.mcp_http import HTTP_STATUS, SESSION_LOST
 
 if TYPE_CHECKING:
@@ -43,14 +44,21 @@ _CLOSING_S: Final = 5.0  # that a session has to say goodbye, before it is cut
 _NOT_AVAILABLE = {types.CONNECTION_CLOSED, types.REQUEST_TIMEOUT}
 _PASSING_STATUS = {0, 408, 429}  # 0: no answer; as is every status from 500
 _REFUSING_STATUS = {401, 403}
+_NOWHERE_STATUS = {404, 405, 410}
 
 
 class _Watched:
-    """A stream of what the server sends, whose end is noticed also when nobody waits for an answer."""
+    """A stream of what the server sends; it is read ahead of the SDK, and its end is noticed also when nobody waits for an answer."""
 
-    def __init__(self, stream: Any, on_end: Callable[[], None]) -> None:  # noqa: ANN401 (of the SDK, by protocol)
+    def __init__(
+        self,
+        stream: Any,  # noqa: ANN401 (of the SDK, by protocol)
+        on_end: Callable[[], None],
+        read: Callable[[Any], None],
+    ) -> None:
         self._stream = stream
         self._on_end = on_end
+        self._read = read
 
     @property
     def last_context(self) -> Any:  # noqa: ANN401 (as above)
@@ -58,10 +66,12 @@ class _Watched:
 
     async def receive(self) -> Any:  # noqa: ANN401 (as above)
         try:
-            return await self._stream.receive()
+            received = await self._stream.receive()
         except (anyio.EndOfStream, anyio.ClosedResourceError):
             self._on_end()
             raise
+        self._read(received)
+        return received
 
     def __aiter__(self) -> _Watched:
         return self
@@ -164,7 +174,15 @@ class Session:
     @contextlib.asynccontextmanager
     async def _transport(self) -> AsyncIterator[tuple[Any, Any]]:
         async with self._sessions.connect() as (received, sent):
-            yield _Watched(received, self._on_end), sent
+            yield _Watched(received, self._on_end, self._read), sent
+
+    def _read(self, received: Any) -> None:  # noqa: ANN401 (of the SDK: a message, or an error)
+        """Take the tools out of a list that are none: the SDK would refuse all of them."""
+        result = getattr(getattr(received, "message", None), "result", None)
+        if self.client is not None and isinstance(result, dict):
+            for tool, why in remove_wrong_tools(result, self.client.protocol_version):
+                label, mask = self._sessions.label, self._sessions.secrets.mask
+                logger.warning("mcp server %s: tool %s is left out: %s", label, mask(tool), mask(why))
 
     def _on_end(self) -> None:
         self.end("the server closed the connection")
@@ -207,6 +225,7 @@ class Sessions:
         label: The server, for errors and logs.
         connect: Opens the streams of a session.
         secrets: What errors and logs must not say.
+        place: Where the server is, for errors; empty: it is a process.
         open_timeout_s: Longest opening.
         call_timeout_s: Longest time without an answer to a call, or progress of it, the opening included.
         on_change: Called when tools or prompts of the server may have changed.
@@ -221,6 +240,7 @@ class Sessions:
         connect: Connect,
         secrets: Secrets,
         *,
+        place: str,
         open_timeout_s: float,
         call_timeout_s: float,
         on_change: Callable[[], None],
@@ -230,6 +250,7 @@ class Sessions:
         self.secrets = secrets
         self.open_timeout_s = open_timeout_s
         self.on_change = on_change
+        self._place = place
         self._call_timeout_s = call_timeout_s
         self._session: Session | None = None
         self._running: set[Session] = set()  # the current one, and those that are closing
@@ -247,7 +268,7 @@ class Sessions:
 
         Raises:
             ToolServerUnavailable: No connection, no answer in time, or the server died in the call.
-            NotConfigured: The server refuses the credentials, or its command cannot be run.
+            NotConfigured: The server refuses the credentials, there is none at the URL, or its command cannot be run.
             ToolArgumentsInvalid: It does not take the arguments.
             ToolFailed: It says another error.
         """
@@ -290,20 +311,27 @@ class Sessions:
         if isinstance(error, MCPError):
             status = _status(error)
             if status in _REFUSING_STATUS:
+                # Not `credentials: HTTP 401`, which rules of redaction take for one.
                 return NotConfigured(
-                    f"the MCP server '{self.label}' refuses the credentials: {text}", fix="look at auth= and headers="
+                    f"the MCP server '{self.label}' refuses the credentials with {text}",
+                    fix="look at auth= and headers=",
                 )
             if _is_passing(error):
                 return ToolServerUnavailable(self.label, text)
-            if error.code == types.INVALID_PARAMS and tool:
+            if status in _NOWHERE_STATUS:
+                return NotConfigured(
+                    f"there is no MCP server '{self.label}' {self._place}: {text}", fix="look at endpoint="
+                )
+            if status is None and error.code == types.INVALID_PARAMS and tool:
                 return ToolArgumentsInvalid(tool, text)
-            return ToolFailed(text)
+            # The model knows which tool it has called, and reads what the server says of it.
+            return ToolFailed(text if tool and status is None else f"the MCP server '{self.label}' says: {text}")
         if isinstance(error, FileNotFoundError | PermissionError):
             return NotConfigured(
                 f"the MCP server '{self.label}' cannot be started: {text}", fix="look at command= and cwd="
             )
         if isinstance(error, RuntimeError | ValueError):
-            return ToolFailed(text)
+            return ToolFailed(f"the MCP server '{self.label}' gives a wrong answer: {text}")
         return ToolServerUnavailable(self.label, text)
 
     async def _ask_known(self, send: Callable[[Client], Awaitable[AnswerT]]) -> AnswerT:

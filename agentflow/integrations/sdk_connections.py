@@ -8,6 +8,8 @@ import importlib
 from typing import Self
 
 from agentflow.api.chat_models import BaseChatModelConnection
+from agentflow.errors import NotConfigured
+from agentflow.integrations.header_values import SENT_VALUES, unsendable
 from agentflow.integrations.provider_errors import missing_package
 
 
@@ -23,7 +25,18 @@ class SdkConnection(BaseChatModelConnection):
         raise NotImplementedError(f"{type(self).__qualname__}.connect()")
 
     async def open(self) -> None:
-        """Make the client, with one pool of connections."""
+        """Make the client, with one pool of connections.
+
+        Raises:
+            NotConfigured: The key, or a header, cannot be sent, and as `connect`.
+        """
+        given = {"api_key": getattr(self, "api_key", ""), **getattr(self, "default_headers", {})}
+        if wrong := unsendable(given):
+            raise NotConfigured(
+                f"'{wrong}' of {self!r} cannot be sent in a header of HTTP",
+                expected=SENT_VALUES,
+                fix=f"look at what '{wrong}' is, or leads to",
+            )
         async with contextlib.AsyncExitStack() as stack:
             await self.connect(stack)
             self._held = stack.pop_all()

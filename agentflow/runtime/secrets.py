@@ -8,9 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
-from agentflow.api.references import MASK, REFERENCE, has_reference, is_secret_name, meant_reference
+from agentflow.api.references import (
+    MASK,
+    REFERENCE,
+    has_reference,
+    is_secret_name,
+    meant_reference,
+    without_line_end,
+    written_forms,
+)
 from agentflow.errors import ConfigError
 
 _PUBLIC_NAMES: Final = frozenset(
@@ -83,8 +89,8 @@ class Secrets:
         return 0
 
     def _remember(self, secret: str) -> None:
-        if secret and secret not in self._values:
-            self._values |= {secret, msgspec.json.encode(secret).decode()[1:-1]}  # as it is, and within JSON
+        if (forms := written_forms(secret)) and not forms <= self._values:
+            self._values |= forms
             longest_first = sorted(self._values, key=len, reverse=True)
             self._pattern = re.compile("|".join(map(re.escape, longest_first)))
             self._first, self._longest = {value[0] for value in self._values}, len(longest_first[0])
@@ -95,14 +101,15 @@ class Secrets:
         kind, rest = match["kind"], match["rest"]
         if kind == "env" and match["close"]:
             variable, has_default, default = rest.partition(":-")
-            value = self._variables.get(variable)
-            if not value and has_default:
+            held = self._variables.get(variable)
+            if not held and has_default:
                 return default
-            if value is None:
+            if held is None:
                 raise ConfigError([f"{place}: the environment variable {variable} of '{name}' is not set; set it"])
+            value = without_line_end(held)
         elif kind == "file" and match["close"]:
             try:
-                value = Path(rest).read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
+                value = without_line_end(Path(rest).read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise ConfigError([f"{place}: the file '{rest}' of '{name}' cannot be read: {error}"]) from None
         else:

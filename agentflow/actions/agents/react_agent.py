@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from agentflow.actions.server_offers import ServerOffers
 from agentflow.api.agent import Agent
 from agentflow.api.chat_events import ChatRequestEvent, ChatResponseEvent, check_request
 from agentflow.api.chat_messages import ChatMessage, MessageRole
@@ -24,7 +25,16 @@ from agentflow.api.prompts import Prompt
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.api.runner_context import RunnerContext
 from agentflow.api.tools import Tool, ToolMetadata, ToolType
-from agentflow.errors import OutputInvalid, RecordError, ToolArgumentsInvalid
+from agentflow.errors import (
+    ModelUnavailable,
+    NotConfigured,
+    OutputInvalid,
+    RecordError,
+    StepFailed,
+    ToolArgumentsInvalid,
+    ToolFailed,
+    ToolServerUnavailable,
+)
 
 _PLAIN: Final = (bool, int, float, str)
 
@@ -81,8 +91,10 @@ class ReActAgent(Agent):
         )
         return AgentTool(metadata=metadata, agent=self)
 
-    def messages_for(self, value: Any, ctx: RunnerContext) -> list[ChatMessage]:  # noqa: ANN401 (an input)
+    async def messages_for(self, value: Any, ctx: RunnerContext) -> list[ChatMessage]:  # noqa: ANN401 (an input)
         """Return what the model is asked about an input.
+
+        Durability: a prompt of an MCP server is a step, so that a replay asks the same, whatever the server has by then.
 
         Raises:
             RecordError: The input is an object, and there is no prompt that says what to make of it.
@@ -96,12 +108,19 @@ class ReActAgent(Agent):
                     fix="ReActAgent(prompt=Prompt.from_text('… {field} …'))",
                 )
             return [ChatMessage(MessageRole.USER, str(value))]
-        prompt = self.prompt if isinstance(self.prompt, Prompt) else ctx.get_resource(self.prompt, ResourceType.PROMPT)
-        messages: list[ChatMessage] = prompt.messages_of(MessageRole.USER, arguments)
-        return messages
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            resources = ctx.resources
+            if prompt not in resources.names(ResourceType.PROMPT) and resources.names(ResourceType.MCP_SERVER):
+                step = ctx.durable_execute_async(_Served(ctx).messages, prompt, arguments, name=f"prompt:{prompt}")
+                served: list[ChatMessage] = await step
+                return served
+            prompt = ctx.get_resource(prompt, ResourceType.PROMPT)
+        assert isinstance(prompt, Prompt), "a resource of this type"
+        return prompt.messages_of(MessageRole.USER, arguments)
 
-    def _start(self, event: Event, ctx: RunnerContext) -> None:
-        messages = self.messages_for(event.attributes["input"], ctx)
+    async def _start(self, event: Event, ctx: RunnerContext) -> None:
+        messages = await self.messages_for(event.attributes["input"], ctx)
         ctx.send_event(
             ChatRequestEvent(
                 self.chat_model,
@@ -159,13 +178,19 @@ class AgentTool(Tool):
 
         Raises:
             ToolArgumentsInvalid: What the other model says is no text.
+            ModelUnavailable: The MCP server that has its prompt does not answer, or says that it failed.
         """
         agent, value = self.agent, arguments.get("input")
         if not isinstance(value, _PLAIN):
             raise ToolArgumentsInvalid(self.metadata.name, "'input' has to be a text")
+        try:
+            messages = await agent.messages_for(value, ctx)
+        except (ToolServerUnavailable, ToolFailed, StepFailed) as error:  # the last one: one of the others, recorded
+            said = error.original_text if isinstance(error, StepFailed) else error.what
+            raise ModelUnavailable(f"agent '{agent.name}' has asked nothing: {said}") from None
         answer = await ctx.chat(
             agent.chat_model,
-            agent.messages_for(value, ctx),
+            messages,
             prompt_args=_prompt_args(value),
             output=agent.output_schema,
             tools=agent.tools,
@@ -176,6 +201,23 @@ class AgentTool(Tool):
     def model_dump_json(self) -> str:
         """Return what the other model is told of it, for a stored plan."""
         return msgspec.json.encode(self.metadata, order="sorted").decode()
+
+
+class _Served:
+    """Asks MCP servers for prompts, inside of a durable step."""
+
+    def __init__(self, ctx: RunnerContext) -> None:
+        self._ctx = ctx
+
+    async def messages(self, prompt: str, arguments: dict[str, str]) -> list[ChatMessage]:
+        """Return the messages of a prompt, by its name."""
+        served = await ServerOffers(self._ctx.resources).prompt(prompt, arguments)
+        if served is None:
+            raise NotConfigured(
+                f"there is no prompt '{prompt}'",
+                expected=f"one of the agent, or of {', '.join(self._ctx.resources.names(ResourceType.MCP_SERVER))}",
+            )
+        return served[0]
 
 
 def _prompt_args(value: Any) -> dict[str, Any]:  # noqa: ANN401 (an input)

@@ -20,10 +20,11 @@ from agentflow import (
     ResourceType,
 )
 from agentflow.api.chat_messages import tool_call
+from agentflow.errors import RunFailed
 from agentflow.integrations.mcp import MCPServer
 from agentflow.testing import ScriptedChatModel
 from tests.engines import until
-from tests.mcp_servers import HTTPProcess, HTTPServer
+from tests.mcp_servers import HTTPProcess, HTTPServer, silent_server
 
 
 def agent_with(
@@ -155,6 +156,165 @@ async def test_of_two_prompts_of_one_name_the_agents_own_counts(http_server):
     async with Engine(agent, in_memory=True) as engine:
         await engine.submit("k", "go")
     assert [message.text for message in model.requests[0].messages] == ["our own, of lamp", "go on"]
+
+
+async def test_a_prompt_of_a_server_is_the_prompt_of_an_agent_and_takes_the_fields_that_it_knows(http_server):
+    model = ScriptedChatModel(["done"])
+    agent = ReActAgent(chat_model=model, prompt="review")
+    agent.add_resource("shop", ResourceType.MCP_SERVER, ResourceDescriptor("mcp", endpoint=http_server.url))
+    async with Engine(agent, in_memory=True) as engine:
+        assert await engine.submit("k", {"product": "lamp", "price": 3}) == ["done"]
+    assert [message.text for message in model.requests[0].messages[:2]] == ["review lamp, friendly", "show me"]
+
+
+async def test_a_prompt_that_is_neither_of_the_agent_nor_of_a_server_fails_the_run(http_server):
+    agent = ReActAgent(chat_model=ScriptedChatModel([]), prompt="revue")
+    agent.add_resource("shop", ResourceType.MCP_SERVER, ResourceDescriptor("mcp", endpoint=http_server.url))
+    async with Engine(agent, in_memory=True) as engine:
+        with pytest.raises(RunFailed, match="there is no prompt 'revue'"):
+            await engine.submit("k", "go")
+
+
+def asker_of_a_reviewer(server: HTTPProcess, asker: ScriptedChatModel, reviewer: ScriptedChatModel) -> ReActAgent:
+    inner = ReActAgent(chat_model=reviewer, prompt="about", name="reviewer")
+    agent = ReActAgent(chat_model=asker, tools=[inner.as_tool("reviewer", "Reviews.")], name="asker")
+    return agent.add_resource(
+        "shop", ResourceType.MCP_SERVER, ResourceDescriptor("mcp", endpoint=server.url, timeout=2)
+    )
+
+
+async def test_a_replay_asks_no_server_for_a_prompt(http_process, tmp_path):
+    gate = asyncio.Event()
+
+    async def wait_for_ever(request: object) -> str:
+        gate.set()
+        return await asyncio.Event().wait()
+
+    wanted = tool_call("reviewer", {"input": "cup"})
+    first = ScriptedChatModel([wait_for_ever])
+    agent = asker_of_a_reviewer(http_process, ScriptedChatModel([wanted]), first)
+    engine = Engine(agent, state_dir=str(tmp_path), config={"shutdown.drain-timeout": "10ms"})
+    await engine.start()
+    asked = asyncio.ensure_future(engine.submit("k", "go", request_id="r"))
+    await gate.wait()
+    await engine.close()
+    await asyncio.wait([asked])
+    http_process.kill()
+    second = ScriptedChatModel(["good"])
+    agent = asker_of_a_reviewer(http_process, ScriptedChatModel(["done"]), second)
+    async with Engine(agent, state_dir=str(tmp_path)) as again:
+        assert await again.submit("k", "go", request_id="r") == ["done"]
+    assert second.requests[0].messages == first.requests[0].messages
+    assert second.requests[0].messages[0].text == "about cup"
+    assert isinstance(asked.exception(), Exception)
+
+
+async def test_an_agent_whose_prompt_cannot_be_had_is_a_tool_that_fails(http_process):
+    http_process.kill()
+    asker = ScriptedChatModel([tool_call("reviewer", {"input": "cup"}), "done"])
+    async with Engine(asker_of_a_reviewer(http_process, asker, ScriptedChatModel([])), in_memory=True) as engine:
+        assert await engine.submit("k", "go") == ["done"]
+    (failed,) = told(asker)
+    assert failed.startswith("Tool `reviewer` execute failed. ModelUnavailable: agent 'reviewer' has asked nothing: ")
+    assert "the server of tools 'shop' is not available" in failed
+
+
+def agent_with_both(
+    first: object, second: object, model: ScriptedChatModel, wanted: list[str], **more: object
+) -> ReActAgent:
+    """Return an agent with two servers; ``more`` is of the first one."""
+    agent = ReActAgent(chat_model=model, tools=wanted)
+    agent.add_resource(
+        "first", ResourceType.MCP_SERVER, ResourceDescriptor("mcp", endpoint=first.url, timeout=2, **more)
+    )
+    agent.add_resource("second", ResourceType.MCP_SERVER, ResourceDescriptor("mcp", endpoint=second.url, timeout=2))
+    return agent
+
+
+@pytest.mark.parametrize("is_dead_first", [False, True])
+async def test_a_server_that_does_not_answer_does_not_harm_the_tools_of_others(
+    http_server, http_process, is_dead_first
+):
+    http_process.kill()
+    servers = (http_process, http_server) if is_dead_first else (http_server, http_process)
+    model = ScriptedChatModel([tool_call("echo", {"text": "a"}), "done"], max_retries=0)
+    async with Engine(agent_with_both(*servers, model, ["echo"]), in_memory=True) as engine:
+        assert await engine.submit("k", "go") == ["done"]
+    assert told(model) == ["a"]
+    assert len(model.requests) == 2
+
+
+async def test_a_prompt_is_had_although_another_server_does_not_answer(http_server, http_process):
+    http_process.kill()
+    model = ScriptedChatModel(["done"], prompt="about", max_retries=0)
+    agent = agent_with_both(http_process, http_server, model, [])
+    agent.prompt = "review"
+    async with Engine(agent, in_memory=True) as engine:
+        assert await engine.submit("k", {"product": "lamp", "input": "cup"}) == ["done"]
+    assert [message.text for message in model.requests[0].messages[:2]] == ["about cup", "review lamp, friendly"]
+
+
+async def test_the_tool_of_a_server_that_had_it_is_not_taken_from_another_one_while_it_does_not_answer(
+    http_server, http_process
+):
+    async def kill(request: object) -> object:
+        await asyncio.to_thread(http_process.kill)
+        return tool_call("echo", {"text": "b"})
+
+    model = ScriptedChatModel([tool_call("echo", {"text": "a"}), kill, "done"], max_retries=0)
+    async with Engine(agent_with_both(http_process, http_server, model, ["echo"]), in_memory=True) as engine:
+        assert await engine.submit("k", "go") == ["done"]
+    answered, failed = told(model)
+    assert answered == "a"
+    assert "the server of tools 'first' is not available" in failed
+    assert "tools/call" not in http_server.guard.seen
+
+
+@pytest.mark.parametrize(
+    ("tools", "more"),
+    [
+        (["echo"], {"tools": ["echo"]}),
+        (["echo"], {"policies": {"echo": {"timeout": "1s"}}}),
+        (["first"], {}),
+        (["nothing"], {}),
+    ],
+)
+async def test_a_server_without_which_a_model_cannot_be_called_is_named_as_the_cause(
+    http_server, http_process, tools, more
+):
+    http_process.kill()
+    model = ScriptedChatModel([], max_retries=0)
+    async with Engine(agent_with_both(http_process, http_server, model, tools, **more), in_memory=True) as engine:
+        with pytest.raises(RunFailed) as failed:
+            await engine.submit("k", "go")
+    assert "was not called: the server of tools 'first' is not available" in failed.value.error_message
+    assert "provider" not in failed.value.error_message
+
+
+async def test_a_server_that_cannot_have_a_tool_by_its_configuration_is_not_asked_for_it(http_server):
+    with silent_server() as url:
+        model = ScriptedChatModel([tool_call("echo", {"text": "a"}), "done"], max_retries=0)
+        agent = ReActAgent(chat_model=model, tools=["echo"])
+        for name, more in {"prefixed": {"prefix": "a_"}, "narrow": {"tools": ["find"]}}.items():
+            agent.add_resource(
+                name, ResourceType.MCP_SERVER, ResourceDescriptor("mcp", endpoint=url, timeout="1h", **more)
+            )
+        agent.add_resource("shop", ResourceType.MCP_SERVER, ResourceDescriptor("mcp", endpoint=http_server.url))
+        async with Engine(agent, in_memory=True) as engine:
+            assert await engine.submit("k", "go") == ["done"]
+    assert told(model) == ["a"]
+
+
+async def test_a_server_that_does_not_answer_does_not_open_the_circuit_of_a_connection(http_process):
+    http_process.kill()
+    model = ScriptedChatModel(["done"], max_retries=0)
+    agent = agent_with(http_process, model, ["shop"])
+    agent.add_resource("here", ResourceType.TOOL, here)
+    async with Engine(agent, in_memory=True, config={"config": {"chat.breaker.failures": 1}}) as engine:
+        with pytest.raises(RunFailed):
+            await engine.submit("k", "go")
+        agent.tools[:] = ["here"]
+        assert await engine.submit("k", "go") == ["done"]
 
 
 @pytest.mark.parametrize("tools", [["shop_order"], ["shop"]])

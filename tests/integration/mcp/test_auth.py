@@ -10,6 +10,7 @@ import pytest
 
 from agentflow.errors import NotConfigured, ToolServerUnavailable
 from agentflow.integrations.mcp import ApiKeyAuth, BasicAuth, BearerTokenAuth, OAuthClientCredentials
+from agentflow.runtime.redaction import Redaction
 
 BASIC = "Basic " + base64.b64encode(b"ann:s3cret-pass").decode()
 WAYS = [
@@ -40,6 +41,22 @@ async def test_refused_credentials_are_a_mistake_in_the_configuration_and_are_no
     assert (
         "s3cret" not in str(refused.value) + repr(server) + repr(server.auth) + server.model_dump_json() + caplog.text
     )
+
+
+async def test_rules_of_redaction_leave_the_reason_why_credentials_are_refused(http_server, connect):
+    http_server.guard.may = lambda _: False
+    with pytest.raises(NotConfigured) as refused:
+        await connect(http_server.url).list_tools()
+    assert "refuses the credentials with HTTP 401 Unauthorized: who are you?" in Redaction().text(str(refused.value))
+
+
+@pytest.mark.parametrize("token", ["s3cret\ntoken", "s3crét"])
+async def test_a_token_that_cannot_be_sent_ends_the_call_and_is_not_shown(http_server, connect, caplog, token):
+    caplog.set_level(logging.INFO)
+    http_server.guard.token = token
+    with pytest.raises(ToolServerUnavailable, match="a token that cannot be sent") as raised:
+        await connect(http_server.url, auth=oauth(http_server)).list_tools()
+    assert "s3cr" not in str(raised.value) + caplog.text
 
 
 def oauth(http_server, **more):

@@ -112,11 +112,11 @@ async def test_tools_and_prompts_that_change_are_discovered_again(any_server, co
     await names(server)
     await until(lambda: bool({"subscriptions/listen", "GET"} & set(any_server.guard.seen)))
     assert "more" not in await names(server)
-    assert [prompt.name for prompt in await server.list_prompts()] == ["review"]
+    assert [prompt.name for prompt in await server.list_prompts()] == ["about", "review"]
     await server.call_tool("grow", {"name": "more"})
     await until(lambda: not server._listed)
     assert "more" in await names(server)
-    assert [prompt.name for prompt in await server.list_prompts()] == ["review", "more"]
+    assert [prompt.name for prompt in await server.list_prompts()] == ["about", "review", "more"]
     assert await server.call_tool("more", {}) == "more"
     assert await server.get_prompt("more") == [ChatMessage("user", "about more")]
 
@@ -135,7 +135,7 @@ async def test_a_list_of_many_pages_is_read_to_its_end(http_server, connect):
 
 async def test_a_prompt_becomes_messages_with_parts(any_server, connect):
     server = connect(any_server.url)
-    (review,) = await server.list_prompts()
+    _, review = await server.list_prompts()
     assert (review.description, review.arguments, review.required) == (
         "Review a product.",
         ("product", "tone"),
@@ -157,6 +157,32 @@ async def test_a_prompt_without_an_argument_that_it_needs_is_not_asked_for(http_
     with pytest.raises(NotConfigured, match="no prompt 'rewiev'"):
         await server.get_prompt("rewiev")
     assert "prompts/get" not in http_server.guard.seen
+
+
+async def test_arguments_that_a_prompt_does_not_have_are_left_out(any_server, connect):
+    server = connect(any_server.url)
+    assert await server.get_prompt("about", input="cup", tone="dry") == [ChatMessage("user", "about cup")]
+
+
+async def test_a_list_that_cannot_be_read_is_that_of_a_server_that_is_named(http_server, connect):
+    server = connect(http_server.url)
+    await server.call_tool("echo", {"text": "hi"})
+    http_server.guard.trouble["tools/list"] = (413, b"too much")
+    with pytest.raises(ToolFailed, match=f"the MCP server '{server.label}' says: HTTP 413 .*: too much"):
+        await server.list_tools()
+    http_server.guard.trouble["tools/list"] = (200, b"{no json")
+    with pytest.raises(ToolFailed, match=f"the MCP server '{server.label}'"):
+        await server.list_tools()
+
+
+@pytest.mark.parametrize("path", ["/mpc", "/mcp/more?key=s3cret"])
+async def test_a_url_where_no_server_is_is_a_mistake_in_the_configuration(any_server, connect, path):
+    server = connect(any_server.url.replace("/mcp", path).replace("//", "//ann:s3cret@"))
+    place = any_server.url.replace("/mcp", path.partition("?")[0])
+    with pytest.raises(NotConfigured, match=f"no MCP server '{server.label}' at {place}: HTTP 404") as raised:
+        await server.list_tools()
+    assert "look at endpoint=" in str(raised.value)
+    assert "s3cret" not in str(raised.value)
 
 
 async def test_many_calls_share_one_session(any_server, connect):

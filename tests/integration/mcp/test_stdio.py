@@ -45,6 +45,16 @@ async def test_tools_and_prompts_of_a_process(start):
         await tools["fails"].call(text="sold out")
 
 
+async def test_a_tool_that_is_none_is_left_out_and_told_and_the_others_are_there(start, caplog):
+    server = start("wrong", tools=["bad", "good"], env={"SHOP_TOKEN": "s3cret-token"})
+    assert [tool.metadata.name for tool in await server.list_tools()] == ["good"]
+    told = [line.getMessage() for line in caplog.records if line.levelno == logging.WARNING]
+    assert told == [
+        f"mcp server {server.label}: tool bad is left out: inputSchema: Field required",
+        f"mcp server {server.label}: has no tool bad, which tools= or policies= names",
+    ]
+
+
 async def test_tools_that_change_are_discovered_again(start):
     server = start()
     assert "more" not in {tool.metadata.name for tool in await server.list_tools()}

@@ -134,6 +134,12 @@ def test_options_keep_their_types():
     assert load(text).config == {"a": 1, "b": 1.5, "c": True, "d": None, "e": "yes", "f": "2024-01-01"}
 
 
+def test_reference_leads_to_what_is_held_without_the_line_end_behind_it():
+    Path("limit").write_text("b\n", encoding="utf-8")
+    text = GOOD + "config: {a: '${env:A}', b: '${file:limit}', c: '${env:C:-c}'}\n"
+    assert load(text, A="a\n", C="").config == {"a": "a", "b": "b", "c": "c"}
+
+
 def test_section_of_options_replaces_a_value_of_a_lower_layer():
     text = GOOD + "config: {limit: 3}\nprofile: {prod: {config: {limit: {low: 1}}}}\n"
     assert load(text, profile="prod").config == {"limit.low": 1}

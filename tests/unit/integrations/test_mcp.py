@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ from agentflow.integrations.mcp import (
     OAuthClientCredentials,
 )
 from agentflow.integrations.mcp_auth import Secrets
-from agentflow.integrations.mcp_content import argument_text, prompt_message, result_text
+from agentflow.integrations.mcp_content import argument_text, prompt_message, remove_wrong_tools, result_text
 
 TEXT = types.TextContent(text="hello")
 IMAGE = types.ImageContent(data=base64.b64encode(b"1234").decode(), mime_type="image/png")
@@ -209,3 +210,90 @@ def test_a_policy_goes_by_the_name_that_the_model_sees_and_says_what_the_server_
     )
     assert server.policy_of("shop_order") == ToolPolicy(requires_approval=True, retry=Retry(2))
     assert (server.policy_of("order"), server.policy_of("shop_find")) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "secret", ["s3cret-token\n", " s3cret-token", "s3cret\ntoken", "s3cret-töken", "s3\x01cret", 's3"cret']
+)
+def test_a_credential_is_not_shown_however_a_text_writes_it(secret):
+    secrets = Secrets(BearerTokenAuth(token=secret))
+    sent = f"Bearer {secret}"
+    for text in (
+        secret,
+        secret.strip(),
+        repr(sent),
+        repr(sent.encode()),
+        json.dumps(sent),
+        f"{ValueError(sent.encode())!r}",
+    ):
+        assert "***" in secrets.mask(text)
+        assert "s3" not in secrets.mask(text)
+
+
+@pytest.mark.parametrize("secret", ["s3cret\n", "s3cr\net", "s3cr\x00et", "s3crét", " s3cret "])
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda secret: BearerTokenAuth(token=secret),
+        lambda secret: ApiKeyAuth(key=secret),
+        lambda secret: {"type": "bearer", "token": secret},
+    ],
+)
+def test_a_credential_that_cannot_be_sent_is_refused_when_the_server_is_built_and_is_not_shown(way, secret):
+    with pytest.raises(NotConfigured, match=r"the value of header '.*' cannot be sent") as refused:
+        MCPServer(endpoint="http://shop/mcp", auth=way(secret))
+    assert "s3cr" not in str(refused.value)
+
+
+def test_a_header_that_cannot_be_sent_is_refused_when_the_server_is_built():
+    with pytest.raises(NotConfigured, match="the value of header 'X-Shop' cannot be sent"):
+        MCPServer(endpoint="http://shop/mcp", headers={"X-Tenant": "a b", "X-Shop": "a\r\nb"})
+
+
+def test_a_password_may_have_what_a_header_may_not():
+    MCPServer(endpoint="http://shop/mcp", auth=BasicAuth(username="ann", password="pä\n"))
+
+
+GOOD = {"name": "good", "inputSchema": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("tool", "told"),
+    [
+        ({"name": "bad"}, ("bad", "inputSchema: Field required")),
+        ({"name": "bad", "inputSchema": 5}, ("bad", "inputSchema: Input should be")),
+        ({"inputSchema": {"type": "object"}}, ("", "name: Field required")),
+        (5, ("5", "Input should be")),
+    ],
+)
+@pytest.mark.parametrize("version", ["2025-11-25", "2026-07-28"])
+def test_a_tool_that_is_none_is_taken_out_of_a_list_and_named(tool, told, version):
+    page = {"tools": [tool, GOOD], "nextCursor": "2", "resultType": "complete", "cacheScope": "private", "ttlMs": 0}
+    ((name, why),) = remove_wrong_tools(page, version)
+    assert (name, page["tools"], page["nextCursor"]) == (told[0], [GOOD], "2")
+    assert why.startswith(told[1])
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"tools": [GOOD]},
+        {"tools": [{"name": "bad"}], "content": []},
+        {"tools": [{"name": "bad"}], "nextCursor": 5},
+        {"tools": "none"},
+        {},
+    ],
+)
+def test_what_is_no_list_with_wrong_tools_is_left_as_it_is(result):
+    before = json.loads(json.dumps(result))
+    assert remove_wrong_tools(result, "2025-11-25") == []
+    assert result == before
+
+
+def test_a_server_that_is_not_asked_is_known_to_have_what_its_configuration_says():
+    server = MCPServer(command="shop", prefix="shop_", tools=["order"], policies={"order": {"timeout": "1s"}})
+    asked = [server.offers("tools", name) for name in ("shop_order", "order", "shop_find")]
+    assert asked == [True, False, False]
+    free = MCPServer(command="shop", policies={"order": {"timeout": "1s"}})
+    assert [free.offers("tools", name) for name in ("order", "find")] == [True, None]
+    assert free.offers("prompts", "order") is None

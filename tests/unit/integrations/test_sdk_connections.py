@@ -55,3 +55,18 @@ async def test_missing_package_says_what_to_install():
         await load("anthropic", "no_such_sdk_of_anybody")
     assert "pip install 'agentflow[anthropic]'" in str(raised.value)
     assert "no_such_sdk_of_anybody" in str(raised.value)
+
+
+class Keyed(Counted):
+    api_key: str = ""
+    default_headers: dict[str, str] = {}
+
+
+@pytest.mark.parametrize("value", ["s3cr\net", "s3crét", "s3cret\n", "s3cr\x00et"])
+@pytest.mark.parametrize("name", ["api_key", "X-Shop"])
+async def test_key_or_header_that_cannot_be_sent_is_a_mistake_in_the_configuration_and_is_not_shown(name, value):
+    connection = Keyed(api_key=value) if name == "api_key" else Keyed(default_headers={name: value})
+    with pytest.raises(NotConfigured, match=f"'{name}' of .* cannot be sent") as raised:
+        await connection
+    assert "s3cr" not in str(raised.value)
+    assert connection.opened == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 from hypothesis import given
@@ -43,3 +44,35 @@ def test_only_what_may_begin_a_secret_is_held_back(piece: str) -> None:
 def test_nothing_is_held_back_where_there_are_no_secrets() -> None:
     scrubber = StreamScrubber(Secrets({}))
     assert (scrubber.take("sk-secret"), scrubber.rest()) == ("sk-secret", "")
+
+
+@pytest.mark.parametrize(
+    ("held", "value"), [("sk-1\n", "sk-1"), ("sk-1\r\n", "sk-1"), ("sk-1\n\n", "sk-1\n"), ("\nsk-1", "\nsk-1")]
+)
+@pytest.mark.parametrize("kind", ["env", "file"])
+def test_a_reference_leads_to_what_is_held_without_the_line_end_behind_it(
+    tmp_path, kind: str, held: str, value: str
+) -> None:
+    (tmp_path / "key").write_text(held, encoding="utf-8", newline="")
+    reference = "${env:KEY}" if kind == "env" else f"${{file:{tmp_path / 'key'}}}"
+    expected = value.replace("\r", "") if kind == "file" else value
+    assert Secrets({"KEY": held}).resolve(reference, "api_key") == expected
+
+
+@pytest.mark.parametrize(
+    "secret", ["sk-secret\n", " sk-secret", "sk-\nsecret", "sk-\tse\"cr'et", "sk-sécret", "sk-\x01secret", "sk\\secret"]
+)
+def test_a_secret_is_left_out_however_a_text_writes_it(secret: str) -> None:
+    secrets = Secrets({"KEY": secret})
+    secrets.resolve("${env:KEY}", "api_key")
+    written = [
+        secret,
+        secret.strip(),
+        repr(secret),
+        repr(secret.encode()),
+        json.dumps(secret),
+        json.dumps(secret, ensure_ascii=False),
+    ]
+    for text in written:
+        assert "***" in secrets.scrub(text), text
+        assert "sk" not in secrets.scrub(text), text
