@@ -173,7 +173,7 @@ class Operator:
     @property
     def next_due_ms(self) -> int | None:
         """When `TimeAdvanced` is wanted; None when nothing waits for time."""
-        return earliest(self._waiting.next_due_ms, self._sleepers.next_due_ms)
+        return earliest(earliest(self._waiting.next_due_ms, self._sleepers.next_due_ms), self.keys.next_due_ms)
 
     @property
     def epoch(self) -> int:
@@ -305,6 +305,7 @@ class Operator:
 
     # -- time
     def _on_time(self, received: TimeAdvanced, now_ms: int) -> None:  # noqa: ARG002 (one signature)
+        self.keys.go_on(self._changes.completed)
         self._sleepers.wake(now_ms)
         self._pressure.relieve(self._sleepers.in_flight, self._sleepers.count)
         self._waiting.advance(now_ms)
@@ -354,7 +355,7 @@ class Operator:
         for run in self._cancelling.released():
             self._advance(run, now_ms)
         self._sleepers.fold(is_behind_checkpoint=True)
-        self.keys.evict(self._changes.completed)
+        self.keys.go_round(self._changes.completed)
 
     # -- restore
     def snapshot(self) -> list[StateWrite]:
