@@ -107,8 +107,7 @@ def _check_reach(
     """Report an agent whose inputs trigger nothing: every event of a run follows from its input, so nothing ever would run."""
     first = EventType.InputEvent
     if any(
-        first in action.trigger_types
-        or any(condition.can_match(first) for condition in conditions[action.name])
+        first in action.trigger_types or any(condition.can_match(first) for condition in conditions[action.name])
         for action in actions
     ):
         return
