@@ -7,7 +7,7 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from agentflow.cli.argument_types import duration, from_one
@@ -165,12 +165,22 @@ class _Parser(argparse.ArgumentParser):
         if late is not None and len(unknown) == 1 and unknown[0][0] != "-" and getattr(chosen, late) is None:
             setattr(chosen, late, unknown.pop())
         if unknown:
-            command = getattr(chosen, "command", None)
-            program = f"{self.prog} {command}" if command else self.prog
-            suggestion = _suggestion(unknown[0], list(_flags_of(self)))
+            parser = self._chosen_parser(chosen)
+            program = parser.prog
+            suggestion = _suggestion(unknown[0], [flag for action in parser._actions for flag in action.option_strings])  # noqa: SLF001
             print_error(f"unknown argument '{unknown[0]}' of '{program}'{suggestion}\nhelp: {program} --help")
             raise SystemExit(EXIT_WRONG_USE)
         return chosen
+
+    def _chosen_parser(self, chosen: argparse.Namespace) -> argparse.ArgumentParser:
+        """Return the parser of the command, and of its verb."""
+        parser: argparse.ArgumentParser = self
+        while found := [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]:  # noqa: SLF001 (argparse has no other way to ask)
+            name = getattr(chosen, found[0].dest, None)
+            if name is None:
+                break
+            parser = found[0].choices[name]
+        return parser
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
@@ -178,15 +188,6 @@ class _Parser(argparse.ArgumentParser):
             name = "command" if action.dest == "command" else "/".join(action.option_strings) or action.dest
             near = _suggestion(str(value), known)
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
-
-
-def _flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Iterate over the flags of a parser and of its commands."""
-    for action in parser._actions:  # noqa: SLF001 (argparse has no other way to ask)
-        yield from action.option_strings
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            for command in action.choices.values():
-                yield from _flags_of(command)
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -325,7 +326,7 @@ def _add_trace_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     show = _add_command(verbs, "show", "show what happened in a run, or in the runs of a key")
     show.add_argument("names", metavar="JOB RUN", nargs="*", help="the job file, and the run; no run with --key")
     show.add_argument("--key", metavar="KEY", help="list the runs of this key, and show the last one")
-    show.add_argument("--all", action="store_true", help="with --key: show all of them")
+    show.add_argument("--all", action="store_true", help="show all of them: of a key, or of an id that several have")
     show.add_argument("--log", metavar="FILE", nargs="+", help="read these files or directories, and no job file")
     show.add_argument("--profile", metavar="NAME", help="lay this profile of the job file over it")
     show.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="set one key")
