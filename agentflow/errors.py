@@ -281,7 +281,7 @@ class StepFailed(ActionError):
     Attributes:
         original: Module and qualified name of its class.
         original_text: Its text.
-        traceback: Its traceback, as text.
+        traceback: The user's part of its traceback, as text; empty where there is none.
     """
 
     def __init__(self, what: str, *, original: str, original_text: str, traceback: str) -> None:

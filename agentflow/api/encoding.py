@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 import traceback
 from collections.abc import Callable
-from types import TracebackType
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+
+from agentflow.errors import AgentflowError
+
+_LIBRARY = Path(traceback.__file__).parent
+_NOT_USERS = (
+    f"{Path(__file__).absolute().parent.parent}{os.sep}",
+    "<frozen ",
+    *(f"{_LIBRARY / part}{os.sep}" for part in ("asyncio", "concurrent", "importlib")),
+    str(_LIBRARY / "threading.py"),
+)
+_FRAMES_MAX = 20  # from either end
 
 
 def plain_of(value: object) -> object:
@@ -95,9 +107,36 @@ def text_of(error: BaseException) -> str:
     return encodable_text(text)
 
 
-def traceback_of(error: BaseException, frames: TracebackType | None) -> str:
-    """Return a user's traceback from some frame on, as text that can be encoded."""
-    return encodable_text("".join(traceback.format_exception(type(error), error, frames)))
+def user_traceback(error: BaseException) -> str:
+    """Return the traceback of an error with the frames of the user's own code, as text that can be encoded; empty: it has none.
+
+    What is left out: this package, asyncio, threads and the import machinery. An error of ours says what to do in its text, which
+    stands beside this wherever it is shown: only where it was met is added, not what led to it inside.
+    """
+    found = traceback.TracebackException.from_exception(error, lookup_lines=False, compact=True)
+    _keep_user_frames(found)
+    if not found.stack:
+        return ""
+    if isinstance(error, AgentflowError):
+        lines = ["Traceback (most recent call last):\n", *found.stack.format()]
+        lines += [f"{note}\n" for note in getattr(error, "__notes__", ())]
+    else:
+        lines = list(found.format())
+    return encodable_text("".join(lines))
+
+
+def _keep_user_frames(found: traceback.TracebackException) -> None:
+    """Cut the stacks of an error, and of the errors behind it, to the user's frames."""
+    seen = set()
+    waiting = [found]
+    while waiting:
+        one = waiting.pop()
+        seen.add(id(one))
+        users = [frame for frame in one.stack if not frame.filename.startswith(_NOT_USERS)]
+        del users[_FRAMES_MAX:-_FRAMES_MAX]
+        one.stack = traceback.StackSummary.from_list(users)
+        near = [one.__cause__, one.__context__, *(one.exceptions or ())]
+        waiting += [other for other in near if other is not None and id(other) not in seen]
 
 
 def encodable_text(text: str) -> str:

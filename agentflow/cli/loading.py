@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentflow.api.codecs import CODECS, JSON, Codec
+from agentflow.api.encoding import user_traceback
 from agentflow.cli.values import AGENT_FILE
 from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.named_objects import (
@@ -19,7 +20,6 @@ from agentflow.plan.named_objects import (
     find_function,
     import_module,
     is_reference,
-    user_traceback,
 )
 from agentflow.plan.problems import nearest
 

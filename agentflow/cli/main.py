@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from agentflow.cli.argument_types import duration, from_one
 from agentflow.cli.check_parsers import add_check_commands
 from agentflow.cli.inbox_parsers import add_inbox_commands, with_inbox_verb
-from agentflow.cli.output import EXIT_WRONG_USE, print_error, report_error
+from agentflow.cli.output import EXIT_DONE, EXIT_JOB_FAILED, EXIT_WRONG_USE, print_error, report_error
 from agentflow.cli.state_parsers import add_savepoint_commands, add_state_commands
 
+_OUTPUT_LOST = (errno.EBADF, errno.ENOSPC, errno.EIO)
 _STATUS = """\
 exit status:
   0 done    1 the job failed    2 wrong use or configuration    3 a check found problems
@@ -28,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None: those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _fill_descriptors()
     try:
         parser = _parser()
         chosen = parser.parse_args(with_inbox_verb(arguments))
@@ -36,7 +39,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_WRONG_USE
         return _execute(chosen)
     except SystemExit as stop:  # argparse: --help, or wrong use that is told already
+        if stop.code == EXIT_DONE and (error := _flush_or_forget()) is not None:
+            return 141 if isinstance(error, BrokenPipeError) else _output_lost(error)
         return stop.code if isinstance(stop.code, int) else EXIT_WRONG_USE
+
+
+def _fill_descriptors() -> None:
+    """Open what is missing of standard input, output and errors (`<&-`): the next file or socket would take the place.
+
+    Output that is missing stays an error, as what is written there would be lost: the place is filled by a file for reading.
+    """
+    for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, flags)  # takes the lowest free descriptor, which is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (for the life of the process)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (for the life of the process)
 
 
 def _execute(chosen: argparse.Namespace) -> int:
@@ -50,10 +71,28 @@ def _execute(chosen: argparse.Namespace) -> int:
         _forget_output()
         return 141
     except Exception as error:  # noqa: BLE001 (the edge of the command line)
-        if isinstance(error.__cause__, BrokenPipeError):
-            _forget_output()
+        _flush_or_forget()
+        if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_LOST:
+            return _output_lost(error)
         return report_error(error, is_verbose=chosen.traceback)
     return status
+
+
+def _output_lost(error: OSError) -> int:
+    print_error(
+        f"output cannot be written: {error.strerror}\nexpected: an open standard output, and a place that has space"
+    )
+    return EXIT_JOB_FAILED
+
+
+def _flush_or_forget() -> OSError | None:
+    """Write what is left of the output; where that fails it is forgotten, and the error returned."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _forget_output()
+        return error
+    return None
 
 
 def _forget_output() -> None:
@@ -126,12 +165,22 @@ class _Parser(argparse.ArgumentParser):
         if late is not None and len(unknown) == 1 and unknown[0][0] != "-" and getattr(chosen, late) is None:
             setattr(chosen, late, unknown.pop())
         if unknown:
-            command = getattr(chosen, "command", None)
-            program = f"{self.prog} {command}" if command else self.prog
-            suggestion = _suggestion(unknown[0], list(_flags_of(self)))
+            parser = self._chosen_parser(chosen)
+            program = parser.prog
+            suggestion = _suggestion(unknown[0], [flag for action in parser._actions for flag in action.option_strings])  # noqa: SLF001
             print_error(f"unknown argument '{unknown[0]}' of '{program}'{suggestion}\nhelp: {program} --help")
             raise SystemExit(EXIT_WRONG_USE)
         return chosen
+
+    def _chosen_parser(self, chosen: argparse.Namespace) -> argparse.ArgumentParser:
+        """Return the parser of the command, and of its verb."""
+        parser: argparse.ArgumentParser = self
+        while found := [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]:  # noqa: SLF001 (argparse has no other way to ask)
+            name = getattr(chosen, found[0].dest, None)
+            if name is None:
+                break
+            parser = found[0].choices[name]
+        return parser
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
@@ -139,15 +188,6 @@ class _Parser(argparse.ArgumentParser):
             name = "command" if action.dest == "command" else "/".join(action.option_strings) or action.dest
             near = _suggestion(str(value), known)
             raise argparse.ArgumentError(None, f"unknown {name} '{value}'{near or ', one of ' + ', '.join(known)}")
-
-
-def _flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Iterate over the flags of a parser and of its commands."""
-    for action in parser._actions:  # noqa: SLF001 (argparse has no other way to ask)
-        yield from action.option_strings
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            for command in action.choices.values():
-                yield from _flags_of(command)
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
@@ -286,7 +326,7 @@ def _add_trace_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     show = _add_command(verbs, "show", "show what happened in a run, or in the runs of a key")
     show.add_argument("names", metavar="JOB RUN", nargs="*", help="the job file, and the run; no run with --key")
     show.add_argument("--key", metavar="KEY", help="list the runs of this key, and show the last one")
-    show.add_argument("--all", action="store_true", help="with --key: show all of them")
+    show.add_argument("--all", action="store_true", help="show all of them: of a key, or of an id that several have")
     show.add_argument("--log", metavar="FILE", nargs="+", help="read these files or directories, and no job file")
     show.add_argument("--profile", metavar="NAME", help="lay this profile of the job file over it")
     show.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help="set one key")

@@ -66,7 +66,7 @@ def report_error(error: BaseException, *, is_verbose: bool) -> int:
         if own_part and not is_verbose:
             print("\n".join(f"  {line}" for line in str(own_part).rstrip().splitlines()), file=sys.stderr)
         return EXIT_JOB_FAILED
-    from agentflow.plan.named_objects import user_traceback
+    from agentflow.api.encoding import user_traceback
 
     where = "" if is_verbose else "\n" + "\n".join(f"  {line}" for line in user_traceback(error).splitlines())
     help_line = "\nhelp: this is a bug; report it with the output of the same command with --traceback"

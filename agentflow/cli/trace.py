@@ -25,21 +25,28 @@ def show(chosen: argparse.Namespace) -> int:
 
     job_file, run_id = _wanted(chosen)
     search = LogSearch(_files(job_file, chosen.log))
+    runs: list[RunSummary] | None = None
     if chosen.key is None:
-        records = search.run(run_id)
-        found, wanted = ([run_id], "") if records else ([], f"run {run_id}")
-        traces = [_trace(run_id, records)] if records else []
-        runs: list[RunSummary] = []
+        of_id = search.runs(run_id)
+        traces = [_trace(run_id, records) for records in (of_id if chosen.all else of_id[-1:])]
+        wanted = f"run {run_id}"
+        if len(of_id) > len(traces):
+            print(_earlier_text(run_id, len(of_id) - 1), file=sys.stderr)
     else:
         runs, traces = _runs_of_key(search, job_file, chosen)
-        found, wanted = [run.run for run in runs], f"key {chosen.key}"
+        wanted = f"key {chosen.key}"
     if search.torn:
         print(f"{search.torn} records could not be read: they are not whole", file=sys.stderr)
-    if not found:
+    if not traces:
         print(f"the event log has no record of {wanted}", file=sys.stderr)
         return EXIT_PROBLEMS_FOUND
-    _print(chosen.format, runs if chosen.key is not None else None, traces)
+    _print(chosen.format, runs, traces)
     return EXIT_DONE
+
+
+def _earlier_text(run_id: str, count: int) -> str:
+    found = f"are {count} earlier runs" if count > 1 else "is an earlier run"
+    return f"there {found} with the id {run_id}, of state that was not kept: --all shows them all"
 
 
 def tree(chosen: argparse.Namespace) -> int:
@@ -79,8 +86,6 @@ def _wanted(chosen: argparse.Namespace) -> tuple[JobFile | None, str]:
         if len(names) == 1 and not chosen.log and chosen.key is None:
             problem = f"a job file and a run are wanted, and only '{names[0]}' is given"
         raise ConfigError([f"{problem}\nhelp: {_USE}"])
-    if chosen.all and chosen.key is None:
-        raise ConfigError([f"--all is for the runs of a key\nhelp: {_USE}"])
     job_file = None if chosen.log else load_job_file(names[0], profile=chosen.profile, settings=chosen.settings)
     return job_file, names[-1] if chosen.key is None else ""
 
@@ -139,7 +144,11 @@ def _runs_of_key(
         key = hidden
     runs = runs_of(search.key(key))
     shown = runs if chosen.all else runs[-1:]
-    return runs, [_trace(run.run, search.run(run.run)) for run in shown]
+    return runs, [_trace(run.run, records) for run in shown for records in _records_of(run, search)]
+
+
+def _records_of(run: RunSummary, search: LogSearch) -> list[list[Record]]:
+    return [records for records in search.runs(run.run) if str(records[0].get("incarnation", "")) == run.incarnation]
 
 
 def _trace(run_id: str, records: list[Record]) -> RunTrace:
@@ -152,7 +161,8 @@ def _print(form: str, runs: list[RunSummary] | None, traces: list[RunTrace]) -> 
     from agentflow.cli.trace_views import mermaid, print_rich_tree, text_tree
 
     if form == "json":
-        print_json(traces[0] if runs is None else {"runs": runs, "traces": traces})
+        one_run = traces if len(traces) > 1 else traces[0]
+        print_json(one_run if runs is None else {"runs": runs, "traces": traces})
     elif form == "mermaid":
         print(mermaid(traces))
     elif form == "html":

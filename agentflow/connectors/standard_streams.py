@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import sys
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 2**16
 _BATCHES_MAX = 8
+_FINAL = (errno.EPIPE, errno.EBADF, errno.ENOSPC, errno.EIO)  # of a write: no restart opens the stream anew
 
 
 def _read_block(stream: BinaryIO) -> bytes:
@@ -174,7 +176,7 @@ class StdoutSink:
         """Write the lines and flush, in a thread; once per checkpoint of this process.
 
         Raises:
-            SinkError: The reader of the pipe has gone, or the stream is closed.
+            SinkError: The reader of the pipe has gone, the stream is closed, or its place is full or broken.
         """
         if checkpoint <= self._published:
             return
@@ -182,12 +184,13 @@ class StdoutSink:
             try:
                 await asyncio.to_thread(self._print, b"\n".join((*staged.outputs, b"")))
             except (OSError, ValueError) as error:  # ValueError: the stream is closed
-                kind = SinkForbidden if isinstance(error, BrokenPipeError | ValueError) else SinkError
+                is_final = isinstance(error, ValueError) or error.errno in _FINAL
+                kind = SinkForbidden if is_final else SinkError
                 raise kind(
                     f"standard output cannot be written: {error}",
                     where={"sink": self.name, "checkpoint": checkpoint},
                     expected="a reader at the other end of the pipe, or a file with space",
-                    fix="Keep the reader running until the job ends, or write to files: sink: {jsonl: {path: out/}}",
+                    fix="Keep standard output open until the job ends, or write to files: sink: {jsonl: {path: out/}}",
                 ) from error
         self._published = checkpoint
 

@@ -24,7 +24,7 @@ class EventLogPart:
 
     def observer(self, plan: AgentPlan, subtask: int, index: int, incarnation: str) -> Observer:  # noqa: ARG002 (one signature)
         """Return what writes of an agent."""
-        return self.event_log.observer(plan.name, subtask)
+        return self.event_log.observer(plan.name, subtask, incarnation)
 
     async def close(self) -> None:
         """Write what is left."""

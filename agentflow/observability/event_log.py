@@ -34,12 +34,14 @@ class EventLogObserver:
         failures: Turns of which nothing could be written; a bug of ours, and no reason to stop a job.
     """
 
-    def __init__(self, agent: str, subtask: int, rules: Rules, targets: Sequence[BufferedTarget], tell: Tell) -> None:
+    def __init__(
+        self, agent: str, incarnation: str, subtask: int, rules: Rules, targets: Sequence[BufferedTarget], tell: Tell
+    ) -> None:
         self.wants_progress = self.wants_times = rules.has_trace
         self._subtask = subtask
         self._targets = targets
         self._has_trace = rules.has_trace
-        self._lines = EventLines(agent, rules)
+        self._lines = EventLines(agent, incarnation, rules)
         self._executions = ExecutionLines(agent, rules, self._lines)
         self._tell = tell
         self.failures = 0
@@ -132,9 +134,9 @@ class EventLog:
         """Values of which something was left out."""
         return self._truncation.omissions
 
-    def observer(self, agent: str, subtask: int) -> EventLogObserver:
-        """Return what observes an operator."""
-        return EventLogObserver(agent, subtask, self._rules, self._targets, self._tell)
+    def observer(self, agent: str, subtask: int, incarnation: str) -> EventLogObserver:
+        """Return what observes an operator; ``incarnation`` is that of the job's state."""
+        return EventLogObserver(agent, incarnation, subtask, self._rules, self._targets, self._tell)
 
     async def close(self) -> None:
         """Give the targets what is left."""

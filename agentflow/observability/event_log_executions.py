@@ -53,6 +53,7 @@ class ExecutionRecord(msgspec.Struct, kw_only=True, omit_defaults=True, rename="
     input_run_id: str
     business_key: msgspec.Raw | None
     agent_name: str
+    incarnation: str
     execution_id: str = ""
     parent_execution_id: str = ""
     entity_type: str = ""
@@ -453,6 +454,7 @@ class ExecutionLines:
             input_run_id=run_id,
             business_key=key,
             agent_name=self._agent,
+            incarnation=self._lines.incarnation,
             event_type=event_type,
             **fields,
         )

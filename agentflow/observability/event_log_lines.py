@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _INPUT, _OUTPUT, _TIMER = EventType.InputEvent, EventType.OutputEvent, EventType.TimerEvent
 _KEYS_MAX = 50_000  # some 12 MB
 _TEXTS_MAX = 10_000
+_INCARNATION_CHARS = 8
 _END = b"}\n"
 _EVENT_ID = b'"eventId":"'
 _NO_ACTION = object()
@@ -113,20 +114,24 @@ class EventLines:
         pieces: The lines, in pieces.
         deferred: Places in ``pieces`` that hold values as they came, and how they are shown.
         now: Time of the turn.
+        incarnation: Of the job's state, in short: ids of runs repeat where state is not kept.
         first_ms: Time of the first turn: runs that were admitted before have been restored. None: none came yet.
 
     Args:
         agent: Name of the agent.
+        incarnation: Of the job's state.
         rules: What is written, and how.
     """
 
-    def __init__(self, agent: str, rules: Rules) -> None:
+    def __init__(self, agent: str, incarnation: str, rules: Rules) -> None:
         self.records = 0
         self.pieces: list[bytes] = []
         self.deferred: list[tuple[int, ValueForm]] = []
         self._rules = rules
         self._is_selective = rules.selection.share < 1
-        self._behind_key = b',"agentName":"%b",%b' % (quoted(agent), _EVENT_ID)
+        self.incarnation = incarnation[:_INCARNATION_CHARS]
+        names = (quoted(agent), quoted(self.incarnation), _EVENT_ID)
+        self._behind_key = b',"agentName":"%b","incarnation":"%b",%b' % names
         self._run_ids: dict[str, bytes] = {}
         self._keys: dict[bytes, bytes | None] = {}
         self._forms: dict[str, EventForm | None] = {}

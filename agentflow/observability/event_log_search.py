@@ -33,12 +33,26 @@ class LogSearch:
     def run(self, run_id: str) -> list[Record]:
         """Return the records of a run, and of what follows from it in agents downstream and by timers; each once, in order.
 
+        Of runs of this id in several incarnations of the job's state, the last one.
+
+        Raises:
+            ConfigError: A file cannot be read.
+        """
+        runs = self.runs(run_id)
+        return runs[-1] if runs else []
+
+    def runs(self, run_id: str) -> list[list[Record]]:
+        """Return the records of the runs of this id, one for each incarnation of the job's state, the last one last.
+
         Raises:
             ConfigError: A file cannot be read.
         """
         needle = _RUN % msgspec.json.encode(run_id)[1:-1]
         below = f"{run_id}/"
-        return self._distinct(needle, lambda record: f"{record.get('inputRunId')}/".startswith(below))
+        by_incarnation: dict[object, list[Record]] = {}
+        for record in self._distinct(needle, lambda record: f"{record.get('inputRunId')}/".startswith(below)):
+            by_incarnation.setdefault(record.get("incarnation"), []).append(record)
+        return list(by_incarnation.values())
 
     def key(self, key: object) -> list[Record]:
         """Return the records of a key, each once, in order; ``key`` keeps its type.
@@ -51,7 +65,7 @@ class LogSearch:
 
     def _distinct(self, needle: bytes, is_wanted: Callable[[Record], bool]) -> list[Record]:
         """Return the records that are wanted; of those that were written again after a recovery the first one."""
-        found: dict[str, Record] = {}
+        found: dict[tuple[object, str], Record] = {}
         for line in self._lines(needle):
             try:
                 record = msgspec.json.decode(line)
@@ -59,7 +73,7 @@ class LogSearch:
                 self.torn += 1
                 continue
             if isinstance(record, dict) and isinstance(record.get("eventId"), str) and is_wanted(record):
-                found.setdefault(record["eventId"], record)
+                found.setdefault((record.get("incarnation"), record["eventId"]), record)
         return list(found.values())
 
     def _lines(self, needle: bytes) -> Iterator[bytes]:
@@ -89,6 +103,7 @@ class RunSummary(msgspec.Struct, rename="camel"):
 
     Attributes:
         run: Its id.
+        incarnation: Of the job's state, in short; empty: it is not known.
         agent: Name of the agent.
         began: Time of its first record.
         ended: Time of its last one.
@@ -97,6 +112,7 @@ class RunSummary(msgspec.Struct, rename="camel"):
     """
 
     run: str
+    incarnation: str
     agent: str
     began: str
     ended: str
@@ -106,12 +122,15 @@ class RunSummary(msgspec.Struct, rename="camel"):
 
 def runs_of(records: Iterable[Record]) -> list[RunSummary]:
     """Return the runs that records are of, in the order in which they began."""
-    runs: dict[str, RunSummary] = {}
+    runs: dict[tuple[str, str], RunSummary] = {}
     for record in records:
         run_id, at = str(record.get("inputRunId")), str(record.get("timestamp"))
-        summary = runs.get(run_id)
+        incarnation = str(record.get("incarnation", ""))
+        summary = runs.get((incarnation, run_id))
         if summary is None:
-            summary = runs[run_id] = RunSummary(run_id, str(record.get("agentName", "")), at, at, 0, 0)
+            summary = runs[incarnation, run_id] = RunSummary(
+                run_id, incarnation, str(record.get("agentName", "")), at, at, 0, 0
+            )
         summary.began, summary.ended = min(summary.began, at), max(summary.ended, at)
         summary.records += 1
         summary.problems += bool(record.get("problemCategory"))

@@ -219,6 +219,7 @@ _OTEL_ATTRIBUTES = {
     "inputRunId": "agentflow.run.id",
     "businessKey": "agentflow.key",
     "agentName": "agentflow.agent.name",
+    "incarnation": "agentflow.incarnation",
     "executionId": "agentflow.execution.id",
     "parentExecutionId": "agentflow.execution.parent.id",
     "entityType": "agentflow.entity.type",

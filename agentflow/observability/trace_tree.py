@@ -112,13 +112,37 @@ class EventRecord(msgspec.Struct):
     timestamp: str | None
     edge: Edge
     content: Any
+    incarnation: str = ""
 
 
 def read_forest(files: Sequence[Path]) -> Forest:
-    """Read event logs and build their forest."""
+    """Read event logs and build their forest.
+
+    Ids of events repeat in another incarnation of the job's state: the last one has them as they are, those before it with its name
+    behind them.
+    """
     warnings: list[TreeWarning] = []
     records = [record for path in files for record in _event_records(path, warnings)]
+    _tell_incarnations_apart(records)
     return build_forest(records, warnings)
+
+
+def _tell_incarnations_apart(records: Sequence[EventRecord]) -> None:
+    ids: dict[str, set[str]] = {}
+    for record in records:
+        ids.setdefault(record.incarnation, set()).add(record.event_id)
+    taken: set[str] = set()
+    renamed = set()
+    for incarnation, own in reversed(ids.items()):
+        if not taken.isdisjoint(own):
+            renamed.add(incarnation)
+        taken |= own
+    for record in records:
+        if record.incarnation in renamed:
+            behind = f"@{record.incarnation or 'earlier'}"
+            upstream = record.edge.upstream_event_id
+            record.event_id += behind
+            record.edge = Edge(upstream and upstream + behind, record.edge.upstream_action_name)
 
 
 # -- reading
@@ -220,7 +244,9 @@ def _event_record(record: Any) -> EventRecord | str:  # noqa: ANN401 (any JSON)
             return f"field '{prefix}{name}' has to be a text or null"
     timestamp = record.get("timestamp")
     at = timestamp if isinstance(timestamp, str) else None
-    return EventRecord(event_id, event_type, at, Edge(upstream[0] or None, upstream[1] or None), content)
+    incarnation = record.get("incarnation")
+    edge = Edge(upstream[0] or None, upstream[1] or None)
+    return EventRecord(event_id, event_type, at, edge, content, incarnation if isinstance(incarnation, str) else "")
 
 
 def _is_about_execution(record: dict[str, Any]) -> bool:

@@ -61,6 +61,15 @@ class Condition:
         self._reads = text.reads
         self._execute = program.execute
 
+    def can_match(self, event_type: str) -> bool:
+        """Whether an event of this type, with whatever attributes, may make it true, or make it fail."""
+        if self.only_type is not None or self.has_reads:
+            return self.only_type in (None, event_type)
+        try:
+            return self.is_true(event_type, {})
+        except ConditionError:
+            return True
+
     def is_true(self, event_type: str, attributes: dict[str, Any]) -> bool:
         """Evaluate for one event; a missing attribute counts and is no match.
 

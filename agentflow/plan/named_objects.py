@@ -11,11 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from agentflow.api.encoding import user_traceback
 from agentflow.plan.file_problems import Place, ProblemList
 from agentflow.plan.problems import nearest
-
-_OWN = str(Path(__file__).resolve().parent.parent) + os.sep
-_FRAMES_MAX = 10
 
 
 def find_named(reference: str, role: str, place: Place, problems: ProblemList) -> Any:  # noqa: ANN401 (anything)
@@ -60,21 +58,6 @@ def is_reference(reference: str) -> bool:
     """Whether a text has the form ``module:name``."""
     module_name, colon, name = reference.partition(":")
     return bool(colon) and all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")])
-
-
-def user_traceback(error: BaseException) -> str:
-    """Return the frames of the user's own code, newest last, and the error; empty frames: the error alone.
-
-    What is left out: this package, the import machinery, and everything the user's code was called by.
-    """
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((_OWN, "<frozen ")) and os.sep + "importlib" + os.sep not in frame.filename
-    ]
-    lines = [line.rstrip("\n") for line in traceback.format_list(frames[-_FRAMES_MAX:])]
-    lines += [line.rstrip("\n") for line in traceback.format_exception_only(error)]
-    return "\n".join(lines)
 
 
 def error_text(error: BaseException) -> str:

@@ -11,12 +11,11 @@ import asyncio
 import contextlib
 import contextvars
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
 from agentflow.api.codecs import Codec
-from agentflow.api.encoding import text_of, traceback_of
+from agentflow.api.encoding import text_of, user_traceback
 from agentflow.api.events import CancelEvent, Event, EventType, InputEvent, TimerEvent
 from agentflow.api.failure import DEFAULT_RETRY
 from agentflow.api.runner_context import RunnerContext
@@ -295,7 +294,7 @@ class ActionRunner:
             is_retryable = False  # a value that does not fit its declared model will not fit the next time
         elif not is_retryable:
             name = "DecodeError"
-        report = ErrorReport(name, text_of(error), is_retryable=is_retryable, traceback=_user_traceback(error))
+        report = ErrorReport(name, text_of(error), is_retryable=is_retryable, traceback=user_traceback(error))
         return ActionFailed(task, report, kept=kept)
 
 
@@ -358,11 +357,3 @@ def _abandon(running: Attempt) -> None:
 
 def _timed_out(task: ActionTask) -> ActionTimeout:
     return ActionTimeout(f"the action ran longer than its timeout of {task.action.timeout_ms} ms")
-
-
-def _user_traceback(error: BaseException) -> str:
-    """Return the traceback from the user's first frame on."""
-    frames: Any = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith(("agentflow.", "asyncio.")):
-        frames = frames.tb_next
-    return traceback_of(error, frames) if frames is not None else ""

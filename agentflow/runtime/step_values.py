@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import textwrap
 import typing
 from collections.abc import Callable
 from typing import Any, Final
@@ -15,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from agentflow.api.callables import innermost
-from agentflow.api.encoding import text_of, traceback_of
+from agentflow.api.encoding import text_of, user_traceback
 from agentflow.errors import (
     AgentflowError,
     BudgetExhausted,
@@ -43,7 +44,7 @@ class StepError(msgspec.Struct, array_like=True):
         type: Module and qualified name of its class.
         text: Its text.
         args: Its arguments, encoded; None where they cannot be.
-        traceback: As text.
+        traceback: The user's part of it, as text.
     """
 
     type: str
@@ -201,15 +202,15 @@ def _is_plain(value: object) -> bool:
 
 def encode_error(error: BaseException) -> bytes:
     """Return an error as bytes; one that stands for another one, as that."""
-    text = traceback_of(error, error.__traceback__)
     if isinstance(error, StepFailed):
-        return _encode_plain(StepError(error.original, error.original_text, None, text))
+        return _encode_plain(StepError(error.original, error.original_text, None, user_traceback(error)))
     try:
         args = _encode_plain(error.args) if all(map(_is_plain, error.args)) else None
     except (TypeError, ValueError, OverflowError):
         args = None
     kind = type(error)
-    return _encode_plain(StepError(f"{kind.__module__}.{kind.__qualname__}", text_of(error), args, text))
+    type_name = f"{kind.__module__}.{kind.__qualname__}"
+    return _encode_plain(StepError(type_name, text_of(error), args, user_traceback(error)))
 
 
 def describe_error(payload: bytes) -> str:
@@ -221,9 +222,17 @@ def describe_error(payload: bytes) -> str:
 def decode_error(payload: bytes, known: typing.Mapping[str, type[Exception]]) -> Exception:
     """Return a recorded error: of its own class where that is known, else `StepFailed`.
 
+    A note tells where the step raised it: the traceback of what is returned is that of the await alone.
     Classes are never imported by a stored name: ``known`` are Python's own and those that the agent declares.
     """
     error = _decode_error(payload)
+    found = _rebuilt(error, known)
+    if error.traceback:
+        found.add_note("In the step:\n" + textwrap.indent(error.traceback.rstrip(), "  "))
+    return found
+
+
+def _rebuilt(error: StepError, known: typing.Mapping[str, type[Exception]]) -> Exception:
     if error.type == _IN_DOUBT:
         return InDoubt(error.text.partition("\n")[0])
     kind = known.get(error.type) or _OF_MODELS.get(error.type)

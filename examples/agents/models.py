@@ -11,10 +11,12 @@ the same way. Nothing else of the example changes.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentflow import ResourceDescriptor, ResourceType
+from agentflow import AgentflowError, ResourceDescriptor, ResourceType
 
 CONNECTION = "provider"
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -84,3 +86,22 @@ def model_from_command_line(description: str | None, script: str) -> ChosenModel
     )
     model: ChosenModel = parser.parse_args().model
     return model
+
+
+def run_example(main: Callable[[], None]) -> None:
+    """Run an example; where its job fails, as without the provider's key, print why and exit with status 2."""
+    failures: list[str] = []
+    try:
+        main()
+    except* AgentflowError as failed:  # also of a task group
+        failures += [str(one) for one in _leaves(failed)]
+    if failures:
+        print("\n".join(f"error: {text}" for text in failures), file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _leaves(group: BaseExceptionGroup[AgentflowError]) -> list[AgentflowError]:
+    """Return the errors of a group, and of the groups in it."""
+    return [
+        leaf for one in group.exceptions for leaf in (_leaves(one) if isinstance(one, BaseExceptionGroup) else [one])
+    ]

@@ -25,7 +25,7 @@ from agentflow import (
     action,
     prompt,
 )
-from examples.agents.models import ChosenModel, model_from_command_line
+from examples.agents.models import ChosenModel, model_from_command_line, run_example
 from examples.agents.review_analysis import REVIEWS_PER_PRODUCT, ReviewAnalysisAgent, read_reviews
 
 
@@ -100,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

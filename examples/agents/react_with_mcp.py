@@ -21,7 +21,7 @@ from agentflow import (
     ResourceName,
     ResourceType,
 )
-from examples.agents.models import model_from_command_line
+from examples.agents.models import model_from_command_line, run_example
 
 QUESTIONS = [
     {"customer": "ann", "question": "Where is my order A-17?"},
@@ -69,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

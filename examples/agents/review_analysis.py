@@ -30,7 +30,7 @@ from agentflow import (
     prompt,
     tool,
 )
-from examples.agents.models import ChosenModel, model_from_command_line
+from examples.agents.models import ChosenModel, model_from_command_line, run_example
 from examples.quickstart.review_agent import ProductReview
 
 REVIEWS = Path(__file__).parents[1] / "data" / "product_reviews.jsonl"
@@ -117,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

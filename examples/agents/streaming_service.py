@@ -26,7 +26,7 @@ from agentflow import (
     action,
     tool,
 )
-from examples.agents.models import ChosenModel, model_from_command_line
+from examples.agents.models import ChosenModel, model_from_command_line, run_example
 
 QUESTIONS = ["Is the Saltire pan in stock?", "Can I put it into the oven?"]
 
@@ -94,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

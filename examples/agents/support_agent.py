@@ -31,7 +31,7 @@ from agentflow import (
     prompt,
     tool,
 )
-from examples.agents.models import ChosenModel, model_from_command_line
+from examples.agents.models import ChosenModel, model_from_command_line, run_example
 
 ORDERS = {"ann": {"A-17": 39.0, "A-21": 12.5}, "bob": {"B-4": 89.0}}
 CALLS_PER_DAY = 6
@@ -151,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_example(main)

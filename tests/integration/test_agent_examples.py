@@ -156,6 +156,23 @@ async def test_a_refund_is_approved_by_a_person_in_another_terminal(tmp_path: Pa
     assert shown[paid + 1] == "support: 39.00 is on its way."
 
 
+@pytest.mark.parametrize("example", ["review_analysis", "support_agent"])
+def test_a_key_that_is_not_set_is_told_in_an_error_without_a_traceback(example: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(example, "--model", "openai:gpt-5-mini"),
+        cwd=tmp_path,
+        env={name: value for name, value in environment().items() if name != "OPENAI_API_KEY"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "OPENAI_API_KEY" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_model_that_nobody_knows_is_refused_with_the_ones_that_are_known(tmp_path: Path) -> None:
     for model in ("gpt-5-mini", "opneai:gpt-5-mini", "openai:"):
         done = subprocess.run(

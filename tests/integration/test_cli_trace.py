@@ -15,6 +15,8 @@ import pytest
 from agentflow import Agent, CancelEvent, EventType, OutputEvent, Retry
 from agentflow.api.executions import ExecutionReporters
 from agentflow.cli.main import main
+from agentflow.observability.event_log_files import log_files
+from agentflow.observability.event_log_search import LogSearch
 from agentflow.runtime.settings import RotationSettings
 from tests.event_log_world import World
 
@@ -134,7 +136,6 @@ def test_what_the_log_has_not_is_status_3(place, capsys, arguments):
         (("job.yaml", "a", "b"), "more than is wanted"),
         (("job.yaml", "list/0", "--key", "a"), "more than is wanted"),
         (("--log", "logs"), "no run"),
-        (("job.yaml", "list/0", "--all"), "--all is for the runs of a key"),
         (("list/0", "--log", "nowhere"), "nowhere does not exist"),
         (("list/0", "--log", "out"), "out has no events-*.log"),
         (("nowhere.yaml", "list/0"), "there is no such file"),
@@ -174,3 +175,45 @@ def test_a_terminal_gets_colours_and_a_pipe_does_not(place):
     os.close(ours)
     assert b"\x1b[" in drawn
     assert b"dead-lettered" in drawn
+
+
+def test_of_runs_with_one_id_the_last_is_shown_and_the_others_when_they_are_asked_for(place, capsys):
+    path = place / "logs" / "events-test-0.20990101T000000000.log"
+    path.write_bytes(
+        msgspec.json.encode(
+            {
+                "timestamp": "2099-01-01T00:00:00.000000Z",
+                "inputRunId": "list/0",
+                "businessKey": "a",
+                "agentName": "A",
+                "incarnation": "another",
+                "eventId": "list/0/0",
+                "eventType": "_input_event",
+                "eventAttributes": {"input": {"n": 99}},
+            }
+        )
+        + b"\n"
+    )
+    last = shown(capsys, "job.yaml", "list/0")
+    assert ('{"input":{"n":99}}' in last.out, '"answer":5' in last.out) == (True, False)
+    assert last.err == "there is an earlier run with the id list/0, of state that was not kept: --all shows them all\n"
+    both = shown(capsys, "job.yaml", "list/0", "--all")
+    assert [line.split("  ")[0] for line in both.out.splitlines() if line.startswith("run ")] == ["run list/0"] * 2
+    assert both.out.index('"answer":5') < both.out.index('{"n":99}')
+    assert both.err == ""
+    of_key = json.loads(shown(capsys, "job.yaml", "--key", "a", "--all", "--format", "json").out)
+    assert [(run["run"], run["records"]) for run in of_key["runs"]][-1] == ("list/0", 1)
+    assert [trace["run"] for trace in of_key["traces"]] == [run["run"] for run in of_key["runs"]]
+    assert [trace["records"] for trace in of_key["traces"]] == [run["records"] for run in of_key["runs"]]
+
+
+def test_runs_of_jobs_without_kept_state_have_an_incarnation_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    agent = Agent("A").add_action("act", [EventType.InputEvent], act)
+    for n in (1, 2):
+        World(tmp_path, agent).run([{"k": "a", "n": n}])
+    search = LogSearch(log_files("logs", "test"))
+    assert [[record["eventAttributes"]["input"]["n"] for record in run[:1]] for run in search.runs("list/0")] == [
+        [1],
+        [2],
+    ]

@@ -16,7 +16,7 @@ import pytest
 
 from agentflow import Agent, AgentsExecutionEnvironment, EventType, OutputEvent, Retry, RunnerContext
 from agentflow.api.steps import Done, Verdict, reconcile
-from agentflow.errors import InDoubt, RecordTooLarge, StepFailed, WrongContext
+from agentflow.errors import InDoubt, JobFailed, RecordTooLarge, StepFailed, WrongContext
 from agentflow.runtime.settings import JobSettings, StateSettings
 
 
@@ -127,6 +127,38 @@ def test_an_error_is_an_outcome_too(
         ctx.send_event(OutputEvent("caught"))
 
     assert run(act, errors=errors) == ["caught"]
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "in a thread"])
+def test_an_error_that_nobody_catches_shows_the_line_of_the_step_and_the_line_that_awaits_it(
+    is_async: bool,
+) -> None:
+    def look_up(row: dict[str, int]) -> int:
+        return row["nope"]
+
+    async def act(event: object, ctx: RunnerContext) -> None:
+        await ctx.durable_execute_async(look_up, {})
+
+    def act_in_thread(event: object, ctx: RunnerContext) -> None:
+        ctx.durable_execute(look_up, {})
+
+    with pytest.raises(JobFailed) as caught:
+        run(act if is_async else act_in_thread)
+    text = caught.value.user_traceback
+    frames = [line.split(", in ")[1] for line in text.splitlines() if line.lstrip().startswith("File ")]
+    assert frames == [act.__name__ if is_async else act_in_thread.__name__, "look_up"]
+    assert 'return row["nope"]' in text
+
+
+def test_an_error_of_the_engine_that_nobody_catches_shows_the_users_line_alone() -> None:
+    async def act(event: object, ctx: RunnerContext) -> None:
+        await ctx.chat("nomodel", "x")
+
+    with pytest.raises(JobFailed, match="has no chat_model 'nomodel'") as caught:
+        run(act)
+    text = caught.value.user_traceback
+    assert text.count("File ") == 1
+    assert text.endswith('await ctx.chat("nomodel", "x")\n')
 
 
 def test_the_synchronous_form_runs_in_a_thread_and_never_blocks_the_loop() -> None:

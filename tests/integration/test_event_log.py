@@ -20,7 +20,7 @@ from tests.event_log_world import World, brief, of_type
 INPUT, OUTPUT = "_input_event", "_output_event"
 STARTED, FINISHED, FAILED, REUSED = (f"_execution_{how}_event" for how in ("started", "finished", "failed", "reused"))
 FIELDS = (
-    "timestamp", "logLevel", "inputRunId", "businessKey", "agentName", "executionId", "parentExecutionId", "entityType", "entityName",
+    "timestamp", "logLevel", "inputRunId", "businessKey", "agentName", "incarnation", "executionId", "parentExecutionId", "entityType", "entityName",
     "entityMetadata", "eventId", "eventType", "upstreamEventId", "upstreamActionName", "status", "problemCategory", "eventAttributes",
 )  # fmt: skip
 
@@ -39,6 +39,8 @@ def two_hops() -> Agent:
 def test_input_sent_and_output_events_are_records_with_ids_and_lineage(tmp_path):
     records = World(tmp_path, two_hops()).run([{"k": "a", "n": 1}])
     assert [re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", record.pop("timestamp")) for record in records]
+    (incarnation,) = {record.pop("incarnation") for record in records}
+    assert re.fullmatch(r"[0-9a-f]{8}", incarnation)
     shared = {"logLevel": "STANDARD", "inputRunId": "list/0", "businessKey": "a", "agentName": "A"}
     assert records == [
         {**shared, "eventId": "list/0/0", "eventType": INPUT, "eventAttributes": {"input": {"k": "a", "n": 1}}},

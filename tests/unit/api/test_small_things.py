@@ -7,7 +7,7 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from agentflow import Agent, AgentPlan, Event
+from agentflow import Agent, AgentPlan, Event, EventType
 from agentflow.api.durations import duration_ms, size_bytes
 from agentflow.runtime.settings import CheckpointSettings
 
@@ -22,7 +22,8 @@ def act(event, ctx):
 
 @pytest.mark.parametrize("trigger", ["scored", ["scored"], Scored, [Scored], ("scored",)])
 def test_one_trigger_needs_no_list(trigger):
-    plan = AgentPlan.from_agent(Agent("A").add_action("act", trigger, act))
+    agent = Agent("A").add_action("act", trigger, act).add_action("begin", EventType.InputEvent, act)
+    plan = AgentPlan.from_agent(agent)
     assert plan.actions[0].trigger_types == ("scored",)
 
 

@@ -58,6 +58,25 @@ def test_events_are_read_from_flat_and_nested_records_in_one_line_or_more(log, f
     assert forest_text(forest) == "Trace Tree 1\n  _input_event (1)\n    [Action: act]\n      next (2)"
 
 
+def test_events_whose_ids_came_again_with_new_state_are_trees_of_their_own(log):
+    def life(incarnation, *events):
+        return [event | {"incarnation": incarnation} for event in events]
+
+    files = [
+        log(
+            *life("one", flat("1", "_input_event"), flat("2", "next", "1", "act"), flat("3", "more", "2", "act")),
+            name="a.log",
+        ),
+        log(*life("two", flat("1", "_input_event"), flat("2", "next", "1", "other")), name="b.log"),
+    ]
+    forest = read_forest(files)
+    assert forest.warnings == []
+    assert forest_text(forest).split("\n") == [
+        "Trace Tree 1", "  _input_event (1@one)", "    [Action: act]", "      next (2@one)", "        [Action: act]", "          more (3@one)",
+        "", "Trace Tree 2", "  _input_event (1)", "    [Action: other]", "      next (2)",
+    ]  # fmt: skip
+
+
 def test_events_of_several_files_are_one_forest(log):
     files = [
         log(flat("2", "next", "1", "act"), name="events-b.log"),

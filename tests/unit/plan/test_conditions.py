@@ -24,6 +24,7 @@ def _plan(*triggers):
     agent = Agent("a")
     for number, conditions in enumerate(triggers):
         agent.add_action(f"on{number}", [conditions] if isinstance(conditions, str) else conditions, _act)
+    agent.add_action("begin", [EventType.InputEvent], _act)  # an agent that no input can trigger is no plan
     return AgentPlan.from_agent(agent)
 
 
@@ -197,7 +198,7 @@ def test_exact_types_come_first_then_conditions_each_in_declaration_order():
 def test_action_matches_at_most_once_per_event():
     plan = _plan(["t", "t", "true", "type == 't'", "u"])
     assert _matched(plan, "t", {}) == ["on0"]
-    assert plan.actions_by_event["t"] == plan.actions_by_event["u"] == plan.actions
+    assert plan.actions_by_event["t"] == plan.actions_by_event["u"] == plan.actions[:1]
 
 
 def test_true_condition_wins_over_a_failed_one_of_the_same_action():
@@ -337,7 +338,7 @@ def test_type_only_agent_never_imports_the_cel_library():
         "import sys\n"
         "from agentflow.api.agent import Agent\n"
         "from agentflow.plan.plan import AgentPlan\n"
-        "agent = Agent('a').add_action('x', ['t'], lambda event, ctx: None)\n"
+        "agent = Agent('a').add_action('x', ['_input_event'], lambda event, ctx: None)\n"
         "AgentPlan.from_agent(agent)\n"
         "assert 'cel' not in sys.modules\n"
         "AgentPlan.from_agent(agent.add_action('y', ['a == 1'], lambda event, ctx: None))\n"

@@ -201,7 +201,7 @@ def test_what_is_no_stored_plan_is_refused(data):
 
 
 def test_stored_plan_with_a_repeated_action_or_a_broken_condition_is_refused():
-    stored = Agent("a").add_action("one", ["x == 1"], top_level).add_action("two", ["t"], top_level)
+    stored = Agent("a").add_action("one", ["x == 1"], top_level).add_action("two", [InputEvent], top_level)
     text = AgentPlan.from_agent(stored).to_json()
     with pytest.raises(PlanError, match="two actions with this name"):
         AgentPlan.from_json(text.replace(b'"two"', b'"one"'))
@@ -212,7 +212,7 @@ def test_stored_plan_with_a_repeated_action_or_a_broken_condition_is_refused():
 @pytest.mark.parametrize("function", [lambda event, ctx: None, functools.partial(top_level), None])
 def test_function_without_a_name_runs_but_is_not_stored(function):
     function = function or _nested()
-    plan = AgentPlan.from_agent(Agent("a").add_action("act", ["t"], function))
+    plan = AgentPlan.from_agent(Agent("a").add_action("act", [InputEvent], function))
     assert plan.actions[0].function is function
     with pytest.raises(PlanError, match="action 'act': its function"):
         plan.to_json()
@@ -226,15 +226,15 @@ def _nested():
 
 
 # -- the hash
-def _hash(triggers=("t",), function=top_level, name="act", **options):
+def _hash(triggers=(InputEvent,), function=top_level, name="act", **options):
     return AgentPlan.from_agent(Agent("a").add_action(name, triggers, function, **options)).plan_hash
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"triggers": ["u"]},
-        {"triggers": ["t", "u"]},
+        {"triggers": [InputEvent, EventType.TimerEvent]},
+        {"triggers": [InputEvent, "u"]},
         {"triggers": ["t == 1"]},
         {"name": "other"},
         {"parallel": True},
@@ -257,7 +257,7 @@ def test_hash_does_not_change_with_what_routes_nothing(changed):
 
 
 def test_hash_is_the_same_in_every_process():
-    assert _hash() == "02ad8154fc83fd9c933c28b9627a9ba6086ef547b7fedf4bf20cd54298cccd56"
+    assert _hash() == "5a35cf0363f3d1536fbf417ae87957947fe04c2a34a313c5e1653255f111959a"
 
 
 # -- for people
@@ -375,26 +375,26 @@ def test_sent_types_are_unknown_without_a_source():
 # -- built-in actions
 @pytest.mark.parametrize("kind", [ResourceType.CHAT_MODEL, ResourceType.TOOL, ResourceType.MCP_SERVER])
 def test_agent_with_models_or_tools_gets_the_built_in_actions_behind_its_own(kind):
-    agent = Agent("a").add_action("act", ["t"], top_level)
+    agent = Agent("a").add_action("act", [InputEvent], top_level)
     agent.add_resource("r", kind, ResourceDescriptor("shop.Thing"))
     plan = AgentPlan.from_agent(agent)
     assert [action.name for action in plan.actions] == ["act", "chat_model_action", "tool_call_action"]
 
 
 def test_agent_that_awaits_answers_and_has_no_model_gets_the_built_in_actions_that_say_so():
-    agent = Agent("a").add_action("act", [EventType.ChatResponseEvent], top_level)
+    agent = Agent("a").add_action("act", [InputEvent, EventType.ChatResponseEvent], top_level)
     assert [action.name for action in AgentPlan.from_agent(agent).actions] == [
         "act",
         "chat_model_action",
         "tool_call_action",
     ]
     own = Agent("a").add_action("serve", [EventType.ChatRequestEvent], top_level)
-    own.add_action("act", [EventType.ChatResponseEvent], top_level)
+    own.add_action("act", [InputEvent, EventType.ChatResponseEvent], top_level)
     assert [action.name for action in AgentPlan.from_agent(own).actions] == ["serve", "act"]
 
 
 def test_action_of_the_agent_takes_the_place_of_a_built_in_one():
-    agent = Agent("a").add_action("chat_model_action", [EventType.ChatRequestEvent], top_level)
+    agent = Agent("a").add_action("chat_model_action", [InputEvent, EventType.ChatRequestEvent], top_level)
     agent.add_resource("r", ResourceType.CHAT_MODEL, ResourceDescriptor("shop.Thing"))
     plan = AgentPlan.from_agent(agent)
     assert [action.name for action in plan.actions] == ["chat_model_action", "tool_call_action"]
@@ -402,7 +402,7 @@ def test_action_of_the_agent_takes_the_place_of_a_built_in_one():
 
 
 def test_descriptor_may_name_a_registered_class():
-    agent = Agent("a").add_action("act", ["t"], top_level)
+    agent = Agent("a").add_action("act", [InputEvent], top_level)
     agent.add_resource("r", ResourceType.CHAT_MODEL_CONNECTION, ResourceDescriptor("openai-compatible"))
     (planned,) = AgentPlan.from_agent(agent).resources
     assert planned.clazz == "openai-compatible"
@@ -414,7 +414,7 @@ def test_secret_in_a_descriptor_is_not_in_the_stored_plan_and_a_reference_is():
         "headers": [{"Authorization": "Bearer sk-secret-literal"}, {"x": "Bearer ${env:KEY}"}],
         "token": "${env:TOKEN}",
     }
-    agent = Agent("a").add_action("act", ["t"], top_level)
+    agent = Agent("a").add_action("act", [InputEvent], top_level)
     agent.add_resource("r", ResourceType.CHAT_MODEL_CONNECTION, ResourceDescriptor("openai", arguments))
     stored = AgentPlan.from_agent(agent).to_json()
     text = stored if isinstance(stored, str) else stored.decode()
@@ -425,7 +425,7 @@ def test_secret_in_a_descriptor_is_not_in_the_stored_plan_and_a_reference_is():
 
 def test_secret_in_the_configuration_is_not_shown_and_is_there_for_the_agent():
     config = {"OpenAIConnection.api_key": "sk-secret-literal", "OpenAIConnection.base_url": "http://here"}
-    plan = AgentPlan.from_agent(Agent("a").add_action("act", ["t"], top_level), config)
+    plan = AgentPlan.from_agent(Agent("a").add_action("act", [InputEvent], top_level), config)
     assert "sk-secret-literal" not in plan.to_json().decode() + plan.to_text()
     assert "http://here" in plan.to_text()
     assert plan.config.to_dict() == config

@@ -43,7 +43,7 @@ def _only_problem(function=_act, triggers=("t",), name="act", **options):
     return problems[0]
 
 
-def _planned(function=_act, triggers=("t",), **options):
+def _planned(function=_act, triggers=(InputEvent,), **options):
     return AgentPlan.from_agent(Agent("shop").add_action("act", triggers, function, **options)).actions[0]
 
 
@@ -55,6 +55,38 @@ def test_agent_without_actions_is_refused():
         "  expected: at least one",
         "  help: decorate a function with @action, or call add_action",
     ]
+
+
+@pytest.mark.parametrize(
+    "triggers",
+    [["order"], [EventType.TimerEvent], ["type == 'order' && x == 1"], ["order", "type == 'a' || type == 'b'"]],
+)
+def test_agent_that_no_input_can_trigger_is_refused_with_its_actions_and_their_triggers(triggers):
+    (problem,) = _problems(Agent("shop").add_action("act", triggers, _act))
+    assert problem.splitlines() == [
+        (
+            "agent 'shop': no action listens to the input event: every input would be dropped; "
+            f"actions: act ({', '.join(triggers)})"
+        ),
+        (
+            "  expected: one action at least with the trigger EventType.InputEvent ('input' in YAML), or a condition that it "
+            "can meet"
+        ),
+    ]
+
+
+@pytest.mark.parametrize("near", ["inputs", "inptu", "Input"])
+def test_trigger_like_the_input_event_is_named_where_nothing_listens_to_it(near):
+    (problem,) = _problems(Agent("shop").add_action("act", [near], _act))
+    assert problem.splitlines()[-1] == "  help: did you mean 'input' (EventType.InputEvent)?"
+
+
+@pytest.mark.parametrize(
+    "condition", ["true", "x == 1", "type != 'order'", "type == EventType.InputEvent && x == 1", "1 / 0 == 1"]
+)
+def test_condition_that_an_input_can_meet_is_enough(condition):
+    agent = Agent("shop").add_action("act", ["order"], _act).add_action("begin", [condition], _act)
+    assert len(AgentPlan.from_agent(agent).actions) == 2
 
 
 def test_agent_class_instead_of_an_instance_is_refused():
@@ -418,7 +450,7 @@ def test_input_type_with_a_condition_is_accepted():
 
 # -- resources
 def _with_resource(*arguments):
-    return Agent("shop").add_action("act", ["t"], _act).add_resource(*arguments)
+    return Agent("shop").add_action("act", [InputEvent], _act).add_resource(*arguments)
 
 
 @pytest.mark.parametrize(

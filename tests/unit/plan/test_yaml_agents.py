@@ -78,9 +78,9 @@ def test_agent_has_its_actions_with_all_their_options():
     ],
 )
 def test_short_name_of_an_event_is_its_type(alias, event_type):
-    document = load(BARE.replace("trigger_conditions: input", f"trigger_conditions: {alias}"))
+    document = load(BARE.replace("trigger_conditions: input", f"trigger_conditions: [input, {alias}]"))
     (action,) = AgentPlan.from_agent(document.agents["a"]).actions
-    assert action.trigger_types == (event_type,)
+    assert action.trigger_types == tuple(dict.fromkeys(["_input_event", event_type]))
 
 
 def test_shared_action_belongs_to_the_agents_that_name_it():
