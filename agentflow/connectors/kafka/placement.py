@@ -5,8 +5,8 @@ what is configured holds, and ``auto`` is murmur2.
 
 In a job with the record's key, the input decides: the records of one key are where its producers put them, and outputs and signals
 have to be where they are. So it is looked at, not believed: some records when the job starts, and the first ones that come of each
-partition. An input that is empty, or fits several rules, decides nothing yet: murmur2 is taken until a record shows another rule,
-and checkpoints do not name one so long. Whatever was placed meanwhile has the same place by each rule that is still possible.
+partition. An input that is empty, or fits several rules, decides nothing yet: checkpoints name no rule so long, and ``auto`` is
+murmur2 until a record shows another one. Whatever was placed meanwhile has the same place by each rule that is still possible.
 
 Rejected: to look at the input at each start and store nothing. It is empty at one start and not at the next, so that one key had two
 places, each with half of its memory.
@@ -45,7 +45,7 @@ class Placement:
 
     Attributes:
         name: Name of the partitioner in use.
-        is_settled: Whether it is known for sure; else records may still show another one.
+        is_settled: Whether it is known for sure; else no record has come yet that fits it and no other one.
         is_watched: Whether the input is to be looked at.
 
     Raises:
@@ -53,9 +53,9 @@ class Placement:
     """
 
     def __init__(self, settings: KafkaSettings, count: int, *, is_rekeyed: bool, stored: Sequence[str] = ()) -> None:
-        is_auto = settings.partitioner == "auto"
+        is_auto = self._is_auto = settings.partitioner == "auto"
         self.is_watched = settings.partitioner_check and count > 1 and not is_rekeyed
-        self.is_settled = not is_auto or not self.is_watched
+        self.is_settled = not self.is_watched
         self._settings = settings
         self._count = count
         self._is_rekeyed = is_rekeyed
@@ -83,7 +83,7 @@ class Placement:
         """
         if self._is_free:
             return
-        if self.is_settled and name != self.name:
+        if name != self.name and (self.is_settled or not self._is_auto):
             raise ConfigError([self._other(name)])
         self._settle(name)
         self._is_stored = True
@@ -94,9 +94,9 @@ class Placement:
         Raises:
             ConfigError: The rule in use, or where none is settled each that is known, would put one elsewhere.
         """
-        candidates = [self.name] if self.is_settled else list(PARTITIONERS)
-        fitting = [name for name in candidates if self._fits(name, samples)]
-        if not fitting:
+        fitting = [name for name in PARTITIONERS if self._fits(name, samples)]
+        is_open = self._is_auto and not self.is_settled
+        if not fitting or (not is_open and self.name not in fitting):
             raise ConfigError([self._disagreement(samples)])
         if not self.is_settled and len(fitting) == 1:
             self._settle(fitting[0])
@@ -109,7 +109,7 @@ class Placement:
         """
         if not self._settings.partitioner_check or not samples:
             return
-        if self._is_rekeyed and self._settings.partitioner == "auto":
+        if self._is_rekeyed and self._is_auto:
             # Other versions took, at their first start, the rule that their input fitted.
             self._settle(next((name for name in PARTITIONERS if self._fits(name, samples)), self.name))
         self.look(samples)
@@ -129,7 +129,7 @@ class Placement:
     def _other(self, stored: str) -> str:
         configured = f"kafka.partitioner: {self._settings.partitioner}"
         fix = f"set kafka.partitioner: {stored}, or auto, which takes what is stored"
-        if self._settings.partitioner == "auto":
+        if self._is_auto:
             configured += f", which is {self.name} here"
             fix = "start the worker again; it takes what is stored"
         return (
@@ -158,7 +158,7 @@ class Placement:
                 f"which begins with empty state; or, {own}"
             )
         fitting = next((name for name in PARTITIONERS if self._fits(name, samples)), None)
-        if fitting is not None and self._settings.partitioner != "auto":
+        if fitting is not None and not self._is_auto:
             return f"set kafka.partitioner: {fitting}, which agrees with all {len(samples)} records that were looked at"
         if self._is_rekeyed:
             return (
