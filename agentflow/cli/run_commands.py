@@ -265,19 +265,25 @@ def _check_is_embedded(directory: Path) -> None:
 
 async def _send(job_file: JobFile, inputs: Sequence[str], topic: str, key: object, document: bytes) -> None:
     """Write a signal where the keys of the job are."""
-    from agentflow.connectors.kafka.placement import find_partitioner
     from agentflow.connectors.kafka.signals import send_signal
     from agentflow.connectors.kafka.sinks import kafka_key
     from agentflow.connectors.kafka.topics import partition_counts
+    from agentflow.environment.kafka_job import find_placement
     from agentflow.runtime.codecs import RECORD_KEY, encode_key
 
-    settings = job_file.settings.kafka
-    counts = await partition_counts(settings, [topic])
+    settings, changelog = job_file.settings, f"{job_file.settings.job}-changelog"
+    counts = await partition_counts(settings.kafka, [topic, changelog])
     if topic not in counts:
         raise ConfigError([f"the topic '{topic}' (signals.topic) does not exist: a worker of the job creates it"])
-    is_checked = job_file.composition.key_by == RECORD_KEY
-    partitioner = await find_partitioner(settings, inputs, counts[topic], is_checked=is_checked)
-    await send_signal(settings, topic, partitioner, kafka_key(encode_key(key)), document)
+    placement = await find_placement(
+        settings,
+        inputs,
+        counts[topic],
+        is_rekeyed=job_file.composition.key_by != RECORD_KEY,
+        has_changelog=changelog in counts,
+        is_stored_enough=True,
+    )
+    await send_signal(settings.kafka, topic, placement, kafka_key(encode_key(key)), document)
 
 
 def key_of(text: str) -> object:

@@ -23,7 +23,7 @@ from agentflow.runtime.worker import Worker
 
 if TYPE_CHECKING:
     from agentflow.connectors.kafka.group import KafkaGroup, PartitionSource, Reading
-    from agentflow.connectors.kafka.partitioners import Partitioner
+    from agentflow.connectors.kafka.placement import Placement
     from agentflow.connectors.kafka.producer import SubtaskProducer
     from agentflow.connectors.kafka.topics import JobTopics
     from agentflow.state.rocksdb import RocksDBKeyedState
@@ -42,6 +42,46 @@ def topics_of(
     return JobTopics(
         reading.topics, output, f"{job}-changelog", f"{job}-journal", dead_letters, repartition, settings.signals.topic
     )
+
+
+async def find_placement(
+    settings: JobSettings,
+    inputs: Sequence[str],
+    count: int,
+    *,
+    is_rekeyed: bool,
+    has_changelog: bool = True,
+    is_stored_enough: bool = False,
+) -> Placement:
+    """Return how a job spreads keys over its subtasks: what its checkpoints say; else what is configured, or the input shows.
+
+    Args:
+        settings: Settings of the job.
+        inputs: Its input topics, which exist.
+        count: Number of its subtasks.
+        is_rekeyed: Whether its key is not the record's.
+        has_changelog: Whether its changelog topic exists.
+        is_stored_enough: Whether the input need not agree with what checkpoints say.
+
+    Raises:
+        ConfigError: The configuration, the checkpoints, and the input do not agree.
+        SourceError: No broker answers.
+        StateUnavailable: The changelog cannot be read.
+    """
+    from agentflow.connectors.kafka.connection import Consumer, client_options
+    from agentflow.connectors.kafka.placement import Placement, sample_input
+    from agentflow.connectors.kafka.sinks import kafka_key
+    from agentflow.state.kafka_placement import StoredPlacement, read_placement
+
+    changelog = f"{settings.job}-changelog"
+    stored = StoredPlacement()
+    if has_changelog:
+        stored = await read_placement(changelog, count, client_options(settings.kafka), Consumer)
+    placement = Placement(settings.kafka, count, is_rekeyed=is_rekeyed, stored=stored.partitioners)
+    placement.look_at_rows([(changelog, number, offset, kafka_key(key)) for number, offset, key in stored.rows])
+    if placement.is_watched and not (stored.partitioners and is_stored_enough):
+        placement.look(await sample_input(settings.kafka, inputs, count))
+    return placement
 
 
 class KafkaJob:
@@ -64,7 +104,7 @@ class KafkaJob:
         stream_outlet: Takes what actions say while they work; None: nobody does.
         resources: What the agents of all subtasks share: models, tools; whoever runs the worker closes them at its end.
         facts: What the brokers say of the topics, when a worker was made.
-        partitioner: The one in use, when a worker was made.
+        placement: How keys are spread over subtasks, when a worker was made.
     """
 
     def __init__(
@@ -83,7 +123,7 @@ class KafkaJob:
         self.metrics = MetricRegistry()
         self.stream_outlet: StreamOutlet | None = None
         self.resources = Resources()
-        from agentflow.connectors.kafka.partitioners import murmur2
+        from agentflow.connectors.kafka.placement import Placement
         from agentflow.connectors.kafka.topics import TopicFacts
 
         self.settings = settings
@@ -95,29 +135,35 @@ class KafkaJob:
             reading, topics=(*reading.topics, *self.topics.repartition), signals=self.topics.signals
         )
         self.facts = TopicFacts(0, {})
-        self.partitioner: Partitioner = murmur2
+        self.placement = Placement(settings.kafka, 0, is_rekeyed=self.is_rekeyed)
 
     async def worker(self, on_event: Callable[[str, dict[str, Any]], None] | None = None) -> Worker:
         """Check and create topics, and return a worker that has not joined yet.
 
         Raises:
-            ConfigError: Topics are missing or wrong, or the input is spread by another partitioner.
+            ConfigError: Topics are missing or wrong, or the input or the job's state is spread by another partitioner.
             SourceError: No broker answers.
+            StateUnavailable: The changelog cannot be read.
         """
         from agentflow.connectors.kafka.group import KafkaGroup
-        from agentflow.connectors.kafka.placement import find_partitioner
         from agentflow.connectors.kafka.topics import prepare_topics
 
         settings = self.settings
         self.facts = await prepare_topics(settings.kafka, settings.topics, self.topics, settings.checkpoint.interval_ms)
-        self.partitioner = await find_partitioner(
-            settings.kafka, self.topics.inputs, self.facts.subtasks, is_checked=not self.is_rekeyed
+        self.placement = placement = await find_placement(
+            settings, self.topics.inputs, self.facts.subtasks, is_rekeyed=self.is_rekeyed
         )
         tell = on_event or (lambda name, fields: None)  # noqa: ARG005
 
         def new_group() -> KafkaGroup:
             return KafkaGroup(
-                settings.kafka, settings.job, self.reading, self.facts.subtasks, self.topics.repartition, tell
+                settings.kafka,
+                settings.job,
+                self.reading,
+                self.facts.subtasks,
+                self.topics.repartition,
+                tell,
+                placement if placement.is_watched else None,
             )
 
         return Worker(new_group, lambda group, number: _KafkaSubtask(self, group, number, tell), settings.restart, tell)
@@ -180,14 +226,14 @@ class _KafkaSubtask:
 
         kafka, producer, topics = self._kafka, self._producer, self._kafka.topics
         assert producer is not None
-        outputs, partitioner = producer.outputs or producer, kafka.partitioner
+        outputs, placement = producer.outputs or producer, kafka.placement
         message_max = kafka.facts.message_max[topics.output]
-        sinks: dict[str, Sink] = {"sink": KafkaSink(outputs, topics.output, partitioner, message_max)}
+        sinks: dict[str, Sink] = {"sink": KafkaSink(outputs, topics.output, placement, message_max)}
         if topics.dead_letters is not None:
-            dead_letters = KafkaDeadLetters(outputs, topics.dead_letters, partitioner)
+            dead_letters = KafkaDeadLetters(outputs, topics.dead_letters, placement)
             sinks["dead-letter"] = kafka.watch_dead_letters(dead_letters)
         for topic in topics.repartition:
-            sinks["repartition"] = KafkaRepartition(producer, topic, partitioner)
+            sinks["repartition"] = KafkaRepartition(producer, topic, placement)
         return sinks
 
     async def _open_state(self) -> KeyedState:
@@ -208,6 +254,7 @@ class _KafkaSubtask:
             kafka.facts.delete_retention_ms,
             Consumer,
             journal,
+            kafka.placement,
         )
 
     def _open_copy(self, is_reset: bool) -> RocksDBKeyedState:  # noqa: FBT001 (a callback)

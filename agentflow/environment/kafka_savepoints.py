@@ -166,11 +166,11 @@ class _Reading:
         with contextlib.closing(
             RocksDBKeyedState.open(self._scratch / name / "state", job=job, free_min_bytes=0)
         ) as state:
-            await self._copy(reader, number, state)
+            partitioner = await self._copy(reader, number, state)
             facts = facts_of(state)
             await asyncio.to_thread(export.mkdir)
             await state.link(export)
-        self.subtasks.append(SubtaskSavepoint(**msgspec.structs.asdict(facts), subtask=number))
+        self.subtasks.append(SubtaskSavepoint(**msgspec.structs.asdict(facts), subtask=number, partitioner=partitioner))
         if self._is_rekeyed:
             topic = f"{job}-repartition"
             path = export / PENDING_FILE
@@ -182,24 +182,25 @@ class _Reading:
             if path.is_file():
                 self.files[f"{name}/{path.relative_to(export).as_posix()}"] = path
 
-    async def _copy(self, reader: ChangelogReader, number: int, state: RocksDBKeyedState) -> None:
-        """Copy a subtask's changelog; where nobody works on, what the journal has behind it too."""
+    async def _copy(self, reader: ChangelogReader, number: int, state: RocksDBKeyedState) -> str:
+        """Copy a subtask's changelog; where nobody works on, what the journal has behind it too. Return how keys are spread."""
         topic = f"{self._settings.job}-changelog"
 
         def tell(position: int, end: int) -> None:
             self._progress(f"reading {topic}/{number}, {position:,} of {end:,}", 0, 0)
 
-        end = await reader.copy(topic, number, state, tell)
+        end, partitioner = await reader.copy(topic, number, state, tell)
         if self._has_workers or not state.checkpoint:
-            return
+            return partitioner
         for _ in range(_ATTEMPTS):
             records = await self._journal_records(number, state)
             behind = await reader.end(topic, number)
             if behind == end:
                 if records:
                     await state.journal.append(records)
-                return
-            end = await reader.copy(topic, number, state, tell)  # somebody works on after all
+                return partitioner
+            end, newer = await reader.copy(topic, number, state, tell)  # somebody works on after all
+            partitioner = newer or partitioner
         raise StateUnavailable(
             "the changelog grows while it is read, and the job has no workers",
             where={"topic": topic, "partition": number},
@@ -330,7 +331,9 @@ def _subtasks(savepoint: Savepoint, scratch: Path) -> Iterator[RestoredSubtask]:
         fetch_subtask(savepoint, subtask.subtask, directory, is_checked=True)
         with contextlib.closing(StateView(directory)) as view:
             pending = functools.partial(_pending, savepoint, subtask.subtask)
-            yield RestoredSubtask(subtask.subtask, subtask.checkpoint, view.rows, view.journal, pending)
+            yield RestoredSubtask(
+                subtask.subtask, subtask.checkpoint, view.rows, view.journal, pending, subtask.partitioner
+            )
 
 
 def _pending(savepoint: Savepoint, subtask: int) -> Iterator[PendingRecord]:

@@ -248,11 +248,16 @@ class KafkaSettings(_Section, frozen=True):
     ] = 60_000
     partitioner: Annotated[
         Literal["auto", "murmur2", "crc32"],
-        Meta(description="How keys are spread: murmur2 (Java, aiokafka), crc32 (librdkafka), or as the input shows."),
+        Meta(
+            description="How keys are spread: murmur2 (Java, aiokafka), crc32 (librdkafka), or as the input shows at first "
+            "(murmur2 where the key is not the record's). Checkpoints keep it: it cannot be changed."
+        ),
     ] = "auto"
     partitioner_check: Annotated[
         bool,
-        Meta(description="Look at start whether records of the input lie where the partitioner puts them."),
+        Meta(
+            description="Look at start, and at the first records that come, whether the input lies where the partitioner puts it."
+        ),
     ] = True
     security: SecuritySettings = SecuritySettings()
 

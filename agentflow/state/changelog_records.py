@@ -1,6 +1,6 @@
 """How rows of keyed state look as records of a compacted changelog topic.
 
-    "c"                                          the checkpoint record, last of its transaction: [format, N, positions]
+    "c"                                          the checkpoint record, last of its transaction: [format, N, positions, partitioner]
     "m"                                          a marker that proves who may write; means nothing to a reader
     "r" table(1) storage key                     a row: 0x00 value, or 0x01 [parts, checksum] when it is in parts; null: deleted
     "p" table(1) length(4) storage key part(4)   one part of a value above 512 KiB, before its row in the same transaction
@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from agentflow.core.delta import StateWrite, check_format
-from agentflow.state.layout import storage_key
+from agentflow.state.layout import split_storage_key, storage_key
 
 CHECKPOINT_KEY: Final = b"c"
 _ROW, _PART = b"r", b"p"
@@ -34,11 +34,20 @@ Record = tuple[bytes, bytes | None]
 
 
 class CheckpointRecord(msgspec.Struct, array_like=True):
-    """The last record of a checkpoint's transaction. New fields go to the end, with a default."""
+    """The last record of a checkpoint's transaction. New fields go to the end, with a default.
+
+    Attributes:
+        format: Version of the changelog's records.
+        checkpoint: Number of the checkpoint.
+        positions: Where the sources go on: label → next offset.
+        partitioner: Name of the rule by which the job's keys are spread over subtasks; empty: an older agentflow wrote the record,
+            or it was not known yet.
+    """
 
     format: int
     checkpoint: int
     positions: dict[str, int]
+    partitioner: str = ""
 
 
 class _Parted(msgspec.Struct, array_like=True):
@@ -76,9 +85,27 @@ def records_of(rows: Iterable[Row]) -> list[Record]:
     return records
 
 
-def checkpoint_record(checkpoint: int, positions: dict[str, int]) -> Record:
+def checkpoint_record(checkpoint: int, positions: dict[str, int], partitioner: str = "") -> Record:
     """Return the checkpoint record."""
-    return CHECKPOINT_KEY, _encode(CheckpointRecord(FORMAT, checkpoint, positions))
+    return CHECKPOINT_KEY, _encode(CheckpointRecord(FORMAT, checkpoint, positions, partitioner))
+
+
+def read_checkpoint(value: bytes) -> CheckpointRecord:
+    """Return what a checkpoint record says.
+
+    Raises:
+        StateVersionTooNew: A newer agentflow wrote it.
+    """
+    record = _decode_checkpoint(value)
+    check_format("the changelog", record.format, FORMAT)
+    return record
+
+
+def row_key(record_key: bytes | None) -> bytes:
+    """Return the encoded key whose row a record stands for; empty where it stands for none, or for one of the whole subtask."""
+    if record_key is None or record_key[:1] != _ROW:
+        return b""
+    return split_storage_key(record_key[2:])[1]
 
 
 class ChangelogReplay:
@@ -106,7 +133,7 @@ class ChangelogReplay:
             elif kind == _PART and key is not None and value is not None:
                 self._parts[key] = value
             elif key == CHECKPOINT_KEY and value is not None:
-                self._checkpoint(value)
+                self.last = read_checkpoint(value)
 
     @property
     def incomplete(self) -> list[bytes]:
@@ -129,8 +156,3 @@ class ChangelogReplay:
                 yield table, row, whole
             else:
                 self._incomplete[key] = None
-
-    def _checkpoint(self, value: bytes) -> None:
-        record = _decode_checkpoint(value)
-        check_format("the changelog", record.format, FORMAT)
-        self.last = record

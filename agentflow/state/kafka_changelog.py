@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -26,7 +26,14 @@ from aiokafka.errors import KafkaError
 from agentflow.core.delta import POSITIONS_NAME, DeltaSlices, StoredRow, Table, decode_positions
 from agentflow.errors import NotConfigured, StateCorrupted, StateMismatch, StateUnavailable
 from agentflow.runtime.ports import ChangelogTransaction, Journal, Prepared, Staged, StateFacts
-from agentflow.state.changelog_records import ChangelogReplay, Row, checkpoint_record, records_of, rows_of
+from agentflow.state.changelog_records import (
+    ChangelogReplay,
+    CheckpointRecord,
+    Row,
+    checkpoint_record,
+    records_of,
+    rows_of,
+)
 
 _FETCH_BYTES = 8 * 2**20
 _ROWS_PER_TURN = 2_000
@@ -91,13 +98,37 @@ class ChangelogCopy(Protocol):
         ...
 
 
+class KeyPlacement(Protocol):
+    """The rule by which keys are spread over subtasks; every checkpoint says which one it was."""
+
+    @property
+    def stored_name(self) -> str:
+        """Its name; empty: it is not known for sure yet."""
+        ...
+
+    def meet(self, name: str) -> None:
+        """Learn what a stored checkpoint says, which is not empty.
+
+        Raises:
+            ConfigError: It is another rule.
+        """
+        ...
+
+
 class ChangelogKeyedState:
     """`KeyedState` of one Kafka subtask. Open one with `open_changelog_state`."""
 
     prepared: Prepared | None = None
 
-    def __init__(self, copy: ChangelogCopy, transaction: ChangelogTransaction, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        copy: ChangelogCopy,
+        transaction: ChangelogTransaction,
+        journal: Journal | None = None,
+        placement: KeyPlacement | None = None,
+    ) -> None:
         self.journal = journal
+        self._placement = placement
         self._copy = copy
         self._transaction = transaction
         self._positions: dict[str, int] = {}
@@ -135,7 +166,8 @@ class ChangelogKeyedState:
                 if table is meta and name == POSITIONS_NAME and value is not None:
                     self._positions = decode_positions(value)
             await self._transaction.append_changelog(records_of(rows))
-        await self._transaction.append_changelog([checkpoint_record(checkpoint, self._positions)])
+        partitioner = "" if self._placement is None else self._placement.stored_name
+        await self._transaction.append_changelog([checkpoint_record(checkpoint, self._positions, partitioner)])
         self._committed = checkpoint, await self._transaction.commit(checkpoint, self._positions)
 
     async def complete(self) -> None:
@@ -170,6 +202,7 @@ async def open_changelog_state(
     delete_retention_ms: int,
     new_consumer: Callable[..., Any],
     journal: Journal | None = None,
+    placement: KeyPlacement | None = None,
 ) -> ChangelogKeyedState:
     """Become the owner of a subtask's state and bring RocksDB up to the end of the changelog.
 
@@ -183,8 +216,10 @@ async def open_changelog_state(
             and is rebuilt.
         new_consumer: Makes the client.
         journal: The subtask's journal; None: it has none.
+        placement: How keys are spread; None: checkpoints do not say.
 
     Raises:
+        ConfigError: The last checkpoint was written where keys were spread by another rule.
         StateUnavailable: The changelog cannot be read now.
         StateMismatch: RocksDB is ahead of the changelog: the topic was made anew, or belongs to another job.
         StateCorrupted: The changelog lacks its beginning, or what its own records name.
@@ -210,7 +245,7 @@ async def open_changelog_state(
                 copy.close()
                 copy = open_copy(True)
                 opened.callback(copy.close)
-            await replay_changelog(reader, partition, copy, begin, end)
+            last = await replay_changelog(reader, partition, copy, begin, end)
         except KafkaError as error:
             raise StateUnavailable(
                 f"the changelog cannot be read: {error!r}",
@@ -220,7 +255,9 @@ async def open_changelog_state(
             ) from error
         finally:
             await reader.stop()
-        state = ChangelogKeyedState(copy, transaction, journal)
+        if placement is not None and last is not None and last.partitioner:
+            placement.meet(last.partitioner)
+        state = ChangelogKeyedState(copy, transaction, journal, placement)
         positions = next((row.value for row in copy.rows(Table.META) if row.name == POSITIONS_NAME), None)
         state._positions = decode_positions(positions) if positions is not None else {}  # noqa: SLF001 (made here)
         opened.pop_all()
@@ -229,15 +266,22 @@ async def open_changelog_state(
 
 async def partition_ends(reader: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int]:
     """Return the first and the next offset; a partition that was just created, or whose leader just died, gets a moment."""
+    return (await ends_of(reader, [partition]))[partition]
+
+
+async def ends_of(
+    reader: AIOKafkaConsumer, partitions: Sequence[TopicPartition]
+) -> dict[TopicPartition, tuple[int, int]]:
+    """As `partition_ends`, for several at once."""
     for attempt in range(_LEADER_ATTEMPTS):
         try:
-            begins, ends = await reader.beginning_offsets([partition]), await reader.end_offsets([partition])
-            return begins[partition], ends[partition]
+            begins, ends = await reader.beginning_offsets(partitions), await reader.end_offsets(partitions)
+            return {partition: (begins[partition], ends[partition]) for partition in partitions}
         except KafkaError as error:
             if not error.retriable or attempt == _LEADER_ATTEMPTS - 1:
                 raise
             await asyncio.sleep(_LEADER_WAIT_S)
-    raise AssertionError(partition)
+    raise AssertionError(partitions)
 
 
 def _now_ms() -> int:
@@ -251,8 +295,8 @@ async def replay_changelog(
     begin: int,
     end: int,
     tell: Callable[[int], object] = lambda position: None,  # noqa: ARG005
-) -> None:
-    """Bring a copy of a changelog from its position up to ``end``.
+) -> CheckpointRecord | None:
+    """Bring a copy of a changelog from its position up to ``end``; return the last checkpoint on the way, if there is one.
 
     Raises:
         StateMismatch: The copy is ahead of it.
@@ -295,3 +339,4 @@ async def replay_changelog(
         )
     if replay.last is not None:
         copy.note_changelog(replay.last.checkpoint, end, _now_ms())
+    return replay.last

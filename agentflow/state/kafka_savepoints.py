@@ -91,13 +91,18 @@ class ChangelogReader:
         self._reader.assign([place])
         return (await partition_ends(self._reader, place))[1]
 
-    async def copy(self, topic: str, partition: int, copy: ChangelogCopy, tell: Callable[[int, int], object]) -> int:
-        """Copy a changelog partition up to its end, and return that; ``tell`` is told of (offset, end)."""
+    async def copy(
+        self, topic: str, partition: int, copy: ChangelogCopy, tell: Callable[[int, int], object]
+    ) -> tuple[int, str]:
+        """Copy a changelog partition up to its end; return that, and the partitioner of the last checkpoint that was copied.
+
+        ``tell`` is told of (offset, end).
+        """
         place = TopicPartition(topic, partition)
         self._reader.assign([place])
         begin, end = await partition_ends(self._reader, place)
-        await replay_changelog(self._reader, place, copy, begin, end, lambda position: tell(position, end))
-        return end
+        last = await replay_changelog(self._reader, place, copy, begin, end, lambda position: tell(position, end))
+        return end, "" if last is None else last.partitioner
 
     async def copy_pending(self, topic: str, partition: int, position: int, file: IO[bytes], wait_s: float) -> int:
         """Write the records from ``position`` on to a file, and return their number.
@@ -193,6 +198,7 @@ class RestoredSubtask(msgspec.Struct, frozen=True):
         rows: Every row of a table.
         journal: Records that no checkpoint has, as (operator, record).
         pending: Records of its repartition topic.
+        partitioner: How keys are spread over subtasks; empty: it is not known.
     """
 
     subtask: int
@@ -200,6 +206,7 @@ class RestoredSubtask(msgspec.Struct, frozen=True):
     rows: Callable[[Table], Iterable[StoredRow]]
     journal: Sequence[tuple[int, bytes]]
     pending: Callable[[], Iterable[PendingRecord]]
+    partitioner: str = ""
 
 
 class ChangelogWriter:
@@ -282,7 +289,8 @@ class ChangelogWriter:
                 for key, content in records_of([stored]):
                     await self._append(self._changelog, number, key, content)
         if subtask.checkpoint:
-            await self._append(self._changelog, number, *checkpoint_record(subtask.checkpoint, positions))
+            last = checkpoint_record(subtask.checkpoint, positions, subtask.partitioner)
+            await self._append(self._changelog, number, *last)
         for operator, record in subtask.journal:
             for content in journal_values(operator, record):
                 await self._append(self._journal, number, None, content)

@@ -43,9 +43,11 @@ class SubtaskSavepoint(StateFacts, frozen=True, rename="kebab"):
 
     Attributes:
         subtask: Its number.
+        partitioner: In a Kafka job, how its keys are spread over subtasks; empty: it is not known.
     """
 
     subtask: int
+    partitioner: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, rename="kebab", kw_only=True):

@@ -119,6 +119,7 @@ def test_the_workers_of_a_restored_job_go_on_where_the_savepoint_is(place):
         before = place.wait_for(place.sink, 200, worker)
     savepoint = create(place)
     assert [subtask["subtask"] for subtask in savepoint["subtasks"]] == [0, 1, 2]
+    assert [subtask["partitioner"] for subtask in savepoint["subtasks"]] == ["murmur2"] * 3
     assert sum(counts_in(place, savepoint).values()) == 200
     assert command(place, "savepoint", "verify", savepoint["savepoint"])["damage"] == []
     keys = command(place, "state", "list", savepoint["savepoint"])["keys"]
@@ -127,6 +128,7 @@ def test_the_workers_of_a_restored_job_go_on_where_the_savepoint_is(place):
     copy = copy_of(place)
     assert restore(copy, savepoint)["restored-to"] == f"topic {copy.job}-changelog"
     assert "never overwrites" in restore(copy, savepoint, status=1)
+    assert "keys are placed by murmur2" in copy.run("--set", "kafka.partitioner=crc32").stderr
     with copy.worker() as worker:
         after = copy.wait_for(copy.sink, 200, worker)
     with place.worker() as worker:

@@ -377,22 +377,27 @@ def _number(path: Path) -> int:
 
 
 async def partitioner(subject: Subject) -> Sequence[Finding]:
-    """Look whether records of the input lie where the job would put their keys."""
-    from agentflow.connectors.kafka.placement import find_partitioner
+    """Look whether records of the input, and the job's state, lie where the job would put their keys."""
+    from agentflow.environment.kafka_job import find_placement
 
-    settings, report = subject.job.settings.kafka, subject.report
+    settings, report = subject.job.settings, subject.report
     assert report is not None, "needs the topics"
     if any(topic in report.missing for topic in _source(subject).topics):
         return [skipped("an input topic is still to be created")]
-    if not settings.partitioner_check:
+    if not settings.kafka.partitioner_check:
         return [skipped("kafka.partitioner-check is false")]
-    is_checked = subject.job.composition.key_by == RECORD_KEY
     try:
-        found = await find_partitioner(settings, _source(subject).topics, report.facts.subtasks, is_checked=is_checked)
+        found = await find_placement(
+            settings,
+            _source(subject).topics,
+            report.facts.subtasks,
+            is_rekeyed=subject.job.composition.key_by != RECORD_KEY,
+            has_changelog=f"{settings.job}-changelog" not in report.missing,
+        )
     except ConfigError as failure:
         fix = "the job starts when producers and kafka.partitioner agree"
         return [error(problem, "one partitioner for all producers", fix) for problem in failure.problems]
-    return [ok(found.__name__)]
+    return [ok(found.name if found.is_settled else f"{found.name}, until a record shows another one")]
 
 
 async def record_times(subject: Subject) -> Sequence[Finding]:

@@ -23,10 +23,11 @@ from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionE
 from agentflow.api.codecs import JSON, Codec
 from agentflow.connectors.kafka.assignor import subtask_assignor
 from agentflow.connectors.kafka.connection import Consumer, client_options, unreachable
+from agentflow.connectors.kafka.placement import LOOKED_AT, Placement
 from agentflow.connectors.kafka.producer import SubtaskProducer
 from agentflow.connectors.kafka.signals import PartitionSignals
 from agentflow.core.records import Record
-from agentflow.errors import PartitionCountChanged, SourceError
+from agentflow.errors import ConfigError, PartitionCountChanged, SourceError
 from agentflow.runtime.settings import KafkaSettings
 
 _FETCH_RECORDS = 2_000  # some 3 ms of decoding
@@ -77,6 +78,7 @@ class KafkaGroup:
         subtasks: Number of subtasks; topics that get more or fewer partitions stop the group.
         repartition: Topics of ``reading`` whose records are deleted when they are in a completed checkpoint.
         on_event: Told as (name, fields) of what somebody should know; for logs.
+        placement: Learns where records of the input are; None: nobody looks.
         new_consumer: Makes the client.
     """
 
@@ -88,9 +90,11 @@ class KafkaGroup:
         subtasks: int,
         repartition: Sequence[str] = (),
         on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        placement: Placement | None = None,
         new_consumer: Callable[..., Any] = Consumer,
     ) -> None:
         self._new_consumer = new_consumer
+        self.placement = placement
         self._on_event = on_event or (lambda name, fields: None)  # noqa: ARG005
         self._settings = settings
         self.reading = reading
@@ -281,7 +285,7 @@ class KafkaGroup:
                     await asyncio.sleep(_FETCH_MS / 1000)
                 except OffsetOutOfRangeError as error:
                     await self._reset_lost(error)
-        except SourceError as error:
+        except (SourceError, ConfigError) as error:
             self.fail(error)
         except KafkaError as error:
             self.fail(unreachable(self._settings, error))
@@ -376,6 +380,7 @@ class PartitionSource:
         signals = group.reading.signals
         self.signals = None if signals is None else PartitionSignals(f"{signals}/{subtask}")
         self._next: dict[str, int] = {}  # label → offset behind the last record that was taken out
+        self._to_look_at = dict.fromkeys(self.partitions, LOOKED_AT)  # label → records whose place is not looked at yet
         self.is_open = False
         self.is_placed = False  # since the last rebalance
 
@@ -446,7 +451,11 @@ class PartitionSource:
             self._group.wake()
 
     def take(self, label: str, records: Sequence[Any]) -> None:
-        """Take fetched records; those that do not follow on are of a fetch from before a seek."""
+        """Take fetched records; those that do not follow on are of a fetch from before a seek.
+
+        Raises:
+            ConfigError: They are not where the job's partitioner puts their keys.
+        """
         expected = self.wanted_offset(label)
         if records[0].offset < expected:
             records = [r for r in records if r.offset >= expected]
@@ -457,8 +466,20 @@ class PartitionSource:
         if self.signals is not None and label == self.signals.label:
             self.signals.take(taken)
         else:
+            placement = self._group.placement
+            if placement is not None and (self._to_look_at[label] or not placement.is_settled):
+                self._look(placement, label, records)
             self._buffer += taken
             self._arrived.set()
+
+    def _look(self, placement: Placement, label: str, records: Sequence[Any]) -> None:
+        """Let the first records that come of a partition be compared; as long as no rule is known, each key of every fetch."""
+        if placement.is_settled:
+            records = records[: self._to_look_at[label]]
+            self._to_look_at[label] -= len(records)
+        first = {record.key: record.offset for record in reversed(records) if record.key}
+        topic, _, number = label.rpartition("/")
+        placement.look([(topic, int(number), offset, key) for key, offset in first.items()])
 
     async def fetch(self, records_max: int) -> Sequence[Record]:
         """Wait for records, and for room in the outbox of the producer."""

@@ -13,7 +13,9 @@ from agentflow.state.changelog_records import (
     PART_BYTES,
     ChangelogReplay,
     checkpoint_record,
+    read_checkpoint,
     records_of,
+    row_key,
     rows_of,
 )
 from agentflow.state.layout import storage_key
@@ -88,4 +90,16 @@ def test_a_newer_changelog_is_refused():
     key, value = checkpoint_record(1, {})
     assert key == CHECKPOINT_KEY
     with pytest.raises(StateVersionTooNew):
-        replayed([(key, b"\x93\x63" + value[2:])])
+        replayed([(key, b"\x94\x63" + value[2:])])
+
+
+def test_a_checkpoint_record_names_the_partitioner_and_one_of_before_is_readable():
+    assert read_checkpoint(checkpoint_record(3, {"in/0": 7}, "crc32")[1]).partitioner == "crc32"
+    old = read_checkpoint(b"\x93\x01\x03\x80")
+    assert (old.checkpoint, old.positions, old.partitioner) == (3, {}, "")
+
+
+def test_a_row_says_its_key_and_other_records_have_none():
+    rows = [(Table.MEMORY, 0, b"a\x00b", "n", b"1"), (Table.META, 0, b"", "positions", b"1")]
+    assert [row_key(key) for key, _ in records_of(rows_of(rows))] == [b"a\x00b", b""]
+    assert [row_key(key) for key in (CHECKPOINT_KEY, b"m", None)] == [b"", b"", b""]
