@@ -64,10 +64,14 @@ def test_agent_without_actions_is_refused():
 def test_agent_that_no_input_can_trigger_is_refused_with_its_actions_and_their_triggers(triggers):
     (problem,) = _problems(Agent("shop").add_action("act", triggers, _act))
     assert problem.splitlines() == [
-        "agent 'shop': no action listens to the input event: every input would be dropped; "
-        f"actions: act ({', '.join(triggers)})",
-        "  expected: one action at least with the trigger EventType.InputEvent ('input' in YAML), or a condition that it "
-        "can meet",
+        (
+            "agent 'shop': no action listens to the input event: every input would be dropped; "
+            f"actions: act ({', '.join(triggers)})"
+        ),
+        (
+            "  expected: one action at least with the trigger EventType.InputEvent ('input' in YAML), or a condition that it "
+            "can meet"
+        ),
     ]
 
 
