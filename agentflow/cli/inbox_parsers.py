@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 AddCommand = Callable[[Any, str, str], argparse.ArgumentParser]
@@ -21,8 +22,14 @@ def with_inbox_verb(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the verb that ``agentflow inbox JOB`` leaves out."""
     if arguments[:1] != ["inbox"] or arguments[1:2] == ["-h"] or arguments[1:2] == ["--help"]:
         return list(arguments)
-    has_verb = len(arguments) > 1 and arguments[1] in _VERBS
-    return list(arguments) if has_verb else ["inbox", "list", *arguments[1:]]
+    is_verb = len(arguments) > 1 and (arguments[1] in _VERBS or _is_like_a_verb(arguments[1:]))
+    return list(arguments) if is_verb else ["inbox", "list", *arguments[1:]]
+
+
+def _is_like_a_verb(arguments: Sequence[str]) -> bool:
+    """Whether a verb is misspelled, as no job is named like that and followed by another: argparse tells then which there are."""
+    is_followed = len(arguments) > 1 and not arguments[1].startswith("-")
+    return is_followed and arguments[0].isalpha() and not Path(arguments[0]).exists()
 
 
 def add_inbox_commands(
@@ -46,7 +53,11 @@ def add_inbox_commands(
     approving.add_argument(
         "id", metavar="ID", nargs="?", help="the wait, as 'inbox list' names it; its first digits do"
     )
-    approving.add_argument("--arguments", metavar="JSON", help="call it with these arguments, and not with the model's")
+    approving.add_argument(
+        "--arguments",
+        metavar="JSON",
+        help="call it with these arguments, all of them: they take the place of the model's as a whole",
+    )
     approving.add_argument("--all", action="store_true", help="approve all calls of --tool that wait")
     approving.add_argument("--tool", metavar="NAME", help="with --all: the tool")
     approving.set_defaults(late="id")

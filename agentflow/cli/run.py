@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _READY = ("running", "draining")
+_BLOCK_BYTES = 2**20
 _TOTALS = ("records_in", "records_out", "dead_letters", "runs_in_flight", "checkpoint", "restarts")
 
 
@@ -143,8 +144,11 @@ class JobLog:
 
     def tell_failure(self, status: JobStatus, error: AgentflowError) -> None:
         """Write the totals of a job that failed; the error itself is the command's to print, and is redacted for that."""
+        from agentflow.cli.job_file import JsonlSource
         from agentflow.observability.logs import log_event
 
+        if isinstance(self._job_file.composition.source, JsonlSource):
+            add_line(error)
         redact_error(error, self._redaction)
         log_event("job failed", "error", **total_fields(self._job_file, status))
 
@@ -178,6 +182,23 @@ class JobLog:
     def _totals(self, fields: Mapping[str, Any]) -> dict[str, object]:
         shown = {name: fields[name] for name in _TOTALS}
         return {"job": self._job_file.settings.job, **shown}
+
+
+def add_line(error: AgentflowError) -> None:
+    """Say which line of a file of JSON lines the record of a failure is: positions are bytes, and editors have lines."""
+    label, _, offset = str(error.where.get("source-position", "")).rpartition("/")
+    if not offset.isdecimal():
+        return
+    line, left = 1, int(offset)
+    try:
+        with open(label, "rb") as file:  # noqa: PTH123 (a label)
+            while left and (block := file.read(min(left, _BLOCK_BYTES))):
+                line += block.count(b"\n")
+                left -= len(block)
+    except OSError:  # a file that is followed or gone, or an object: its label is no path
+        return
+    if not left:
+        error.where["line"] = line
 
 
 def redact_error(error: AgentflowError, redaction: Redaction) -> None:

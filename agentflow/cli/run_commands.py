@@ -145,6 +145,8 @@ def send_signal(chosen: argparse.Namespace) -> int:
         raise ConfigError(
             [f"the value of the signal is no JSON ({error}): {chosen.value}\nhelp: texts have quotes: '\"yes\"'"]
         ) from None
+    if not chosen.name:
+        raise ConfigError(["the name of the signal is empty\nhelp: give the name that ctx.wait_for waits for"])
     key = key_of(chosen.key)
     document = encode_signal(
         key, chosen.name, value, correlation=chosen.correlation, run=chosen.run, agent=chosen.agent
@@ -287,17 +289,24 @@ async def _send(job_file: JobFile, inputs: Sequence[str], topic: str, key: objec
 
 
 def key_of(text: str) -> object:
-    """Return a key as it is written: JSON where that is a number, a text in quotes, or ``{"$bytes": "<base64>"}``; else the text itself."""
+    """Return a key as it is written: JSON where that is a number, a text in quotes, or ``{"$bytes": "<base64>"}``; else the text itself.
+
+    Raises:
+        ConfigError: What stands for bytes is no base64.
+    """
     import msgspec
 
     from agentflow.state.typed_json import untyped
 
     try:
         value: object = msgspec.json.decode(text)
-        if isinstance(value, dict) and isinstance(made := untyped(value), bytes):
-            return made
-    except ValueError:  # no JSON, or no base64
+    except ValueError:  # no JSON
         return text
+    if isinstance(value, dict) and value.keys() == {"$bytes"}:
+        try:
+            return untyped(value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError([f"the bytes of the key are no base64 ({error}): {text}"]) from None
     return value if isinstance(value, int | float | str) and not isinstance(value, bool) else text
 
 

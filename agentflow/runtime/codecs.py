@@ -129,10 +129,17 @@ class KeyReader:
                 fix="correct the record, or configure a dead-letter sink",
             ) from error
         if type(key) is not str and not is_key(key):
-            found = "has no field" if key is msgspec.UNSET else f"has a {type(key).__name__} in"
-            where = f"'{self._key_by}'" if self._parts else "the result of key-by"
+            kind = None if key is msgspec.UNSET else type(key).__name__
+            if self._parts:
+                what = f"the record has {'no field' if kind is None else f'a {kind} in'} '{self._key_by}'"
+            else:
+                what = (
+                    "key-by finds no key in the record"
+                    if kind is None
+                    else f"key-by returned a {kind}, which is no key"
+                )
             raise MissingKey(
-                f"the record {found} {where}",
+                what,
                 where={"record": record.run_id},
                 expected="a str, int, float, bool or bytes key",
                 fix="correct key-by or the record, or configure a dead-letter sink",

@@ -67,11 +67,11 @@ def untyped(value: Any) -> Any:  # noqa: ANN401 (what JSON carries)
         ((name, inner),) = value.items()
         match name:
             case "$bytes":
-                return base64.b64decode(inner)
+                return base64.b64decode(inner, validate=True)
             case "$float":
                 return float(inner)
             case "$text":
-                return base64.b64decode(inner).decode("utf-8", "surrogatepass")
+                return base64.b64decode(inner, validate=True).decode("utf-8", "surrogatepass")
             case "$object":
                 return dict(OBJECT)
     return {_unescaped(name): untyped(inner) for name, inner in value.items()}

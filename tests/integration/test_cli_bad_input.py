@@ -105,7 +105,7 @@ BAD_RECORDS = pytest.mark.parametrize(
 def test_bad_record_stops_the_job_with_its_place_and_the_job_goes_on_when_it_is_mended(project, bad, error, told):
     write(project, GOOD[0], bad, *GOOD[1:])
     position = len(GOOD[0]) + 1
-    run(project, status=1, told=[f"{error}: ", told, f"in.jsonl/{position}", "help: configure dead-letter"])
+    run(project, status=1, told=[f"{error}: ", told, f"in.jsonl/{position}  line 2\n", "help: configure dead-letter"])
     assert outputs(project) in ([], ALL_OUTPUTS[:1])
     write(project, GOOD[0], b" " * len(bad), *GOOD[1:])
     run(project, status=0)

@@ -241,6 +241,7 @@ def test_module_that_does_not_import_is_told_with_the_users_part_of_the_tracebac
         "error: job.yaml:2: agent 'agents:ReviewAgent': module 'agents' cannot be imported: RuntimeError: no network\n"
         "  2 | agent: agents:ReviewAgent\n"
         "             ^^^^^^^^^^^^^^^^^^\n"
+        "  Traceback (most recent call last):\n"
         f'    File "{project}/agents.py", line 3, in <module>\n'
         "      raise RuntimeError('no network')\n"
         "  RuntimeError: no network\n"

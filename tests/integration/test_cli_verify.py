@@ -40,7 +40,7 @@ class Silent(Agent):
 
 
 class Deaf(Agent):
-    @action("never")
+    @action("has(input.never)")
     def listen(event: Event, ctx: RunnerContext) -> None:
         pass
 

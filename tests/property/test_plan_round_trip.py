@@ -70,6 +70,8 @@ def agents(draw):
     agent = Agent(draw(st.text(min_size=1).filter(str.strip)))
     for name in draw(st.lists(NAMES, min_size=1, max_size=4, unique=True)):
         triggers = draw(st.lists(TYPES | CONDITIONS, min_size=1, max_size=4))
+        if not agent.actions:  # something has to listen to inputs
+            triggers.append(EventType.InputEvent)
         options = draw(OPTIONS)
         function = draw(st.sampled_from([act, act_async]))
         if function is act_async:

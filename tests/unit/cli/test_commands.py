@@ -73,3 +73,44 @@ def test_every_command_with_a_job_file_names_the_one_that_is_not_there(command, 
         assert told.out == ""
         assert told.err.startswith("error: ")
         assert "nothing.yaml" in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("run j.yaml --nope", "unknown argument '--nope' of 'agentflow run'\n"),
+        ("run j.yaml --acept", "unknown argument '--acept' of 'agentflow run', did you mean '--accept'?\n"),
+        ("run j.yaml --once", "unknown argument '--once' of 'agentflow run'"),
+        ("state get j.yaml --key k --path x", "unknown argument '--path' of 'agentflow state get'\n"),
+        ("savepoint create j.yaml --dir x", "unknown argument '--dir' of 'agentflow savepoint create'\n"),
+        ("trace show --fromat text", "of 'agentflow trace show', did you mean '--format'?\n"),
+        ("--nope", "unknown argument '--nope' of 'agentflow'\n"),
+    ],
+)
+def test_unknown_argument_is_that_of_its_command_and_only_flags_of_it_are_suggested(arguments, told, capsys):
+    assert main(arguments.split()) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_misspelled_verb_of_inbox_is_named_and_a_job_is_still_a_job(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["inbox", "aprove", "j.yaml", "x"]) == 2
+    assert "unknown verb 'aprove', did you mean 'approve'?" in capsys.readouterr().err
+    assert main(["inbox", "j.yaml"]) == 2
+    assert "j.yaml: there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "told"),
+    [
+        ("k", "", "the name of the signal is empty"),
+        ('{"$bytes": "!!"}', "paid", "the bytes of the key are no base64"),
+        ('{"$bytes": 5}', "paid", "the bytes of the key are no base64"),
+    ],
+)
+def test_signal_without_a_name_or_with_a_key_that_is_none_is_refused(key, name, told, capsys, tmp_path):
+    (tmp_path / "subtask-0").mkdir()
+    assert main(["signal", str(tmp_path), key, name, "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {told}")
+    assert "bug" not in said
