@@ -225,8 +225,7 @@ class Subtask:
                 task.cancel()
             await asyncio.wait(tasks)
             self._alarm.cancel()
-            for stage in self._stages:
-                await stage.runner.close()
+            await asyncio.gather(*(stage.runner.close(self._draining.unwind_s) for stage in self._stages))
             if self._journal is not None:
                 await self._journal.close()
             if self._is_observed:
