@@ -486,8 +486,8 @@ class Subtask:
             self._stages[index + 1].operator.apply(WatermarkReceived(effect.watermark_ms), now_ms)
 
     def _drain(self) -> DrainRequested:
-        """Runs that sleep stay state when the job is stopped; at the end of its input they are part of its work."""
-        return DrainRequested(awaits_sleepers=not self._mailbox.stopping.is_set())
+        """Runs that sleep and timers stay state when the job is stopped; at the end of its input they are part of its work."""
+        return DrainRequested(awaits_all=not self._mailbox.stopping.is_set())
 
     def _pass_drain(self, index: int, effect: Drained, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         if index < self._last:
