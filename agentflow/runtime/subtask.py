@@ -416,7 +416,7 @@ class Subtask:
             if stage.observation is not None:
                 stage.observation.see_record(received)
             stage.operator.apply(received, now_ms)
-        self._counters.records_in += len(taken)
+        self._counters.admit_requests(len(taken))
         for index in sorted({request.agent for request in taken}):
             self._run_effects(index, now_ms)
         self._mailbox.take_more(self._clock.now_ms() - now_ms)
@@ -504,7 +504,9 @@ class Subtask:
         raise job_failure(effect)
 
     def _advance_time(self, now_ms: int) -> None:
-        """Tell operators that time has come, and wake up when it comes next."""
+        """Tell operators that time has come, and wake up when it comes next; no more where all is over but the last checkpoint."""
+        if self._draining.drained.is_set():
+            return
         due_ms = self._advance_idleness(now_ms) if self._watermarks.is_active else None
         for index, stage in enumerate(self._stages):
             next_ms = stage.operator.next_due_ms
