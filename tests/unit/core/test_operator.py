@@ -397,7 +397,9 @@ def test_a_timer_of_the_same_name_that_another_input_sets_behind_it_is_waited_fo
 def test_drained_comes_behind_the_runs_of_all_timers_that_fire_together() -> None:
     bench = Bench(agent(("a", INPUT, {}), ("late", "type == '_timer_event' && attributes.n == 2", {})))
     bench.record("k", 0)
-    orders = [TimerOrder(name, 1100, False, msgspec.msgpack.encode({"n": n})) for n, name in enumerate(("x", "y", "wanted"))]
+    orders = [
+        TimerOrder(name, 1100, False, msgspec.msgpack.encode({"n": n})) for n, name in enumerate(("x", "y", "wanted"))
+    ]
     bench.complete("t/0/0:a", timers=orders)
     bench.apply(DrainRequested())
     bench.now_ms = 1100
