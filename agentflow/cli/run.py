@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from agentflow.errors import AgentflowError
     from agentflow.observability.admin import AdminServer
     from agentflow.observability.progress import LiveLine
-    from agentflow.runtime.job import Job, JobStatus
+    from agentflow.runtime.job import Job
     from agentflow.runtime.job_spec import JobSpec
+    from agentflow.runtime.job_status import JobStatus
     from agentflow.runtime.ports import Sink
     from agentflow.runtime.redaction import Redaction
     from agentflow.runtime.worker import Worker

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agentflow.cli.job_file import JobFile
     from agentflow.environment.kafka_job import KafkaJob
     from agentflow.observability.progress import LiveLine
-    from agentflow.runtime.job import JobStatus
+    from agentflow.runtime.job_status import JobStatus
 
 
 def worker(chosen: argparse.Namespace) -> int:

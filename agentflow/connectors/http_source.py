@@ -175,7 +175,7 @@ class HttpSource:
             return _refused(RecordTooLarge(f"more than {LINES_MAX:,} lines at once", fix="send fewer"))
         taken = await asyncio.gather(
             *(
-                self._record(line, None if request_id is None else f"{request_id}/{number}", headers)
+                self._record(line, f"{request_id}/{number}" if request_id else request_id, headers)
                 for number, line in lines
             ),
             return_exceptions=True,

@@ -339,10 +339,10 @@ class DrainRequested(msgspec.Struct, gc=False):
     """No record will follow; `Drained` is wanted when the last run has ended.
 
     Attributes:
-        awaits_sleepers: Runs that sleep or wait for a signal are waited for too; else they stay state.
+        awaits_all: Runs that sleep or wait for a signal are waited for too, and timers of processing time; else they stay state.
     """
 
-    awaits_sleepers: bool = True
+    awaits_all: bool = True
 
 
 Input = (

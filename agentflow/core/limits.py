@@ -9,6 +9,7 @@ from agentflow.core.failures import FailurePolicy
 from agentflow.core.inputs import DrainRequested
 from agentflow.core.records import ErrorReport, Record
 from agentflow.core.runs import KeyState
+from agentflow.core.timers import TimerTable
 
 
 class OperatorLimits(msgspec.Struct, frozen=True):
@@ -104,14 +105,24 @@ class Drain:
     """Says when a drain is done.
 
     Attributes:
-        requested: The request; None: there is none.
+        requested: The request that is not answered yet; None: there is none.
     """
 
-    def __init__(self, effects: list[Effect]) -> None:
+    def __init__(self, effects: list[Effect], timers: TimerTable) -> None:
         self.requested: DrainRequested | None = None
         self._effects = effects
+        self._timers = timers
 
-    def tell(self, unfinished: int, sleeping: int) -> None:
-        """Answer, if no run is left but those that need not be awaited."""
-        if self.requested is not None and unfinished == (0 if self.requested.awaits_sleepers else sleeping):
+    def begin(self, received: DrainRequested, now_ms: int) -> None:  # noqa: ARG002 (an input)
+        """Take a request."""
+        self.requested = received
+        if received.awaits_all:
+            self._timers.await_pending()
+
+    def tell(self, requested: DrainRequested, unfinished: int, sleeping: int) -> None:
+        """Answer a request, if nothing is left but what need not be awaited."""
+        if unfinished == (0 if requested.awaits_all else sleeping) and not (
+            requested.awaits_all and self._timers.awaited
+        ):
+            self.requested = None
             self._effects.append(Drained())

@@ -122,7 +122,7 @@ class Operator:
             self._sleepers, self._waiting, self._cancelling, self._requests, plan.on_new_input, self._advance,
             self._forward_watermarks,
         )  # fmt: skip
-        self._drain = Drain(self.effects)
+        self._drain = Drain(self.effects, self._timers)
         self._handlers: dict[type, Callable[[Any, int], None]] = {
             **self._admission.handlers,
             RecordRejected: lambda received, _: self.effects.append(policy.last_word(received.record, received.error)),
@@ -135,7 +135,7 @@ class Operator:
             TimeAdvanced: self._on_time,
             BarrierReceived: self._on_barrier,
             CheckpointCompleted: self._on_checkpoint_completed,
-            DrainRequested: self._on_drain,
+            DrainRequested: self._drain.begin,
         }
 
     # -- the way in and out
@@ -159,6 +159,8 @@ class Operator:
                 f"operator '{self.plan.name}' {what} {type(received).__name__}: {error!r}",
                 fix="this is a bug of agentflow; the subtask restarts from its last completed checkpoint",
             ) from error
+        if (drain := self._drain.requested) is not None:  # behind all that follows from the input: timers, watermarks
+            self._drain.tell(drain, self.runs_unfinished, self._sleepers.count)
 
     def take_effects(self) -> list[Effect]:
         """Return and clear the effects."""
@@ -169,6 +171,11 @@ class Operator:
     def runs_unfinished(self) -> int:
         """Runs admitted and not ended, waiting ones included."""
         return len(self.unfinished)
+
+    @property
+    def timers_pending(self) -> int:
+        """Timers that are set."""
+        return len(self._timers)
 
     @property
     def next_due_ms(self) -> int | None:
@@ -231,8 +238,6 @@ class Operator:
         else:
             state.run = None
         self._pressure.relieve(self._sleepers.in_flight, self._sleepers.count)
-        if self._drain.requested is not None:
-            self._drain.tell(self.runs_unfinished, self._sleepers.count)
         return state.run
 
     # -- actions
@@ -298,8 +303,6 @@ class Operator:
         self._sleepers.fold(is_behind_checkpoint=False)
         self._pressure.limit_sleepers(self._sleepers.count)
         self._pressure.relieve(self._sleepers.in_flight, self._sleepers.count)
-        if self._drain.requested is not None:
-            self._drain.tell(self.runs_unfinished, self._sleepers.count)
         if self._segments.is_ready:
             self._forward_watermarks(now_ms)
 
@@ -331,10 +334,6 @@ class Operator:
         for key, name, timer in due:
             state = self._states.get(key) or self._sleepers.open(key)
             self._admission.admit(state, timer.record(name), _TIMER, segment, now_ms)
-
-    def _on_drain(self, received: DrainRequested, now_ms: int) -> None:  # noqa: ARG002 (one signature)
-        self._drain.requested = received
-        self._drain.tell(self.runs_unfinished, self._sleepers.count)
 
     # -- checkpoints
     def _on_barrier(self, received: BarrierReceived, now_ms: int) -> None:

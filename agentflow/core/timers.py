@@ -2,6 +2,10 @@
 
 One timer per (key, name). Due order is (due time, registration); cancelled and replaced timers stay in the heap until
 they surface (a heap has no cheap removal), so the heap is rebuilt when more than half of it is stale.
+
+At the end of an input the timers of processing time that are set are **awaited**, and those that runs set from then on. A timer that
+sets itself again, directly or by others, would be awaited for ever, so it is awaited once: the id of the task that sets it again
+begins with that of the run that it started.
 """
 
 from __future__ import annotations
@@ -46,13 +50,19 @@ _Heap = list[tuple[int, int, _Slot]]
 
 
 class TimerTable:
-    """All timers of one operator, and which of them changed since the last barrier."""
+    """All timers of one operator, and which of them changed since the last barrier.
+
+    Attributes:
+        awaited: Timers that are awaited; None: the input has not ended.
+    """
 
     def __init__(self) -> None:
         self._timers: dict[_Slot, Timer] = {}
         self._heaps: dict[bool, _Heap] = {False: [], True: []}
         self._next_number = 0
         self._changed: dict[_Slot, Timer | None] = {}
+        self.awaited: set[_Slot] | None = None
+        self._fired: dict[_Slot, str] = {}  # awaited ones that fired → how ids of their runs' tasks begin
 
     def __len__(self) -> int:
         return len(self._timers)
@@ -60,6 +70,10 @@ class TimerTable:
     def order(self, key: bytes, order: TimerOrder, task_id: str) -> None:
         """Set or cancel a timer of ``key``; setting replaces one of the same name."""
         slot = (key, order.name)
+        if self.awaited is not None:
+            is_again = task_id.startswith(self._fired.get(slot, task_id + "/"))
+            is_wanted = order.due_ms is not None and not order.is_event_time and not is_again
+            self.awaited.add(slot) if is_wanted else self.awaited.discard(slot)
         if order.due_ms is None:
             if self._timers.pop(slot, None) is not None:
                 self._changed[slot] = None
@@ -68,6 +82,10 @@ class TimerTable:
         self._next_number += 1
         self._timers[slot] = self._changed[slot] = timer
         self._push(slot, timer)
+
+    def await_pending(self) -> None:
+        """Await the timers of processing time that are set, and from now on those that will be."""
+        self.awaited = {slot for slot, timer in self._timers.items() if not timer.is_event_time}
 
     def _push(self, slot: _Slot, timer: Timer) -> None:
         heap = self._heaps[timer.is_event_time]
@@ -93,8 +111,12 @@ class TimerTable:
         fired = []
         while (due_ms := self.next_due_ms(is_event_time=is_event_time)) is not None and due_ms <= until_ms:
             _, _, slot = heapq.heappop(self._heaps[is_event_time])
-            fired.append((*slot, self._timers.pop(slot)))
+            timer = self._timers.pop(slot)
+            fired.append((*slot, timer))
             self._changed[slot] = None
+            if self.awaited is not None and not is_event_time:
+                self.awaited.discard(slot)
+                self._fired[slot] = f"{timer.record(slot[1]).run_id}/"
         return fired
 
     def take_changes(self) -> dict[_Slot, Timer | None]:

@@ -64,7 +64,7 @@ class EngineStats(msgspec.Struct, frozen=True, rename="kebab"):
     """What an engine is doing; a copy.
 
     Attributes:
-        state: starting, restoring, running, draining, stopped or failed.
+        state: starting, restoring, running, restarting, draining, stopped or failed.
         agents: Names of its agents.
         requests: Requests admitted since the process began.
         answered: Requests of it whose run came to its end.

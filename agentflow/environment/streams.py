@@ -32,8 +32,9 @@ from agentflow.plan.plan import AgentPlan
 from agentflow.plan.problems import nearest
 from agentflow.runtime.codecs import KeyBy
 from agentflow.runtime.collection import rare_collections
-from agentflow.runtime.job import Job, JobStatus
+from agentflow.runtime.job import Job
 from agentflow.runtime.job_spec import AgentStage, JobSpec
+from agentflow.runtime.job_status import JobStatus
 from agentflow.runtime.ports import Sink, Source
 from agentflow.runtime.settings import JobSettings
 

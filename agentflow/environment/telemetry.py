@@ -13,7 +13,8 @@ from agentflow.environment.event_log import EventListener, EventLogPart, event_l
 from agentflow.errors import ConfigError
 from agentflow.observability import names
 from agentflow.plan.plan import AgentPlan
-from agentflow.runtime.job import Job, JobStatus
+from agentflow.runtime.job import Job
+from agentflow.runtime.job_status import JobStatus
 from agentflow.runtime.ports import Observer, StreamOutlet
 from agentflow.runtime.redaction import Redaction
 from agentflow.runtime.resources import Resources

@@ -15,7 +15,7 @@
     GET  /stats
     GET  /openapi.json
 
-The header ``Idempotency-Key`` is the request id where the body has none; ``traceparent`` and the other trace headers go into the run.
+The header ``Idempotency-Key`` is the request id where the body has none (else they must agree); ``traceparent`` and the other trace headers go into the run.
 An error is ``{"error": {"type", "message", "fix"?, "run_id"?, "outputs"?}}``: 400 and 422 are the caller's, 409 another request has that
 id, 503 with ``Retry-After`` a limit or a closing engine, 504 the timeout (the run goes on), 500 a run that failed. A stream that has begun
 ends with the same as its event ``error``.
@@ -310,7 +310,11 @@ class _Endpoints:
 
     async def _input(self, request: Request, kind: type[_Input] = _Input) -> tuple[Any, float | None, dict[str, Any]]:
         asked = await self._body(request, kind)
-        request_id = asked.request_id or request.headers.get("idempotency-key")
+        request_id, header = asked.request_id, request.headers.get("idempotency-key")
+        if request_id is not None and header not in (None, request_id):
+            msg = f"the request_id of the body is {request_id!r}, and the header Idempotency-Key says {header!r}: send one of them"
+            raise ValueError(msg)
+        request_id = header if request_id is None else request_id
         headers = {name: request.headers[name] for name in _TRACE_HEADERS if name in request.headers}
         options = {"request_id": request_id, "agent": asked.agent, "headers": headers}
         return asked, _timeout(asked.timeout), options

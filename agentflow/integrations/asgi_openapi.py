@@ -53,6 +53,7 @@ def openapi_document(title: str, place: str, plans: Iterable[Any]) -> dict[str, 
             "value": {"description": "The input of the agent.", **inputs},
             "request_id": {
                 "type": ["string", "null"],
+                "minLength": 1,
                 "maxLength": 500,
                 "description": "The same id joins the first request, or gets its answer; also as header Idempotency-Key.",
             },

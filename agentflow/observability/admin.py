@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import msgspec
 from agentflow.errors import ConfigError
 from agentflow.observability.call_metrics import WatchedResources, gate_figures
 from agentflow.observability.exporting import Reachability, reason_of
+from agentflow.observability.logs import log_event
 
 _TURN_S = 0.1
 _STALLED_S = 10.0  # above it the loop is taken for dead: user code that blocks it that long blocks heartbeats too
@@ -51,6 +53,19 @@ class LoopWatch:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+
+
+class _Server(ThreadingHTTPServer):
+    """Says in the log what ends a connection early, instead of on standard error."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 (its signature)
+        """Tell of a client that has gone at level debug: probes and scrapers do that every day."""
+        error = sys.exception()
+        level = "debug" if isinstance(error, OSError) else "warning"
+        host, port = client_address[:2]
+        log_event("a connection of the admin server broke", level, client=f"{host}:{port}", reason=repr(error))
 
 
 class AdminServer:
@@ -113,10 +128,9 @@ class AdminServer:
                 """Probes come every few seconds; nobody wants a line for each."""
 
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = _Server((host, port), Handler)
         except (OSError, OverflowError) as error:
             raise ConfigError([f"admin.port: {host}:{port} cannot be listened on: {error}"]) from error
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="agentflow-admin", daemon=True)
         self._thread.start()
 

@@ -141,7 +141,7 @@ class JobMetrics:
         """Add the metrics of the job's subtasks."""
         self._watched = watched
         for name, field in _TOTALS:
-            self.observe(name, lambda field=field: [(getattr(watched.status, field), {})])  # type: ignore[misc]
+            self.observe(name, lambda field=field: [(_attempted(watched.status, field), {})])  # type: ignore[misc]
         for name, field, scale in _STATUSES:
             self.observe(name, lambda field=field, scale=scale: _each(watched.statuses, field, scale))  # type: ignore[misc]
         for name, field in _FIGURES:
@@ -266,6 +266,11 @@ _FIGURES = (
 
 def _each(subtasks: Mapping[int, Any], field: str, scale: float) -> list[tuple[float, Mapping[str, str]]]:
     return [(getattr(of, field) * scale, {"subtask": str(number)}) for number, of in subtasks.items()]
+
+
+def _attempted(status: Any, field: str) -> int:  # noqa: ANN401 (a `JobStatus`)
+    """Return a total with what restarts have undone: a counter never falls."""
+    return int(getattr(status, field) + getattr(status.undone, field, 0))
 
 
 def _ages(statuses: Mapping[int, Any]) -> Iterator[tuple[float, Mapping[str, str]]]:

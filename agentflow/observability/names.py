@@ -46,9 +46,15 @@ class MetricName(msgspec.Struct, frozen=True):
 
 _COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 
-RECORDS_IN = MetricName("agentflow.records.in", _COUNTER, "{record}", "Records read, rejected ones included.")
-RECORDS_OUT = MetricName("agentflow.records.out", _COUNTER, "{record}", "Outputs given to the sink.")
-DEAD_LETTERS = MetricName("agentflow.dead_letters", _COUNTER, "{record}", "Records given to the dead-letter sink.")
+RECORDS_IN = MetricName(
+    "agentflow.records.in", _COUNTER, "{record}", "Records read, rejected ones included; again after a restart."
+)
+RECORDS_OUT = MetricName(
+    "agentflow.records.out", _COUNTER, "{record}", "Outputs given to the sink; again after a restart."
+)
+DEAD_LETTERS = MetricName(
+    "agentflow.dead_letters", _COUNTER, "{record}", "Records given to the dead-letter sink; again after a restart."
+)
 RESTARTS = MetricName("agentflow.restarts", _COUNTER, "{restart}", "Restarts of subtasks.")
 REBALANCES = MetricName("agentflow.rebalances", _COUNTER, "{rebalance}", "Assignments by the group.")
 ABORTS = MetricName("agentflow.transaction.aborts", _COUNTER, "{transaction}", "Transactions that were aborted.")

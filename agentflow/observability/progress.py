@@ -29,6 +29,8 @@ class JobView(Protocol):
     @property
     def runs_in_flight(self) -> int: ...  # noqa: D102
     @property
+    def timers_pending(self) -> int: ...  # noqa: D102
+    @property
     def checkpoint(self) -> int: ...  # noqa: D102
     @property
     def checkpoint_completed_ms(self) -> int | None: ...  # noqa: D102
@@ -81,6 +83,8 @@ def progress_text(job: str, view: JobView, rates: tuple[float, float], now_ms: i
         f"in flight {view.runs_in_flight:,}",
         "no checkpoint yet" if age_s is None else f"checkpoint {view.checkpoint} {age_s:.1f}s ago",
     ]
+    if view.timers_pending:
+        parts.append(f"timers {view.timers_pending:,}")
     if view.dead_letters:
         parts.append(f"dead letters {view.dead_letters:,}")
     if view.restarts:
@@ -102,6 +106,8 @@ def progress_fields(view: JobView, rates: tuple[float, float], now_ms: int) -> d
     }
     if age_s is not None:
         fields["checkpoint_age_s"] = round(age_s, 1)
+    if view.timers_pending:
+        fields["timers_pending"] = view.timers_pending
     if view.dead_letters:
         fields["dead_letters"] = view.dead_letters
     if view.restarts:

@@ -256,8 +256,8 @@ class ActionRunner:
         if self._steps is not None:
             self._steps.interrupt(task)
 
-    async def close(self) -> None:
-        """Cancel what waits and let it unwind; threads are left to themselves, with closed contexts."""
+    async def close(self, unwind_s: float = _STUBBORN_S) -> None:
+        """Cancel what waits and let it unwind for so long; threads are left to themselves, with closed contexts."""
         self._is_closed = True
         for timeout in self._timeouts.values():
             timeout.cancel()
@@ -270,7 +270,7 @@ class ActionRunner:
         for running in waiting:
             running.cancel()
         if waiting:
-            _, stubborn = await asyncio.wait(waiting, timeout=_STUBBORN_S)
+            _, stubborn = await asyncio.wait(waiting, timeout=unwind_s)
             for running in stubborn:
                 _abandon(running)
         if self._steps is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+_UNWIND_S, _UNWIND_S_MIN, _UNWIND_S_MAX = 5.0, 0.05, 1.0
+
 
 class Draining:
     """Waits until all runs have ended, or for as long as runs in flight may take.
@@ -30,6 +32,13 @@ class Draining:
         if self._stopping.is_set():
             self._hurry.set()
         self._stopping.set()
+
+    @property
+    def unwind_s(self) -> float:
+        """What cancelled coroutines may take at the end: of a job that was asked to stop as long as its drain at most, but some turns."""
+        if not self._stopping.is_set():
+            return _UNWIND_S
+        return max(min(self._timeout_s, _UNWIND_S_MAX), _UNWIND_S_MIN)
 
     async def wait(self) -> None:
         """Wait for the end."""

@@ -55,6 +55,7 @@ class EpochWriter:
     def barrier(self, checkpoint: int) -> None:
         """Close the epoch of every sink; in the turn of the operators' barrier, right before `write`."""
         self._checkpoints.barrier(checkpoint)
+        self._counters.barrier(checkpoint)
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -88,7 +89,8 @@ class EpochWriter:
             if self.signals is not None:
                 await self.signals.release(positions)
         counters = self._counters
-        counters.checkpoint, counters.checkpoint_bytes = checkpoint, self._bytes
+        counters.complete(checkpoint)
+        counters.checkpoint_bytes = self._bytes
         counters.checkpoint_ms = round((self._loop.time() - began) * 1000)
         self._is_first = False
 

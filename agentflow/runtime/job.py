@@ -3,7 +3,8 @@
 ```
 starting ─► restoring ─► running ─► draining ─► finished      end of input, or request_stop (then: stopped)
                ▲            │
-               └─ restart ──┴─► failed                        FAIL_JOB, or the restart strategy gave up
+               │            └─────────┬─► failed              FAIL_JOB, or the restart strategy gave up
+               └───── restarting ◄────┘
 ```
 """
 
@@ -45,6 +46,8 @@ from agentflow.runtime.inbox import UNREDACTED, Verdict, answer_document, check_
 from agentflow.runtime.inspection import RunView, unfinished_runs
 from agentflow.runtime.intake import Intake
 from agentflow.runtime.job_spec import JobSpec, operator_limits
+from agentflow.runtime.job_status import JobStatus
+from agentflow.runtime.logs import logger_of
 from agentflow.runtime.observation import Observation
 from agentflow.runtime.ports import Clock, Guarantee, Ingress, KeyedState, Signals, Sink, Source
 from agentflow.runtime.record_reader import RecordReader
@@ -74,42 +77,6 @@ class SystemClock:
         if now_ms > self._last_ms:  # noqa: PLR1730 (asked for with every step: max() takes twice as long)
             self._last_ms = now_ms
         return self._last_ms
-
-
-class JobStatus(msgspec.Struct):
-    """What a job is doing; a copy.
-
-    Attributes:
-        state: starting, restoring, running, draining, finished, stopped or failed.
-        records_in: Records admitted since the process began, rejected ones included.
-        records_out: Outputs given to the sink; visible with the next checkpoint.
-        dead_letters: Records given to the dead-letter sink.
-        runs_in_flight: Unfinished runs.
-        checkpoint: The last completed checkpoint.
-        checkpoint_completed_ms: When it was, epoch milliseconds.
-        checkpoint_ms: How long it took.
-        checkpoint_bytes: Bytes of state in it.
-        restarts: Restarts since the process began.
-        restored_checkpoint: What the last start was restored from; 0: nothing.
-        restored_runs: Unfinished runs that it had.
-        restore_ms: How long that took.
-        guarantees: What each sink gives, by role.
-    """
-
-    state: str = "starting"
-    records_in: int = 0
-    records_out: int = 0
-    dead_letters: int = 0
-    runs_in_flight: int = 0
-    checkpoint: int = 0
-    checkpoint_completed_ms: int | None = None
-    checkpoint_ms: int = 0
-    checkpoint_bytes: int = 0
-    restarts: int = 0
-    restored_checkpoint: int = 0
-    restored_runs: int = 0
-    restore_ms: int = 0
-    guarantees: dict[str, str] = {}
 
 
 class Job:
@@ -157,13 +124,17 @@ class Job:
     def status(self) -> JobStatus:
         """What the job is doing now."""
         status, counters = self._status, self._counters
-        in_flight = self._subtask.runs_in_flight if self._subtask is not None else 0
+        subtask = self._subtask
+        in_flight = 0 if subtask is None else subtask.runs_in_flight
+        timers = status.timers_pending if subtask is None else self._timers_of(subtask)
         return msgspec.structs.replace(
             status,
             records_in=counters.records_in,
             records_out=counters.records_out,
             dead_letters=counters.dead_letters,
+            undone=counters.undone,
             runs_in_flight=in_flight,
+            timers_pending=timers,
             checkpoint=counters.checkpoint,
             checkpoint_completed_ms=counters.checkpoint_completed_ms,
             checkpoint_ms=counters.checkpoint_ms,
@@ -361,8 +332,10 @@ class Job:
                 failure = _as_internal(error, f"{type(error).__name__}: {error}")
             else:
                 self._status.state = "stopped" if self._stops else "finished"
+                self._tell_timers()
                 self._on_event(self._status.state, msgspec.structs.asdict(self.status))
                 return self.status
+            self._counters.undo()
             if failure.recovery is not Recovery.RESTART_SUBTASK or restart.strategy == "none" or self._stops:
                 self._status.state = "failed"
                 raise failure
@@ -381,7 +354,7 @@ class Job:
     async def _wait_before_restart(self, attempt: int, failure: AgentflowError) -> None:
         delay_ms = self._spec.settings.restart.delay_before(attempt)
         self._status.restarts += 1
-        self._status.state = "restoring"
+        self._status.state = "restarting"
         self._on_event("restarting", {"error": str(failure), "attempt": attempt, "delay_ms": delay_ms})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay_ms / 1000):
@@ -400,7 +373,7 @@ class Job:
             opened = spec.open_state()
             state = await opened if isinstance(opened, Awaitable) else opened
             checkpoints = EmbeddedCheckpoints(state, sinks)
-            self._counters.checkpoint = await checkpoints.recover()
+            self._counters.recover(await checkpoints.recover())
             stored = await read_stored_job(state, len(spec.stages))
             if not spec.settings.run.accept_changes:
                 await self._refuse_divergence(source, state, stored)
@@ -424,6 +397,7 @@ class Job:
             for _ in range(self._stops):
                 subtask.stop()
             await subtask.run()
+            self._status.timers_pending = self._timers_of(subtask)
         finally:
             signals, self._subtask, self._signals, self._state = self._signals, None, None, None
             threads.close()
@@ -436,6 +410,19 @@ class Job:
             finally:  # also when it is cancelled once more: nobody else can give the directory back
                 if state is not None:
                     state.close()
+
+    def _timers_of(self, subtask: Subtask) -> int:
+        return sum(subtask.operator(index).timers_pending for index in range(len(self._spec.stages)))
+
+    def _tell_timers(self) -> None:
+        """Say that the end of the input left timers, which nothing else shows."""
+        count, is_durable = self._status.timers_pending, self._spec.settings.state.dir is not None
+        if count and self._status.state == "finished":
+            outcome = (
+                "they fire with its next start" if is_durable else "they are lost with its state, which is in memory"
+            )
+            event = f"the job has finished, and timers are still set: {outcome}"
+            logger_of("agentflow.engine").warning(event, job=self._spec.settings.job, timers=count)
 
     def _accept_from(self, ingress: Ingress) -> None:
         """Let the records of a source be requests that want no answer but that they are durable."""

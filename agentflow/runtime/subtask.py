@@ -225,8 +225,7 @@ class Subtask:
                 task.cancel()
             await asyncio.wait(tasks)
             self._alarm.cancel()
-            for stage in self._stages:
-                await stage.runner.close()
+            await asyncio.gather(*(stage.runner.close(self._draining.unwind_s) for stage in self._stages))
             if self._journal is not None:
                 await self._journal.close()
             if self._is_observed:
@@ -420,7 +419,7 @@ class Subtask:
             if stage.observation is not None:
                 stage.observation.see_record(received)
             stage.operator.apply(received, now_ms)
-        self._counters.records_in += len(taken)
+        self._counters.admit_requests(len(taken))
         for index in sorted({request.agent for request in taken}):
             self._run_effects(index, now_ms)
         self._mailbox.take_more(self._clock.now_ms() - now_ms)
@@ -490,8 +489,8 @@ class Subtask:
             self._stages[index + 1].operator.apply(WatermarkReceived(effect.watermark_ms), now_ms)
 
     def _drain(self) -> DrainRequested:
-        """Runs that sleep stay state when the job is stopped; at the end of its input they are part of its work."""
-        return DrainRequested(awaits_sleepers=not self._mailbox.stopping.is_set())
+        """Runs that sleep and timers stay state when the job is stopped; at the end of its input they are part of its work."""
+        return DrainRequested(awaits_all=not self._mailbox.stopping.is_set())
 
     def _pass_drain(self, index: int, effect: Drained, now_ms: int) -> None:  # noqa: ARG002 (one signature)
         if index < self._last:
@@ -508,7 +507,9 @@ class Subtask:
         raise job_failure(effect)
 
     def _advance_time(self, now_ms: int) -> None:
-        """Tell operators that time has come, and wake up when it comes next."""
+        """Tell operators that time has come, and wake up when it comes next; no more where all is over but the last checkpoint."""
+        if self._draining.drained.is_set():
+            return
         due_ms = self._advance_idleness(now_ms) if self._watermarks.is_active else None
         for index, stage in enumerate(self._stages):
             next_ms = stage.operator.next_due_ms

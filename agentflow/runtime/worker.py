@@ -16,11 +16,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, Protocol
 
 from agentflow.errors import AgentflowError, Recovery
+from agentflow.runtime.counters import Amounts
 from agentflow.runtime.figures import SubtaskFigures
-from agentflow.runtime.job import Job, JobStatus
+from agentflow.runtime.job import Job
+from agentflow.runtime.job_status import JobStatus
 from agentflow.runtime.settings import RestartSettings
 
 _REVOKED_CHECKPOINT_S = 3  # the group waits for us meanwhile
@@ -104,7 +107,9 @@ class Worker:
             records_in=sum(status.records_in for status in statuses),
             records_out=sum(status.records_out for status in statuses),
             dead_letters=sum(status.dead_letters for status in statuses),
+            undone=reduce(Amounts.plus, (status.undone for status in statuses)),
             runs_in_flight=sum(status.runs_in_flight for status in statuses),
+            timers_pending=sum(status.timers_pending for status in self.statuses.values()),
             checkpoint=max((status.checkpoint for status in statuses), default=0),
             checkpoint_completed_ms=min(
                 (s.checkpoint_completed_ms for s in statuses if s.checkpoint_completed_ms is not None), default=None
@@ -139,7 +144,9 @@ class Worker:
         if self.rebalances == 0:
             return "joining the group"
         restoring = sorted(
-            number for number, status in self.statuses.items() if status.state in ("starting", "restoring")
+            number
+            for number, status in self.statuses.items()
+            if status.state in ("starting", "restoring", "restarting")
         )
         return f"restoring subtasks {restoring}" if restoring else None
 
@@ -257,5 +264,6 @@ class Worker:
         before.records_in += status.records_in
         before.records_out += status.records_out
         before.dead_letters += status.dead_letters
+        before.undone = before.undone.plus(status.undone)
         before.restarts += status.restarts
         before.checkpoint = max(before.checkpoint, status.checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from agentflow.errors import RestartsExhausted, SinkError, SourceError
 from agentflow.runtime.codecs import encode_key
 from agentflow.runtime.job import Job
 from agentflow.runtime.job_spec import AgentStage, JobSpec
+from agentflow.runtime.job_status import JobStatus
 from agentflow.runtime.settings import (
     CheckpointSettings,
     EventTimeSettings,
@@ -167,15 +168,34 @@ def reminders(**options):
     return Agent("A").add_action("order", EventType.InputEvent, order).add_action("fired", EventType.TimerEvent, fired)
 
 
+def live(place: Place, agent: Agent, until: Callable[[JobStatus], bool]) -> None:
+    """Run a job whose input does not end, and stop it: an input that ends waits for its timers."""
+
+    async def run() -> None:
+        job = place.job(agent, source=lambda: Following(place))
+        running = asyncio.ensure_future(job.run())
+        while not until(job.status):
+            await asyncio.sleep(0)
+            assert not running.done()
+        job.request_stop()
+        await running
+
+    asyncio.run(run())
+
+
+def has_read(status: JobStatus) -> bool:
+    return status.checkpoint > 0 and status.records_in > 0
+
+
 def test_processing_time_timer_fires_once_in_a_later_life(tmp_path):
     place = Place(tmp_path)
     start_ms = place.clock.ms
     place.add({"k": 1, "timers": {"soon": "1h", "late": "3h"}, "note": "x"})
-    place.run(reminders())
+    live(place, reminders(), has_read)
     assert place.outputs() == []
     place.clock.ms = start_ms + 2 * HOUR_MS
-    place.run(reminders())
-    place.run(reminders())
+    live(place, reminders(), lambda status: status.records_out == 1)
+    live(place, reminders(), lambda status: status.state == "running")
     assert place.outputs() == [[1, "soon", "x", start_ms + HOUR_MS]]
     place.clock.ms = start_ms + 4 * HOUR_MS
     place.run(reminders())
@@ -186,9 +206,9 @@ def test_a_timer_that_is_set_again_is_replaced_and_a_cancelled_one_never_fires(t
     place = Place(tmp_path)
     start_ms = place.clock.ms
     place.add({"k": 1, "timers": {"a": "1h", "b": "1h"}, "note": "first"})
-    place.run(reminders())
+    live(place, reminders(), has_read)
     place.add({"k": 1, "timers": {"a": "2h"}, "cancel": ["b"], "note": "second"})
-    place.run(reminders())
+    live(place, reminders(), has_read)
     place.clock.ms = start_ms + 5 * HOUR_MS
     place.run(reminders())
     assert place.outputs() == [[1, "a", "second", start_ms + 2 * HOUR_MS]]
@@ -196,23 +216,14 @@ def test_a_timer_that_is_set_again_is_replaced_and_a_cancelled_one_never_fires(t
 
 def test_event_time_timer_waits_for_its_watermark_in_a_later_life(tmp_path):
     place = Place(tmp_path, event_time=EventTimeSettings(field="ts", max_out_of_orderness_ms=10))
-
-    async def until_read(job: Job, records: int) -> None:
-        running = asyncio.ensure_future(job.run())
-        while job.status.checkpoint == 0 or job.status.records_in < records:
-            await asyncio.sleep(0)
-            assert not running.done()
-        job.request_stop()
-        await running
-
     place.add({"k": 1, "ts": 1_000, "timers": {"t": "50ms"}, "note": ""})
-    asyncio.run(until_read(place.job(reminders(is_event_time=True), source=lambda: Following(place)), 1))
+    live(place, reminders(is_event_time=True), has_read)
     assert place.outputs() == []
     place.add({"k": 2, "ts": 1_060})  # watermark 1,049: one too few
-    asyncio.run(until_read(place.job(reminders(is_event_time=True), source=lambda: Following(place)), 1))
+    live(place, reminders(is_event_time=True), has_read)
     assert place.outputs() == []
     place.add({"k": 2, "ts": 1_061})
-    asyncio.run(until_read(place.job(reminders(is_event_time=True), source=lambda: Following(place)), 1))
+    live(place, reminders(is_event_time=True), has_read)
     assert place.outputs() == [[1, "t", "", 1_050]]
 
 

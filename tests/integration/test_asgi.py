@@ -57,6 +57,36 @@ async def test_submit_answers_with_the_outputs_and_once_per_id(client: httpx.Asy
         assert answer.json() == {"outputs": [{"n": 2, "amount": 5, "trace": headers["traceparent"]}]}
 
 
+@pytest.mark.parametrize("path", ["/submit", "/send", "/stream"])
+async def test_an_empty_request_id_is_refused_as_one_that_is_too_long(client: httpx.AsyncClient, path: str) -> None:
+    body = {"key": "k", "value": {"amount": 5}}
+    for request_id in ("", "x" * 501):
+        answers = [
+            await client.post(path, json={**body, "request_id": request_id}),
+            await client.post(path, json=body, headers={"Idempotency-Key": request_id}),
+            await client.post(path, json={**body, "request_id": request_id}, headers={"Idempotency-Key": request_id}),
+        ]
+        for answer in answers:
+            assert answer.status_code == 422
+            assert answer.json()["error"]["message"].startswith("a request id is a text of 1 to 500 characters")
+    assert (await client.post("/submit", json={**body, "request_id": None})).json()["outputs"][0]["n"] == 1
+
+
+@pytest.mark.parametrize(("request_id", "header"), [("r", "h"), ("", "h"), ("r", "")])
+async def test_a_request_id_and_an_idempotency_key_that_disagree_are_refused(
+    client: httpx.AsyncClient, request_id: str, header: str
+) -> None:
+    body = {"key": "k", "value": {"amount": 5}}
+    answer = await client.post("/submit", json={**body, "request_id": request_id}, headers={"Idempotency-Key": header})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        422,
+        f"the request_id of the body is {request_id!r}, and the header Idempotency-Key says {header!r}: send one of them",
+    )
+    for _ in range(2):
+        answer = await client.post("/submit", json={**body, "request_id": "r"}, headers={"Idempotency-Key": "r"})
+        assert answer.json()["outputs"][0]["n"] == 1
+
+
 async def test_send_accepts_and_the_run_can_be_looked_at_and_signalled(client: httpx.AsyncClient) -> None:
     answer = await client.post("/send", json={"key": 7, "value": {"amount": 500}})
     assert answer.status_code == 202
@@ -98,7 +128,9 @@ async def test_a_run_that_fails_or_is_cancelled_says_so_everywhere(client: httpx
         ("POST", "/submit", b'{"key": "k", "value": {"amount": "many"}}', 422, "RunFailed"),
         ("POST", "/submit", b'{"key": "k", "agent": "B"}', 422, "ConfigError"),
         ("POST", "/submit", b'{"key": "k", "timeout": "soon"}', 422, "ValueError"),
-        ("POST", "/submit", b'{"key": "k", "request_id": ""}', 422, "RunFailed"),
+        ("POST", "/submit", b'{"key": "k", "request_id": ""}', 422, "TypeError"),
+        ("POST", "/send", b'{"key": "k", "request_id": ""}', 422, "TypeError"),
+        ("POST", "/stream", b'{"key": "k", "request_id": ""}', 422, "TypeError"),
         ("POST", "/submit", b'{"key": "k", "timeout": -1}', 422, "ValueError"),
         ("POST", "/submit", b'{"key": %d}' % 10**30, 422, "TypeError"),
         ("POST", "/stream", b'{"key": "k", "value": %d}' % 10**30, 422, "TypeError"),

@@ -100,6 +100,13 @@ class Sleeping(Agent):
         await ctx.sleep("3d")
 
 
+class Reminding(Agent):
+    @action(EventType.InputEvent)
+    def remind(event: InputEvent, ctx: RunnerContext) -> None:
+        ctx.set_timer("later", after="3d")
+        ctx.send_event(OutputEvent("set"))
+
+
 class Order(msgspec.Struct):
     number: Annotated[int, msgspec.Meta(ge=1000)]
     lines: Annotated[list[str], msgspec.Meta(min_length=1)]
@@ -261,6 +268,13 @@ def test_a_run_that_waits_for_somebody_is_no_failure_and_its_steps_are_told(proj
     assert [(wait["action"], wait["what"]) for wait in seen["waits"]] == [("ask", "signal 'approval'")]
     assert verify(project, *agent("Sleeping"))["waits"][0]["what"] == "259200 s to pass"
     assert verify(project, *agent("Napping"))["outputs"] == ["rested"]
+
+
+def test_timers_of_the_rehearsed_run_are_not_waited_for(project):
+    began = time.monotonic()
+    seen = verify(project, *agent("Reminding"))
+    assert time.monotonic() - began < 30  # it does not wait for --timeout
+    assert (seen["outputs"], seen["problem"]) == (["set"], None)
 
 
 def test_steps_are_told_below_their_action(project):

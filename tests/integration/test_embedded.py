@@ -8,6 +8,7 @@ import contextvars
 import dataclasses
 import shutil
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from agentflow.api.memory import MemoryObject
 from agentflow.connectors.standard_streams import StdoutSink
 from agentflow.errors import OutputExists
 from agentflow.runtime import action_runner
+from agentflow.runtime.settings import ShutdownSettings
 
 ONCE = Retry(attempts=1)
 
@@ -316,10 +318,9 @@ def test_job_that_lacks_parts_says_which() -> None:
         env.from_list([]).apply(agent_of(_raise))
 
 
-def file_job(directory: Path, agent: Agent) -> AgentsExecutionEnvironment:
-    settings = JobSettings(
-        job="files", state=StateSettings(dir=str(directory / "state")), checkpoint=CheckpointSettings(interval_ms=20)
-    )
+def file_job(directory: Path, agent: Agent, **sections: Any) -> AgentsExecutionEnvironment:
+    state, checkpoint = StateSettings(dir=str(directory / "state")), CheckpointSettings(interval_ms=20)
+    settings = JobSettings(job="files", state=state, checkpoint=checkpoint, **sections)
     env = AgentsExecutionEnvironment.get_execution_environment(settings)
     stream = env.from_source(lambda: JsonlSource(str(directory / "in.jsonl"))).key_by("k").apply(agent)
     stream.to_sink(lambda: JsonlSink(str(directory / "out")))
@@ -369,6 +370,32 @@ async def test_stopped_job_keeps_its_unfinished_run_and_finishes_it_at_the_next_
     again = await file_job(tmp_path, agent_of(_raise)).job().run()
     assert again.restored_runs == 1
     assert visible(tmp_path) == ["b", "a"]
+
+
+async def test_stopped_job_waits_for_a_coroutine_that_refuses_to_end_no_longer_than_for_its_drain(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b'{"k": "a"}\n')
+    started, ends = asyncio.Event(), []
+    tasks: list[Any] = []
+
+    async def refuse(event: InputEvent[Any], ctx: RunnerContext) -> None:
+        tasks.append(asyncio.current_task())
+        started.set()
+        while not ends:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    job = file_job(tmp_path, agent_of(refuse), shutdown=ShutdownSettings(drain_timeout_ms=100)).job()
+    running = asyncio.ensure_future(job.run())
+    await started.wait()
+    began = time.monotonic()
+    job.request_stop()
+    await running
+    assert time.monotonic() - began < 2, "twice the timeout, and the checkpoint"
+    ends.append(True)
+    tasks[0].cancel()
+    await asyncio.wait(tasks)
 
 
 def test_events_are_copies_and_carry_their_lineage() -> None:

@@ -112,6 +112,11 @@ def test_a_failed_run_is_a_dead_letter_and_what_is_no_record_is_told_at_once(job
         for body, status, kind in wrong:
             answer = client.post("/records", content=body)
             assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
+        for kind in ("application/json", "application/x-ndjson"):
+            headers = {"Content-Type": kind, "Idempotency-Key": ""}
+            answer = client.post("/records", content=b'{"k": 1, "id": 9}', headers=headers)
+            assert answer.status_code == 422
+            assert "a request id is a text of 1 to 500 characters" in answer.text
         lines = b'{"k": 2, "id": 2}\n\n{"id": 3}\n{"k": 4, "id": 4}\n{'
         answer = client.post("/records", content=lines, headers={"Content-Type": "application/x-ndjson"})
         assert answer.status_code == 422

@@ -104,7 +104,7 @@ async def run_embedded(
     job = Job(_spec(job_file, program, plan, given, directory, witness))
     began_ns = time.perf_counter_ns()
     try:
-        seen.problem = await _run(job, witness, timeout_ms)
+        seen.problem = await _run(job, witness, timeout_ms, len(seen.records))
         if seen.problem:
             seen.fix = "look at what it waits for; or --timeout gives it longer"
     except AgentflowError as failure:
@@ -158,17 +158,22 @@ def _sinks(job_file: JobFile, directory: Path, witness: Witness) -> Mapping[str,
     return sinks
 
 
-async def _run(job: Job, witness: Witness, timeout_ms: int) -> str:
-    """Run a job to its end, to its deadline, or until all that is left waits for longer; say what is wrong, if anything."""
+async def _run(job: Job, witness: Witness, timeout_ms: int, records: int) -> str:
+    """Run a job to its end, to its deadline, or until all that is left waits for longer; say what is wrong, if anything.
+
+    Timers are not waited for: they may be days away.
+    """
     deadline_ms = time.time_ns() // _MS + timeout_ms
     running = asyncio.ensure_future(job.run())
     try:
         while not running.done():
             await asyncio.wait([running], timeout=LOOK_S)
-            in_flight = job.status.runs_in_flight
+            status, in_flight = job.status, job.status.runs_in_flight
             is_late = time.time_ns() // _MS > deadline_ms
-            if not running.done() and (is_late or (in_flight and witness.waits_beyond(deadline_ms) >= in_flight)):
-                is_waiting = in_flight and witness.waits_beyond(0) >= in_flight
+            has_timers_only = not in_flight and status.timers_pending > 0 and status.records_in == records
+            is_left_waiting = has_timers_only or (in_flight and witness.waits_beyond(deadline_ms) >= in_flight)
+            if not running.done() and (is_late or is_left_waiting):
+                is_waiting = has_timers_only or (in_flight and witness.waits_beyond(0) >= in_flight)
                 late = "" if is_waiting else witness.late(in_flight, timeout_ms)
                 job.request_stop()
                 await running

@@ -18,6 +18,7 @@ class View(msgspec.Struct):
     records_out: int = 0
     dead_letters: int = 0
     runs_in_flight: int = 0
+    timers_pending: int = 0
     checkpoint: int = 0
     checkpoint_completed_ms: int | None = None
     restarts: int = 0
@@ -45,15 +46,21 @@ def test_live_line_says_rates_runs_and_the_age_of_the_checkpoint():
 
 
 def test_live_line_says_what_went_wrong_only_when_something_did():
-    view = View(state="restoring", dead_letters=1200, restarts=2)
+    view = View(state="restarting", timers_pending=1500, dead_letters=1200, restarts=2)
     assert progress_text("reviews", view, (0, 0), 0) == (
-        "reviews  restoring  in 0/s  out 0/s  in flight 0  no checkpoint yet  dead letters 1,200  restarts 2"
+        "reviews  restarting  in 0/s  out 0/s  in flight 0  no checkpoint yet  timers 1,500  dead letters 1,200  restarts 2"
     )
 
 
 def test_log_line_has_numbers_without_decoration():
     view = View(
-        records_in=12000, records_out=9, runs_in_flight=3, checkpoint=2, checkpoint_completed_ms=1000, restarts=1
+        records_in=12000,
+        records_out=9,
+        runs_in_flight=3,
+        timers_pending=5,
+        checkpoint=2,
+        checkpoint_completed_ms=1000,
+        restarts=1,
     )
     assert progress_fields(view, (1200.4, 0.9), 2512) == {
         "state": "running",
@@ -64,6 +71,7 @@ def test_log_line_has_numbers_without_decoration():
         "records_out": 9,
         "checkpoint": 2,
         "checkpoint_age_s": 1.5,
+        "timers_pending": 5,
         "restarts": 1,
     }
 

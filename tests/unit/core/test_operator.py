@@ -333,6 +333,89 @@ def test_drained_comes_when_the_last_run_has_ended() -> None:
     assert bench.complete("t/0/0:a") == ["drained"]
 
 
+def timer_bench() -> Bench:
+    """Return an operator with an input, and an unconditional action on timers."""
+    bench = Bench(agent(("a", INPUT, {}), ("late", "_timer_event", {})))
+    bench.record("k", 0)
+    return bench
+
+
+def test_drained_waits_for_timers_of_processing_time_and_for_their_runs_and_for_those_that_they_set() -> None:
+    bench = timer_bench()
+    bench.record("k2", 1)
+    bench.complete("t/0/0:a", timers=[TimerOrder("n", 1500), TimerOrder("cancelled", 9000)])
+    assert bench.apply(DrainRequested()) == []
+    assert bench.complete("t/1/0:a", timers=[TimerOrder("n", 1600)]) == [], "set by a run that was in flight then"
+    bench.now_ms = 1500
+    assert bench.apply(TimeAdvanced()) == ["start t/0/0:a@n/1500/0:late"]
+    orders = [TimerOrder("m", 2000), TimerOrder("cancelled", None)]
+    assert bench.complete("t/0/0:a@n/1500/0:late", timers=orders) == []
+    bench.now_ms = 2000
+    bench.apply(TimeAdvanced())
+    assert bench.complete("t/1/0:a@n/1600/0:late") == []
+    assert bench.complete("t/0/0:a@n/1500/0:late@m/2000/0:late") == ["drained"]
+
+
+def test_drained_does_not_wait_for_timers_where_the_job_is_stopped() -> None:
+    bench = timer_bench()
+    bench.complete("t/0/0:a", timers=[TimerOrder("n", 1500)])
+    assert bench.apply(DrainRequested()) == []
+    assert bench.apply(DrainRequested(awaits_all=False)) == ["drained"]
+    assert bench.operator.timers_pending == 1
+
+
+def test_of_timers_that_set_each_other_again_each_is_waited_for_once() -> None:
+    bench = timer_bench()
+    bench.complete("t/0/0:a", timers=[TimerOrder("n", 1100)])
+    bench.now_ms = 1100
+    bench.apply(TimeAdvanced())
+    bench.complete("t/0/0:a@n/1100/0:late", timers=[TimerOrder("n", 1200)])
+    bench.apply(DrainRequested())
+    bench.now_ms, second = 1200, "t/0/0:a@n/1100/0:late@n/1200/0:late"
+    assert bench.apply(TimeAdvanced()) == [f"start {second}"], "it fired before, but not since the input ended"
+    assert bench.complete(second, timers=[TimerOrder("m", 1300)]) == []
+    bench.now_ms = 1300
+    bench.apply(TimeAdvanced())
+    assert bench.complete(f"{second}@m/1300/0:late", timers=[TimerOrder("n", 1400)]) == ["drained"]
+    assert bench.operator.timers_pending == 1
+
+
+def test_a_timer_of_the_same_name_that_another_input_sets_behind_it_is_waited_for_too() -> None:
+    bench = timer_bench()
+    bench.complete("t/0/0:a", timers=[TimerOrder("n", 1100)])
+    bench.record("k", 1)
+    bench.apply(DrainRequested())
+    bench.now_ms = 1100
+    assert bench.apply(TimeAdvanced()) == [], "it waits behind the input"
+    assert bench.complete("t/1/0:a", timers=[TimerOrder("n", 1200)]) == ["start t/0/0:a@n/1100/0:late"]
+    assert bench.complete("t/0/0:a@n/1100/0:late") == []
+    bench.now_ms = 1200
+    bench.apply(TimeAdvanced())
+    assert bench.complete("t/1/0:a@n/1200/0:late") == ["drained"]
+
+
+def test_drained_comes_behind_the_runs_of_all_timers_that_fire_together() -> None:
+    bench = Bench(agent(("a", INPUT, {}), ("late", "type == '_timer_event' && attributes.n == 2", {})))
+    bench.record("k", 0)
+    orders = [
+        TimerOrder(name, 1100, False, msgspec.msgpack.encode({"n": n})) for n, name in enumerate(("x", "y", "wanted"))
+    ]
+    bench.complete("t/0/0:a", timers=orders)
+    bench.apply(DrainRequested())
+    bench.now_ms = 1100
+    assert bench.apply(TimeAdvanced()) == ["start t/0/0:a@wanted/1100/0:late"]
+    assert bench.complete("t/0/0:a@wanted/1100/0:late") == ["drained"]
+
+
+def test_drained_comes_behind_the_event_time_timers_of_the_last_run() -> None:
+    bench = timer_bench()
+    bench.apply(WatermarkReceived(2**63 - 1))
+    bench.apply(DrainRequested())
+    orders = [TimerOrder("n", 8, is_event_time=True)]
+    assert bench.complete("t/0/0:a", timers=orders) == ["start t/0/0:a@n/8/0:late"]
+    assert bench.complete("t/0/0:a@n/8/0:late") == [f"watermark {2**63 - 1}", "drained"]
+
+
 def test_delta_is_the_state_at_the_barrier_whatever_happens_before_it_is_read() -> None:
     bench = Bench(agent(("a", INPUT, {}), ("b", "x", {})))
     bench.record("k", 0)

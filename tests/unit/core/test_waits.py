@@ -419,7 +419,7 @@ def test_sleeping_runs_are_in_flight_until_a_checkpoint_has_them() -> None:
 
 def test_a_job_that_stops_does_not_wait_for_sleepers_and_one_whose_input_has_ended_does() -> None:
     world = waiting_world()
-    assert world.apply(DrainRequested(awaits_sleepers=False)) == []
+    assert world.apply(DrainRequested(awaits_all=False)) == []
     assert world.park(TASK) == ["drained"]
     world = waiting_world()
     assert world.apply(DrainRequested()) == []

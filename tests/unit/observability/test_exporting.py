@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import socket
+import struct
 import threading
 import time
 import urllib.error
@@ -85,6 +88,17 @@ def test_jsonl_file_gets_a_line_more_and_is_put_aside_when_it_is_large(tmp_path,
 def told(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
     """Return the fields of the engine's lines."""
     return [{"level": record.levelname, **record.agentflow} for record in caplog.records]
+
+
+class Lines(logging.Handler):
+    """Says that a line came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.came.set()
 
 
 def test_file_that_cannot_be_written_is_refused_at_start_and_told_later(tmp_path, caplog):
@@ -214,6 +228,25 @@ def test_server_answers_500_where_metrics_cannot_be_collected_and_lives_on(caplo
     finally:
         server.close()
     assert [line["reason"] for line in told(caplog)] == ["LookupError: odd"]
+
+
+def test_a_client_that_resets_its_connection_is_a_line_at_debug_and_no_traceback(caplog, capfd):
+    caplog.set_level(logging.DEBUG, logger="agentflow.engine")
+    lines = Lines()
+    logging.getLogger("agentflow.engine").addHandler(lines)
+    server = AdminServer("127.0.0.1", 0, lambda: True, lambda: None, lambda: b"")
+    try:
+        host, _, port = server.address.partition(":")
+        client = socket.create_connection((host, int(port)))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        assert lines.came.wait(10)
+    finally:
+        server.close()
+        logging.getLogger("agentflow.engine").removeHandler(lines)
+    (line,) = told(caplog)
+    assert (line["level"], line["reason"].partition("(")[0]) == ("DEBUG", "ConnectionResetError")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_place_that_hangs_holds_up_the_end_for_a_moment_only(monkeypatch):
