@@ -104,7 +104,9 @@ def _arguments(chosen: argparse.Namespace) -> dict[str, Any] | None:
         return msgspec.json.decode(chosen.arguments, type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise ConfigError(
-            [f"--arguments is no JSON object ({error}): {chosen.arguments}\nhelp: '{{\"amount\": 5}}'"]
+            [
+                f'--arguments is no JSON object ({error}): {chosen.arguments}\nhelp: all of the call\'s arguments: \'{{"order": "o-7", "amount": 5}}\''
+            ]
         ) from None
 
 

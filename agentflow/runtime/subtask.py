@@ -250,9 +250,8 @@ class Subtask:
         self._schedule()
 
     def _take_signal(self, record: Record, now_ms: int) -> None:
-        read = self._signal_reader.read(record)
         self._own_positions[record.source] = record.next_offset
-        if read is None:
+        if (read := self._signal_reader.read(record)) is None:
             return
         index, received = read
         if isinstance(received, ExportRequested):
