@@ -339,7 +339,8 @@ class DrainRequested(msgspec.Struct, gc=False):
     """No record will follow; `Drained` is wanted when the last run has ended.
 
     Attributes:
-        awaits_all: Runs that sleep or wait for a signal are waited for too, and timers of processing time; else they stay state.
+        awaits_all: Runs that sleep or wait for a signal are waited for too, and timers of processing time that are due soon; else they
+            stay state.
     """
 
     awaits_all: bool = True

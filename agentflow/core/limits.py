@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from agentflow.core.effects import DeadLetter, Drained, Effect, FailJob, PauseSource, RequestCheckpoint, ResumeSource
@@ -101,6 +103,10 @@ class Backpressure:
             self._effects.append(PauseSource(limit))
 
 
+TIMERS_AWAITED_MS: Final = 60_000
+"""How far behind the end of the input a timer of processing time may be due for a finite job to wait for it."""
+
+
 class Drain:
     """Says when a drain is done.
 
@@ -113,11 +119,11 @@ class Drain:
         self._effects = effects
         self._timers = timers
 
-    def begin(self, received: DrainRequested, now_ms: int) -> None:  # noqa: ARG002 (an input)
+    def begin(self, received: DrainRequested, now_ms: int) -> None:
         """Take a request."""
         self.requested = received
         if received.awaits_all:
-            self._timers.await_pending()
+            self._timers.await_pending(now_ms + TIMERS_AWAITED_MS)
 
     def tell(self, requested: DrainRequested, unfinished: int, sleeping: int) -> None:
         """Answer a request, if nothing is left but what need not be awaited."""

@@ -3,9 +3,9 @@
 One timer per (key, name). Due order is (due time, registration); cancelled and replaced timers stay in the heap until
 they surface (a heap has no cheap removal), so the heap is rebuilt when more than half of it is stale.
 
-At the end of an input the timers of processing time that are set are **awaited**, and those that runs set from then on. A timer that
-sets itself again, directly or by others, would be awaited for ever, so it is awaited once: the id of the task that sets it again
-begins with that of the run that it started.
+At the end of an input the timers of processing time that are due soon are **awaited**, and such as runs set from then on. A timer that
+sets itself again, directly or by others, is awaited once: the id of the task that sets it again begins with that of the run that it
+started.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class TimerTable:
         self._next_number = 0
         self._changed: dict[_Slot, Timer | None] = {}
         self.awaited: set[_Slot] | None = None
+        self._awaited_until_ms = 0
         self._fired: dict[_Slot, str] = {}  # awaited ones that fired → how ids of their runs' tasks begin
 
     def __len__(self) -> int:
@@ -72,7 +73,8 @@ class TimerTable:
         slot = (key, order.name)
         if self.awaited is not None:
             is_again = task_id.startswith(self._fired.get(slot, task_id + "/"))
-            is_wanted = order.due_ms is not None and not order.is_event_time and not is_again
+            is_soon = order.due_ms is not None and order.due_ms <= self._awaited_until_ms
+            is_wanted = is_soon and not order.is_event_time and not is_again
             self.awaited.add(slot) if is_wanted else self.awaited.discard(slot)
         if order.due_ms is None:
             if self._timers.pop(slot, None) is not None:
@@ -83,9 +85,12 @@ class TimerTable:
         self._timers[slot] = self._changed[slot] = timer
         self._push(slot, timer)
 
-    def await_pending(self) -> None:
-        """Await the timers of processing time that are set, and from now on those that will be."""
-        self.awaited = {slot for slot, timer in self._timers.items() if not timer.is_event_time}
+    def await_pending(self, until_ms: int) -> None:
+        """Await the timers of processing time that are due by then, and from now on those that will be set."""
+        self._awaited_until_ms = until_ms
+        self.awaited = {
+            slot for slot, timer in self._timers.items() if not timer.is_event_time and timer.due_ms <= until_ms
+        }
 
     def _push(self, slot: _Slot, timer: Timer) -> None:
         heap = self._heaps[timer.is_event_time]

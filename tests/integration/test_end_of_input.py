@@ -71,6 +71,22 @@ def test_timers_of_the_clock_fire_before_a_finite_job_ends_and_so_do_those_that_
     assert (status.state, status.timers_pending) == ("finished", 0)
 
 
+def test_a_timer_that_is_due_much_later_does_not_hold_up_the_end_of_a_finite_job() -> None:
+    def act(event: InputEvent[Any], ctx: RunnerContext) -> None:
+        ctx.set_timer("soon", after="20ms")
+        ctx.set_timer("late", after="30d")
+
+    def fired(event: TimerEvent, ctx: RunnerContext) -> None:
+        tell(event, ctx)
+        ctx.set_timer("later", after="2m")
+
+    env = AgentsExecutionEnvironment.get_execution_environment()
+    results = env.from_list([{"k": 1}]).key_by("k").apply(agent_of(act, fired)).to_list()
+    status = env.execute()
+    assert list(results) == [[1, "soon"]]
+    assert (status.state, status.timers_pending) == ("finished", 2)
+
+
 @pytest.mark.parametrize("is_durable", [True, False])
 def test_a_finite_job_with_a_periodic_timer_ends_and_says_that_it_is_still_set(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, *, is_durable: bool
