@@ -21,7 +21,9 @@ def _load(chosen: argparse.Namespace) -> tuple[JobFile, AgentPlan]:
 
     job_file = load_job_file(chosen.config, profile=chosen.profile, settings=chosen.settings)
     program = load_program(job_file)
-    return job_file, AgentPlan.from_agent(program.agent, job_file.config)
+    plan = AgentPlan.from_agent(program.agent, job_file.config)
+    plan.check_reach()
+    return job_file, plan
 
 
 def validate(chosen: argparse.Namespace) -> int:

@@ -18,7 +18,6 @@ from agentflow.api.options import Configuration
 from agentflow.api.resources import ResourceType
 from agentflow.api.tools import Tool, as_resource
 from agentflow.plan.action import Action, ActionKind
-from agentflow.plan.condition_text import EVENT_TYPES
 from agentflow.plan.conditions import Condition
 from agentflow.plan.functions import check_function, kind_of
 from agentflow.plan.payloads import input_type_problem, json_problem, reference
@@ -96,39 +95,9 @@ def compile_agent(
     configuration = _configuration(config, problems)
     if has_models:
         _check_keys(configuration, problems)
-    if not problems.texts:  # what cannot be used might have been what listens
-        _check_reach(agent, actions, conditions, problems)
     problems.raise_all()
     return CompiledAgent(
         name, tuple(actions), conditions, resources, configuration, tuple(agent.errors), agent.on_new_input
-    )
-
-
-def _check_reach(
-    agent: Agent, actions: Sequence[Action], conditions: Mapping[str, Sequence[Condition]], problems: ProblemList
-) -> None:
-    """Report an agent whose inputs trigger nothing: every event of a run follows from its input, so nothing ever would run."""
-    first = EventType.InputEvent
-    if any(
-        first in action.trigger_types or any(condition.can_match(first) for condition in conditions[action.name])
-        for action in actions
-    ):
-        return
-    own = {name for name, _, _ in agent.actions}
-    written = [
-        f"{action.name} ({', '.join((*action.trigger_types, *action.conditions))})"
-        for action in actions
-        if action.name in own
-    ]
-    from agentflow.plan.agent_specs import EVENT_ALIASES  # only for an agent with a problem
-
-    names = [name for action in actions if action.name in own for name in action.trigger_types if name[0] != "_"]
-    near = next((near for name in names if (near := nearest(name, EVENT_ALIASES))), None)
-    constants = {name: constant for constant, name in EVENT_TYPES.items()}
-    problems.add(
-        f"no action listens to the input event: every input would be dropped; actions: {', '.join(written) or 'none of its own'}",
-        expected="one action at least with the trigger EventType.InputEvent ('input' in YAML), or a condition that it can meet",
-        fix=f"did you mean '{near}' (EventType.{constants[EVENT_ALIASES[near]]})?" if near else "",
     )
 
 

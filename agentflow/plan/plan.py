@@ -13,6 +13,7 @@ from agentflow.plan.action import Action, ActionKind, ConditionFailure
 from agentflow.plan.compilation import CompiledAgent, Declared, compile_agent
 from agentflow.plan.conditions import Condition
 from agentflow.plan.planned_resources import PlannedResource
+from agentflow.plan.reach import check_reach
 
 __all__ = ["Action", "ActionKind", "AgentPlan", "ConditionFailure"]
 
@@ -69,6 +70,14 @@ class AgentPlan:
             PlanError: With all problems.
         """
         return cls(compile_agent(agent, config, resources))
+
+    def check_reach(self) -> None:
+        """Check that an input triggers something, as a job does when it is made.
+
+        Raises:
+            PlanError: It triggers nothing.
+        """
+        check_reach(self.name, self.actions, dict(self._conditional))
 
     def match(self, event_type: str, attributes: Callable[[], dict[str, Any]]) -> list[Action | ConditionFailure]:
         """Return what an event triggers: actions that name its type, then actions by condition; each at most once.

@@ -19,10 +19,17 @@ from agentflow.runtime.settings import JobSettings
 
 
 class AgentStage(msgspec.Struct, frozen=True):
-    """One agent of a chain and the key its records are grouped by."""
+    """One agent of a chain and the key its records are grouped by.
+
+    Raises:
+        PlanError: No input triggers anything of the agent.
+    """
 
     plan: AgentPlan
     key_by: KeyBy
+
+    def __post_init__(self) -> None:
+        self.plan.check_reach()
 
 
 class JobSpec(msgspec.Struct, frozen=True):

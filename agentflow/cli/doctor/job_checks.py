@@ -60,7 +60,9 @@ def agent(subject: Subject) -> Sequence[Finding]:
 
     try:
         subject.program = load_program(subject.job)
-        subject.plan = AgentPlan.from_agent(subject.program.agent, subject.job.config)
+        plan = AgentPlan.from_agent(subject.program.agent, subject.job.config)
+        plan.check_reach()
+        subject.plan = plan
     except (ConfigError, PlanError) as failure:
         return [
             error(problem, "an agent that can be imported and compiled", _validate(subject))

@@ -20,6 +20,7 @@ from agentflow.api.options import Configuration
 from agentflow.api.resources import ResourceDescriptor, ResourceType
 from agentflow.errors import PlanError
 from agentflow.plan.plan import ActionKind, AgentPlan
+from agentflow.runtime.job_spec import AgentStage
 
 
 def _act(event, ctx):
@@ -47,6 +48,13 @@ def _planned(function=_act, triggers=(InputEvent,), **options):
     return AgentPlan.from_agent(Agent("shop").add_action("act", triggers, function, **options)).actions[0]
 
 
+def _unreached(agent):
+    plan = AgentPlan.from_agent(agent)  # which may be made, to look at it, or to test its actions
+    with pytest.raises(PlanError) as caught:
+        AgentStage(plan, "k")
+    return caught.value.problems
+
+
 # -- the agent as a whole
 def test_agent_without_actions_is_refused():
     (problem,) = _problems(Agent("shop"))
@@ -61,8 +69,8 @@ def test_agent_without_actions_is_refused():
     "triggers",
     [["order"], [EventType.TimerEvent], ["type == 'order' && x == 1"], ["order", "type == 'a' || type == 'b'"]],
 )
-def test_agent_that_no_input_can_trigger_is_refused_with_its_actions_and_their_triggers(triggers):
-    (problem,) = _problems(Agent("shop").add_action("act", triggers, _act))
+def test_agent_that_no_input_can_trigger_is_refused_where_a_job_is_made_of_it(triggers):
+    (problem,) = _unreached(Agent("shop").add_action("act", triggers, _act))
     assert problem.splitlines() == [
         (
             "agent 'shop': no action listens to the input event: every input would be dropped; "
@@ -77,7 +85,7 @@ def test_agent_that_no_input_can_trigger_is_refused_with_its_actions_and_their_t
 
 @pytest.mark.parametrize("near", ["inputs", "inptu", "Input"])
 def test_trigger_like_the_input_event_is_named_where_nothing_listens_to_it(near):
-    (problem,) = _problems(Agent("shop").add_action("act", [near], _act))
+    (problem,) = _unreached(Agent("shop").add_action("act", [near], _act))
     assert problem.splitlines()[-1] == "  help: did you mean 'input' (EventType.InputEvent)?"
 
 
@@ -86,7 +94,7 @@ def test_trigger_like_the_input_event_is_named_where_nothing_listens_to_it(near)
 )
 def test_condition_that_an_input_can_meet_is_enough(condition):
     agent = Agent("shop").add_action("act", ["order"], _act).add_action("begin", [condition], _act)
-    assert len(AgentPlan.from_agent(agent).actions) == 2
+    assert len(AgentStage(AgentPlan.from_agent(agent), "k").plan.actions) == 2
 
 
 def test_agent_class_instead_of_an_instance_is_refused():
