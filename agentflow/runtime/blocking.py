@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from agentflow.errors import RestartsExhausted, StateUnavailable
@@ -20,19 +20,24 @@ from agentflow.runtime.step_values import function_id
 ResultT = TypeVar("ResultT")
 Call = Callable[[], None]
 
-_NAME: Final = "agentflow-blocking"
 _LIVES_MAX: Final = 20  # lives of a job that may leave all the threads behind that one may
 
 
 class BlockingThreads:
     """At most ``threads_max`` calls at once; others wait in order. A thread that is given up is replaced.
 
+    Args:
+        threads_max: Most calls at once.
+        leaked_max: Threads that were given up at which ``fail`` is called.
+        earlier: Threads of earlier lives of the job, which a restart has not freed.
+
     Attributes:
         leaked: Threads that were given up and have not come back.
         fail: Takes the error when these are ``leaked_max``.
     """
 
-    def __init__(self, threads_max: int, leaked_max: int) -> None:
+    def __init__(self, threads_max: int, leaked_max: int, earlier: Sequence[BlockingThreads] = ()) -> None:
+        self._earlier = earlier
         self._threads_max = threads_max
         self._leaked_max = leaked_max
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
@@ -109,8 +114,8 @@ class BlockingThreads:
                 self._idle += 1
                 self._start_thread()
         if self.leaked == self._leaked_max:
-            of_all_lives = sum(thread.name == _NAME for thread in threading.enumerate())
-            is_over = of_all_lives >= _LIVES_MAX * self._leaked_max + self._threads_max
+            of_all_lives = self.leaked + sum(threads.leaked for threads in self._earlier)
+            is_over = of_all_lives >= _LIVES_MAX * self._leaked_max
             kind = RestartsExhausted if is_over else StateUnavailable  # a restart frees no thread
             self.fail(
                 kind(
@@ -135,7 +140,7 @@ class BlockingThreads:
 
     def _start_thread(self) -> None:
         self._threads += 1
-        threading.Thread(target=self._work, name=_NAME, daemon=True).start()
+        threading.Thread(target=self._work, name="agentflow-blocking", daemon=True).start()
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:

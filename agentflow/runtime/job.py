@@ -108,6 +108,7 @@ class Job:
         self._stopped = asyncio.Event()
         self._metrics = spec.metrics or MetricRegistry()
         self.resources = spec.resources or Resources()
+        self._earlier_threads: list[BlockingThreads] = []  # of earlier lives, that have not come back
         """What its agents have opened: models, tools."""
 
     @property
@@ -368,7 +369,7 @@ class Job:
             self._accept_from(source)
         state: KeyedState | None = None
         blocking = spec.settings.blocking
-        threads = BlockingThreads(blocking.threads_max, blocking.leaked_max)
+        threads = BlockingThreads(blocking.threads_max, blocking.leaked_max, self._earlier_threads)
         try:
             opened = spec.open_state()
             state = await opened if isinstance(opened, Awaitable) else opened
@@ -401,6 +402,7 @@ class Job:
         finally:
             signals, self._subtask, self._signals, self._state = self._signals, None, None, None
             threads.close()
+            self._earlier_threads = [one for one in (*self._earlier_threads, threads) if one.leaked]
             try:
                 await source.close()
                 if signals is not None:

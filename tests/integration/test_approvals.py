@@ -325,6 +325,6 @@ def test_a_key_of_bytes_is_written_as_state_commands_write_it() -> None:
     from agentflow.cli.run_commands import key_of
 
     written = f'{{"$bytes": "{base64.b64encode(b"k").decode()}"}}'
-    assert [key_of(text) for text in (written, '"7"', "7", '{"$bytes": "abc"}', "{}")] == [
-        b"k", "7", 7, '{"$bytes": "abc"}', "{}",
-    ]  # fmt: skip
+    assert [key_of(text) for text in (written, '"7"', "7", "{}")] == [b"k", "7", 7, "{}"]
+    with pytest.raises(ConfigError, match="no base64"):
+        key_of('{"$bytes": "abc"}')

@@ -88,7 +88,7 @@ def test_runs_are_seen_and_answered_beside_a_running_job(place: Path, agentflow:
         until((place / "state" / "subtask-0" / "journal").exists, place)
         until(lambda: all_wait(agentflow), place)
         waits = agentflow("inbox", "job.yaml")
-        assert [(wait["key"], wait["name"], wait["correlation"]) for wait in waits] == [
+        assert sorted((wait["key"], wait["name"], wait["correlation"]) for wait in waits) == [
             ("o-1", "approval", "o-1"),
             ("o-2", "approval", "o-2"),
         ]

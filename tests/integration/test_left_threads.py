@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentflow import Agent, AgentsExecutionEnvironment, CollectionSink, EventType, OutputEvent, Retry, RunnerContext
-from agentflow.errors import StateUnavailable
+from agentflow.errors import RestartsExhausted, StateUnavailable
 from agentflow.runtime.settings import BlockingSettings, JobSettings, RestartSettings
 
 SETTINGS = JobSettings(blocking=BlockingSettings(leaked_max=2), restart=RestartSettings(strategy="none"))
@@ -77,3 +77,20 @@ def test_records_whose_calls_hang_do_not_stop_a_job_for_ever(look_up: Callable[[
     assert sorted(outputs) == [n for n in range(40) if n % 4]
     assert sorted(letter["value"]["k"] for letter in dead.values) == list(range(0, 40, 4))
     assert {letter["attempt"] for letter in dead.values} == {"2"}
+
+
+def test_a_job_that_leaves_threads_behind_in_every_life_fails_in_the_end(look_up: Callable[[], None]) -> None:
+    def slow(event: Any, ctx: RunnerContext) -> None:
+        look_up()
+
+    restart = RestartSettings(strategy="fixed-delay", delay_ms=1)
+    env = AgentsExecutionEnvironment.get_execution_environment(
+        JobSettings(blocking=BlockingSettings(leaked_max=1), restart=restart)
+    )
+    once = Retry(attempts=1)
+    agent = Agent("A").add_action(
+        "act", [EventType.InputEvent], slow, blocking=True, timeout="5ms", retry=once, on_error="skip"
+    )
+    env.from_list([{"k": n} for n in range(30)]).key_by("k").apply(agent).to_list()
+    with pytest.raises(RestartsExhausted, match=r"[23]\d threads .* have not come back"):
+        env.execute()
