@@ -2,7 +2,8 @@
 
     call ── answered ─────────────────────────────► the answer
          ── it may pass (5xx, timeout, cut) ──────► wait (durable), call again, up to max-retries
-         ── too many (429) ───────────────────────► a fallback model at once; without one the lane waits, the same step calls again
+         ── too many (429) ───────────────────────► a fallback model at once; without one the lane waits, the same step calls again; where
+                                                calls are counted: wait (durable), and another step
          ── the circuit is open ──────────────────► a fallback model at once; without one the lane waits
          ── it will not pass, or no retry is left ► fallback model, or the error
          ── cancelled by the action ──────────────► it counts as one
@@ -21,7 +22,7 @@ from typing import Any
 import msgspec
 
 from agentflow.actions.budgets import IN_DOUBT, Meter, cost_of
-from agentflow.actions.model_requests import ModelRequest, StreamTarget
+from agentflow.actions.model_requests import ModelRequest, StreamTarget, refusal_wait_s
 from agentflow.actions.policies import ChatPolicy, chat_policy, check_prices
 from agentflow.api.budgets import Budget
 from agentflow.api.chat_messages import ChatMessage
@@ -110,7 +111,7 @@ async def _with_retries(
     meter = Meter(ctx, budgets, setup.name)
     request = ModelRequest(ctx, setup, policy, turn, meter, has_fallback=has_fallback)
     on_in_doubt: Any = reconcile(_in_doubt) if meter.counts_calls else "retry"
-    attempt, failures = 1, 0
+    attempt, failures, refusals, refused_s = 1, 0, 0, 0.0
     if meter.counts_calls:
         await request.make_ready()
     while True:
@@ -139,6 +140,14 @@ async def _with_retries(
             continue
         finally:
             meter.release()
+        if isinstance(failure, RateLimited) and meter.counts_calls and not has_fallback:
+            refusals += 1
+            wait_s = failure.retry_after_s or refusal_wait_s(refusals)
+            refused_s += wait_s
+            if refused_s <= policy.rate_limit_wait_s:
+                attempt, request.key = attempt + 1, failure.idempotency_key
+                await ctx.sleep(f"{round(wait_s * 1000)}ms")
+                continue
         failures += 1
         if failures >= policy.attempts_max or not _may_pass(failure, policy):
             raise failure

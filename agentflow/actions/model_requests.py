@@ -122,7 +122,7 @@ class ModelRequest:
             await self._connection
 
     async def call(self, model: str, messages: Sequence[ChatMessage], attempt: int) -> ChatMessage:  # noqa: ARG002 (they are in the digest)
-        """Call the model once, and again while the provider says that there are too many calls.
+        """Call the model once, and, where calls are not counted, again while the provider says that there are too many.
 
         Args:
             model: Name of the setup.
@@ -198,10 +198,10 @@ class ModelRequest:
             except RateLimited as error:
                 refusals += 1
                 closed_s, is_answered = error.retry_after_s, True
-                wait_s = 0.0 if closed_s else min(_BACKOFF_S * 2.0 ** min(refusals - 1, 16), _BACKOFF_MAX_S)
+                wait_s = 0.0 if closed_s else refusal_wait_s(refusals)
                 is_too_long = now() + (closed_s or wait_s) > give_up_at
                 closed_s = None if closed_s is None else min(closed_s, policy.rate_limit_wait_s)
-                if self._has_fallback or is_too_long:
+                if self._has_fallback or self._meter.counts_calls or is_too_long:
                     raise
             except ModelUnavailable:
                 is_failed = True
@@ -349,6 +349,11 @@ def _scrubbed(value: Any, scrub: Callable[[str], str]) -> Any:  # noqa: ANN401 (
     if isinstance(value, list):
         return [_scrubbed(one, scrub) for one in value]
     return {name: _scrubbed(one, scrub) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def refusal_wait_s(refusals: int) -> float:
+    """Return how long to wait behind so many refusals of a provider that does not say it."""
+    return float(min(_BACKOFF_S * 2.0 ** min(refusals - 1, 16), _BACKOFF_MAX_S))
 
 
 class _Pieces:

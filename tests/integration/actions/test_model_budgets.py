@@ -135,6 +135,20 @@ async def test_failed_and_repeated_calls_count() -> None:
         assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize("retry_after_ms", [None, 5])
+async def test_refused_calls_count_where_calls_do(retry_after_ms: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentflow.actions.model_requests._BACKOFF_S", 0.01)
+    refused = HttpError(429, retry_after_ms=retry_after_ms)
+    async with ModelServer([refused, refused, Reply("hi"), refused, Reply("no")]) as server:
+        agent = over_http(server.url, asking(listens=True), budgets=[{"per": "key", "calls": 4}])
+        async with Engine(agent, in_memory=True) as engine:
+            (said,) = await engine.submit("k", "hello")
+            assert (said["text"], said["retries"]) == ("hi", 0)
+            (said,) = await engine.submit("k", "hello")
+        assert said["budget"] == "key.calls"
+        assert len(server.requests) == 4
+
+
 class Days:
     """A clock that a test moves."""
 
