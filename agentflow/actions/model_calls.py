@@ -144,17 +144,16 @@ async def _with_retries(
             refusals += 1
             wait_s = failure.retry_after_s or refusal_wait_s(refusals)
             refused_s += wait_s
-            if refused_s <= policy.rate_limit_wait_s:
-                attempt, request.key = attempt + 1, failure.idempotency_key
-                await ctx.sleep(f"{round(wait_s * 1000)}ms")
-                continue
-        failures += 1
-        if failures >= policy.attempts_max or not _may_pass(failure, policy):
-            raise failure
-        wait_s = _wait_s(policy, failures, failure, ctx)
+            if refused_s > policy.rate_limit_wait_s:
+                raise failure
+        else:
+            failures += 1
+            if failures >= policy.attempts_max or not _may_pass(failure, policy):
+                raise failure
+            wait_s = _wait_s(policy, failures, failure, ctx)
+            retries.count += 1
+            retries.wait_s += wait_s
         attempt, request.key = attempt + 1, failure.idempotency_key
-        retries.count += 1
-        retries.wait_s += wait_s
         await ctx.sleep(f"{round(wait_s * 1000)}ms")
 
 

@@ -394,15 +394,16 @@ class _Pieces:
         idle_at = self._end_at if idle_s is None else self._loop.time() + idle_s
         self.which = "the next piece of the answer" if idle_at < self._end_at else "the call"
         self._timeout.reschedule(min(self._end_at, idle_at))
-        if self._stream is not None and self._resources.has_secrets:
+        if self._stream is None:
+            return
+        if self._resources.has_secrets:
             place = delta.kind, delta.index
             if (scrubber := self._scrubbers.get(place)) is None:
                 scrubber = self._scrubbers[place] = self._resources.stream_scrubber()
             delta = msgspec.structs.replace(delta, text=scrubber.take(delta.text))
             if not (delta.text or delta.name):
                 return
-        if self._stream is not None:
-            self._stream.write(delta)
+        self._stream.write(delta)
 
     def end(self) -> None:
         """Hand on what was held back."""

@@ -127,8 +127,9 @@ class Drain:
 
     def tell(self, requested: DrainRequested, unfinished: int, sleeping: int) -> None:
         """Answer a request, if nothing is left but what need not be awaited."""
-        if unfinished == (0 if requested.awaits_all else sleeping) and not (
-            requested.awaits_all and self._timers.awaited
-        ):
+        is_done = unfinished == sleeping
+        if requested.awaits_all:
+            is_done = not unfinished and not self._timers.awaited
+        if is_done:
             self.requested = None
             self._effects.append(Drained())

@@ -131,16 +131,15 @@ class Secrets:
         sounding = [value for values in named for name, value in values.items() if _SECRET_NAME.search(name)]
         fixed = (*(auth.secrets if auth else ()), *sounding, *_without_scheme(sounding))
         self._fixed = {form for value in fixed for form in written_forms(value)}
-        self._tokens: deque[str] = deque(maxlen=_TOKENS_KEPT)
+        self._tokens: deque[set[str]] = deque(maxlen=_TOKENS_KEPT)  # each in all of its forms
 
     def add_token(self, token: str) -> None:
         """Keep a token secret that the server of tokens has given."""
-        self._tokens.append(token)
+        self._tokens.append(written_forms(token))
 
     def mask(self, text: str) -> str:
         """Return a text without any of them."""
-        tokens = {form for token in self._tokens for form in written_forms(token)}
-        for secret in sorted(self._fixed | tokens, key=len, reverse=True):
+        for secret in sorted(self._fixed.union(*self._tokens), key=len, reverse=True):
             text = text.replace(secret, MASK)
         return text
 

@@ -6,7 +6,6 @@ from typing import Annotated, Final
 
 import msgspec
 
-from agentflow.api.durations import duration_ms
 from agentflow.api.failure import Retry
 from agentflow.api.tools import ToolPolicy
 
@@ -40,9 +39,6 @@ def policy_from(given: object) -> tuple[ToolPolicy, bool]:
         ValueError: They are none.
     """
     fields = msgspec.convert(given, _PolicyFields)
-    for text in (fields.timeout, fields.approval_timeout):
-        if text is not None:
-            duration_ms(text)
     policy = ToolPolicy(
         timeout=fields.timeout,
         retry=None if fields.retry is None else Retry(**msgspec.structs.asdict(fields.retry)),

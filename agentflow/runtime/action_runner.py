@@ -42,7 +42,7 @@ _STUBBORN_S = 5  # what a cancelled coroutine may take to unwind
 
 Answer = ActionCompleted | ActionFailed
 Attempt = asyncio.Task[BaseException | None]
-"""The coroutine of an action; its result is what ends the process."""
+"""The coroutine of an action; its result is an error that would end the loop if it were raised."""
 
 
 class ActionRunner:
@@ -52,7 +52,7 @@ class ActionRunner:
         services: What contexts need.
         codec: How input values are encoded.
         deliver: Takes the answers of attempts that did not answer at once; called on the loop.
-        fail: Takes an error that is not the action's own (keyed state broke under it), and what ends the process.
+        fail: Takes an error that is not the action's own (keyed state broke under it), and KeyboardInterrupt.
         threads: For blocking actions.
     """
 
@@ -277,7 +277,7 @@ class ActionRunner:
             self._steps.close()
 
     def _failed(self, task: ActionTask, ctx: RunnerContext, error: BaseException) -> ActionFailed | None:
-        """Turn an error into the answer; what ends the process, or is of the engine under the action, ends the subtask instead."""
+        """Turn an error into the answer; KeyboardInterrupt, and what is of the engine under the action, ends the subtask instead."""
         kept = kept_of(ctx)
         ctx.close()
         is_ours = isinstance(error, AgentflowError) and error.recovery is Recovery.RESTART_SUBTASK

@@ -108,8 +108,8 @@ class Job:
         self._stopped = asyncio.Event()
         self._metrics = spec.metrics or MetricRegistry()
         self.resources = spec.resources or Resources()
-        self._earlier_threads: list[BlockingThreads] = []  # of earlier lives, that have not come back
         """What its agents have opened: models, tools."""
+        self._earlier_threads: list[BlockingThreads] = []  # of earlier lives, that have not come back
 
     @property
     def figures(self) -> SubtaskFigures | None:

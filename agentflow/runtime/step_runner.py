@@ -79,7 +79,7 @@ class StepRunner:
         in_thread: Calls plain functions; the job sets threads of its own.
         coroutine_of: Returns the asyncio task of an action that waits; the action runner sets it.
         leave: Gives up a coroutine without an answer; the action runner sets it.
-        fail: Takes what ends the process; the action runner sets it.
+        fail: Takes KeyboardInterrupt; the action runner sets it.
         seen: Told of calls that ended and of answers from the journal; None: nobody looks.
         began: Told of calls that begin; None: nobody wants to know.
         enter_step: Called before the function of a step, and returns what is called behind it (see `Observation`); None: nobody looks.

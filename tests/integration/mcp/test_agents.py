@@ -36,6 +36,17 @@ def agent_with(
     return agent
 
 
+async def ended_in_a_call(agent: ReActAgent, state_dir: str, is_called: asyncio.Event) -> asyncio.Future[object]:
+    """Submit to an engine that ends in the middle of a call; return what came of it."""
+    engine = Engine(agent, state_dir=state_dir, config={"shutdown.drain-timeout": "10ms"})
+    await engine.start()
+    asked = asyncio.ensure_future(engine.submit("k", "go", request_id="r"))
+    await is_called.wait()
+    await engine.close()
+    await asyncio.wait([asked])
+    return asked
+
+
 def told(model: ScriptedChatModel, turn: int = -1) -> list[str]:
     return [message.content for message in model.requests[turn].messages if message.role == "tool"]
 
@@ -116,14 +127,7 @@ async def test_a_replay_asks_no_server(http_process, tmp_path):
         return await asyncio.Event().wait()
 
     first = ScriptedChatModel([tool_call("echo", {"text": "a"}), wait_for_ever], tools=["echo"])
-    engine = Engine(
-        agent_with(http_process, first, []), state_dir=str(tmp_path), config={"shutdown.drain-timeout": "10ms"}
-    )
-    await engine.start()
-    asked = asyncio.ensure_future(engine.submit("k", "go", request_id="r"))
-    await gate.wait()
-    await engine.close()
-    await asyncio.wait([asked])
+    asked = await ended_in_a_call(agent_with(http_process, first, []), str(tmp_path), gate)
     http_process.kill()
     second = ScriptedChatModel(["done"])  # without tools, which it would have to be told of
     agent = agent_with(http_process, second, [])
@@ -193,12 +197,7 @@ async def test_a_replay_asks_no_server_for_a_prompt(http_process, tmp_path):
     wanted = tool_call("reviewer", {"input": "cup"})
     first = ScriptedChatModel([wait_for_ever])
     agent = asker_of_a_reviewer(http_process, ScriptedChatModel([wanted]), first)
-    engine = Engine(agent, state_dir=str(tmp_path), config={"shutdown.drain-timeout": "10ms"})
-    await engine.start()
-    asked = asyncio.ensure_future(engine.submit("k", "go", request_id="r"))
-    await gate.wait()
-    await engine.close()
-    await asyncio.wait([asked])
+    asked = await ended_in_a_call(agent, str(tmp_path), gate)
     http_process.kill()
     second = ScriptedChatModel(["good"])
     agent = asker_of_a_reviewer(http_process, ScriptedChatModel(["done"]), second)

@@ -21,6 +21,21 @@ def threads():
     made.close()
 
 
+async def leave(threads: BlockingThreads, release: threading.Event) -> None:
+    """Give up a call that hangs until it is released."""
+    loop, left = asyncio.get_running_loop(), asyncio.Event()
+
+    def hang() -> None:
+        loop.call_soon_threadsafe(left.set)
+        release.wait()
+
+    hung = asyncio.ensure_future(threads.call(hang))
+    await left.wait()
+    hung.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hung
+
+
 async def test_a_call_returns_what_the_function_does_and_raises_what_it_raises(threads):
     assert await threads.call(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
@@ -33,18 +48,8 @@ async def test_a_call_has_the_context_of_its_caller(threads):
 
 
 async def test_a_call_that_is_given_up_keeps_no_place_of_the_others(threads):
-    release, left = threading.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def hang() -> None:
-        loop.call_soon_threadsafe(left.set)
-        release.wait()
-
-    hung = asyncio.ensure_future(threads.call(hang))
-    await left.wait()
-    hung.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await hung
+    release = threading.Event()
+    await leave(threads, release)
     assert threads.leaked == 1
     assert await threads.call(lambda: "next") == "next"
     release.set()
@@ -81,30 +86,16 @@ async def test_an_error_that_no_future_takes_is_told(threads):
 
 
 async def test_calls_that_are_given_up_and_do_not_come_back_are_limited_and_those_that_do_are_not_counted(threads):
-    loop = asyncio.get_running_loop()
     told: list[BaseException] = []
     threads.fail = told.append
     releases = [threading.Event() for _ in range(3)]
-
-    async def leave(release: threading.Event) -> None:
-        left = asyncio.Event()
-
-        def hang() -> None:
-            loop.call_soon_threadsafe(left.set)
-            release.wait()
-
-        hung = asyncio.ensure_future(threads.call(hang))
-        await left.wait()
-        hung.cancel()
-        await asyncio.wait([hung])
-
-    await leave(releases[0])
+    await leave(threads, releases[0])
     releases[0].set()
     while threads.leaked:  # noqa: ASYNC110 (nobody is told that a thread has come back)
         await asyncio.sleep(0)
-    await leave(releases[1])
+    await leave(threads, releases[1])
     assert told == []
-    await leave(releases[2])
+    await leave(threads, releases[2])
     (error,) = told
     assert isinstance(error, StateUnavailable)
     assert "hang" in error.where["function"]
