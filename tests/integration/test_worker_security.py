@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
 
 import pytest
+import uvloop
+from aiokafka import TopicPartition
 from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 
+from agentflow.connectors.kafka.connection import Consumer, client_options
+from agentflow.runtime.settings import KafkaSettings, SecuritySettings
 from tests.kafka_place import Place
 from tests.secure_broker import SECRET, Authority, SecureBroker
 
@@ -66,6 +71,26 @@ def test_job_runs_with_every_mechanism(place, broker, protocol, mechanism, monke
     with place.worker(*arguments(broker, 3 if protocol == "sasl-plaintext" else 4, **security)) as worker:
         place.wait_for(place.sink, 10, worker)
         assert SECRET not in worker.log.read_text()
+
+
+def test_consumer_stops_over_tls_while_the_broker_holds_its_fetch(place, broker):
+    security = SecuritySettings(
+        protocol="sasl-ssl", mechanism="PLAIN", username="alice", password=SECRET, ca_file=str(broker.ca)
+    )
+    settings = KafkaSettings(brokers=f"127.0.0.1:{broker.port + 4}", security=security)
+
+    async def read_and_stop():
+        consumer = Consumer(**client_options(settings), fetch_max_wait_ms=25_000)
+        await consumer.start()
+        partition = TopicPartition(place.source, 0)
+        consumer.assign([partition])
+        await consumer.seek_to_end(partition)
+        await consumer.getmany(timeout_ms=300)
+        async with asyncio.timeout(10):
+            await consumer.stop()
+
+    asyncio.run(read_and_stop())
+    uvloop.run(read_and_stop())
 
 
 def test_job_runs_with_a_client_certificate(place, broker):
