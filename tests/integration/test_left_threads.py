@@ -34,7 +34,7 @@ def test_threads_left_behind_are_limited_and_the_error_names_the_last_one(
         look_up()
 
     async def slow_step(event: Any, ctx: RunnerContext) -> None:
-        await ctx.durable_execute_async(look_up, timeout="20ms")
+        await ctx.durable_execute_async(look_up, timeout="200ms")
 
     agent = Agent("A")
     if place == "action":
@@ -43,7 +43,7 @@ def test_threads_left_behind_are_limited_and_the_error_names_the_last_one(
             [EventType.InputEvent],
             slow_action,
             blocking=True,
-            timeout="20ms",
+            timeout="200ms",
             retry=Retry(attempts=1),
             on_error="skip",
         )
@@ -69,7 +69,7 @@ def test_records_whose_calls_hang_do_not_stop_a_job_for_ever(look_up: Callable[[
         JobSettings(blocking=BlockingSettings(leaked_max=3), restart=restart)
     )
     retry = Retry(attempts=2, initial="1ms")
-    agent = Agent("A").add_action("act", [EventType.InputEvent], slow, blocking=True, timeout="20ms", retry=retry)
+    agent = Agent("A").add_action("act", [EventType.InputEvent], slow, blocking=True, timeout="200ms", retry=retry)
     dead = CollectionSink()
     stream = env.from_list([{"k": n, "hangs": n % 4 == 0} for n in range(40)]).key_by("k").apply(agent)
     outputs = stream.dead_letters_to(dead).to_list()
@@ -89,8 +89,9 @@ def test_a_job_that_leaves_threads_behind_in_every_life_fails_in_the_end(look_up
     )
     once = Retry(attempts=1)
     agent = Agent("A").add_action(
-        "act", [EventType.InputEvent], slow, blocking=True, timeout="5ms", retry=once, on_error="skip"
+        "act", [EventType.InputEvent], slow, blocking=True, timeout="20ms", retry=once, on_error="skip"
     )
-    env.from_list([{"k": n} for n in range(1_000)]).key_by("k").apply(agent).to_list()
+    one_at_a_time = [{"k": 0}] * 1_000
+    env.from_list(one_at_a_time).key_by("k").apply(agent).to_list()
     with pytest.raises(RestartsExhausted, match=r"\d\d threads .* have not come back"):
         env.execute()
