@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KILLS = 25
+KILLS = 15
 SEED = 20261126
 
 AGENT = """\

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RECORDS = 200_000
-KILLS = 30
+KILLS = 20
 SEED = 20261120
 
 

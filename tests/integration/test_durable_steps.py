@@ -225,7 +225,7 @@ def test_the_policy_decides_about_a_call_that_was_given_up_in_the_middle(policy:
             ctx.send_event(OutputEvent("InDoubt"))
 
     agent = Agent("A").add_action(
-        "act", [EventType.InputEvent], act, timeout="50ms", retry=Retry(attempts=2, initial="1ms")
+        "act", [EventType.InputEvent], act, timeout="500ms", retry=Retry(attempts=2, initial="1ms")
     )
     environment = AgentsExecutionEnvironment.get_execution_environment()
     results = environment.from_list([{"k": 1}]).key_by("k").apply(agent).to_list()

@@ -180,7 +180,7 @@ def test_context_of_a_timed_out_blocking_action_is_closed() -> None:
         done.set()
 
     done = threading.Event()
-    agent = agent_of(act, blocking=True, timeout="20ms", retry=ONCE, on_error="skip")
+    agent = agent_of(act, blocking=True, timeout="200ms", retry=ONCE, on_error="skip")
     assert outputs(agent, [{"k": 1}]) == []
     released.set()
     assert done.wait(5)

@@ -181,7 +181,7 @@ async def test_plain_tools_that_hang_behind_their_timeouts_are_limited_and_the_e
 
     model = ScriptedChatModel([[tool_call("look_up", {}, f"id-{n}") for n in range(3)], think], tools=["look_up"])
     config = {"blocking.leaked-max": 2, "restart.strategy": "none"}
-    agent = scripted(model, look_up=Tool.from_callable(look_up, timeout="20ms"))
+    agent = scripted(model, look_up=Tool.from_callable(look_up, timeout="200ms"))
     try:
         with pytest.raises(StateUnavailable, match=r"2 threads .* have not come back") as raised:
             async with Engine(agent, in_memory=True, config=config) as engine:

@@ -225,8 +225,8 @@ async def test_a_cancelled_call_is_cancelled_at_the_server_and_the_session_goes_
 @pytest.mark.parametrize("is_old", [False, True])
 async def test_progress_is_a_sign_of_life(http_server, connect, is_old):
     http_server.guard.is_old = is_old
-    server = connect(http_server.url, call_timeout=0.8)
-    assert await server.call_tool("work", {"steps": 4, "step_s": 0.3}) == "worked"
+    server = connect(http_server.url, call_timeout=1.5)
+    assert await server.call_tool("work", {"steps": 5, "step_s": 0.4}) == "worked"
 
 
 async def test_a_server_that_hangs_at_initialisation_harms_itself_only(http_server, connect):
