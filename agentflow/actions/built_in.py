@@ -34,6 +34,11 @@ from agentflow.errors import BudgetExhausted, ModelError, OutputInvalid
 
 async def chat_model_action(event: Event, ctx: RunnerContext) -> None:
     """Ask a model, or go on with its conversation when its tools have answered."""
+    await take_turn(event, ctx)
+
+
+async def take_turn(event: Event, ctx: RunnerContext, output_type: Any = None) -> None:  # noqa: ANN401 (a type)
+    """Do as `chat_model_action`; an answer that ``output_type`` refuses goes back to the model too, though its schema does not."""
     if event.type == EventType.ChatRequestEvent:
         request_id = str(event.id)
         conversation = Conversation(ctx, request_id)
@@ -47,16 +52,17 @@ async def chat_model_action(event: Event, ctx: RunnerContext) -> None:
             return  # somebody else has asked for these tools
         request_id, conversation = known
         request, kept, new = conversation.request, conversation.read(), _tool_messages(event)
-    await _take_turn(ctx, request_id, conversation, request, kept, new)
+    await _ask(ctx, request_id, conversation, request, kept, new, output_type)
 
 
-async def _take_turn(
+async def _ask(
     ctx: RunnerContext,
     request_id: str,
     conversation: Conversation,
     request: dict[str, Any],
     kept: list[ChatMessage],
     new: list[ChatMessage],
+    output_type: Any,  # noqa: ANN401 (a type)
 ) -> None:
     """Ask the model once, and send what follows."""
     model, output, messages = request["model"], request.get("output_schema"), [*kept, *new]
@@ -74,7 +80,7 @@ async def _take_turn(
             tenant=request.get("tenant", ""),
             stream=None if request.get("stream") is None else ctx.stream(request["stream"]),
         )
-        answer = await one_answer(ctx, turn, output, retries)
+        answer = await one_answer(ctx, turn, output, retries, output_type)
     except BudgetExhausted as exhausted:
         _exhausted(ctx, request_id, messages, exhausted)
         conversation.end()

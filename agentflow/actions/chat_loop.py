@@ -85,10 +85,23 @@ def turns_max(ctx: RunnerContext, model: str, most: int | None = None) -> int:
     return turns_within(policy.budgets, policy.turns_max if most is None else most)
 
 
-async def one_answer(ctx: RunnerContext, turn: ChatTurn, output: Any, retries: Retries) -> ChatMessage:  # noqa: ANN401 (a type or a schema)
+async def one_answer(
+    ctx: RunnerContext,
+    turn: ChatTurn,
+    output: Any,  # noqa: ANN401 (a type or a schema)
+    retries: Retries,
+    output_type: Any = None,  # noqa: ANN401 (a type)
+) -> ChatMessage:
     """Return a model's next answer, one that fits ``output`` unless it calls tools.
 
     An answer that does not fit goes back to the model with the reason, up to ``max-retries`` times.
+
+    Args:
+        ctx: Context of the task.
+        turn: What the model is asked.
+        output: What the answer is read as; None: it stays a text.
+        retries: Counts the calls that are made again.
+        output_type: What must be possible to make of it then, where ``output`` is the schema of a type that may refuse more.
 
     Raises:
         OutputInvalid: The last one does not fit either.
@@ -111,7 +124,7 @@ async def one_answer(ctx: RunnerContext, turn: ChatTurn, output: Any, retries: R
         if output is None or answer.tool_calls:
             return answer
         try:
-            return with_output(answer, output)
+            return with_output(answer, output, output_type)
         except ValueError as error:
             why = str(error)
         if corrections >= policy.attempts_max - 1:

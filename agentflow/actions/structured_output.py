@@ -43,8 +43,13 @@ def output_instruction(messages: Sequence[ChatMessage], schema: dict[str, Any]) 
     return [*messages[:place], ChatMessage(MessageRole.SYSTEM, text), *messages[place:]]
 
 
-def with_output(answer: ChatMessage, output: Any) -> ChatMessage:  # noqa: ANN401 (a type or a schema)
+def with_output(answer: ChatMessage, output: Any, output_type: Any = None) -> ChatMessage:  # noqa: ANN401 (types or schemas)
     """Return an answer with its text read as ``output``.
+
+    Args:
+        answer: What the model has said.
+        output: A type or a schema.
+        output_type: A type that the value has to fit too.
 
     Raises:
         ValueError: It does not fit; the text says where.
@@ -58,6 +63,8 @@ def with_output(answer: ChatMessage, output: Any) -> ChatMessage:  # noqa: ANN40
     try:
         value = as_type(plain, output)
         _check_recordable(value)
+        if output_type is not None:
+            as_type(value, output_type)
     except ValueError as error:
         raise ValueError(text_of(error)) from None
     except RecursionError:

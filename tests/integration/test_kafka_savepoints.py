@@ -195,13 +195,10 @@ def test_what_is_on_its_way_between_subtasks_moves_too(place):
     """With a key of their own records go through a repartition topic; some are in it when the worker dies."""
     place.topics.create(place.source, 2)
     (place.path / "job.yaml").write_text(
-        (place.path / "job.yaml")
-        .read_text()
-        .replace("key-by: record.key", "key-by: shop")
-        .replace("run: {", "run: {in-flight-max: 20, ")
+        (place.path / "job.yaml").read_text().replace("key-by: record.key", "key-by: shop")
     )
     place.topics.write(place.source, [(f"r{n}", {"id": n, "shop": n % 30, "slow": 0.1}) for n in range(1000)])
-    with place.worker(sends=signal.SIGKILL) as worker:
+    with place.worker("--set", "run.in-flight-max=4", sends=signal.SIGKILL) as worker:
         place.wait_for(place.sink, 50, worker)
         assert "stop the workers" in create(place, status=1)
     wait_for_no_members(place)

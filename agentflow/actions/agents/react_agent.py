@@ -15,11 +15,14 @@ from typing import Any, Final
 
 import msgspec
 
+from agentflow.actions.built_in import take_turn
 from agentflow.actions.server_offers import ServerOffers
 from agentflow.api.agent import Agent
 from agentflow.api.chat_events import ChatRequestEvent, ChatResponseEvent, check_request
 from agentflow.api.chat_messages import ChatMessage, MessageRole
+from agentflow.api.encoding import plain_of
 from agentflow.api.events import Event, EventType, OutputEvent
+from agentflow.api.failure import Retry
 from agentflow.api.output_schemas import schema_of
 from agentflow.api.prompts import Prompt
 from agentflow.api.resources import ResourceDescriptor, ResourceType
@@ -28,7 +31,6 @@ from agentflow.api.tools import Tool, ToolMetadata, ToolType
 from agentflow.errors import (
     ModelUnavailable,
     NotConfigured,
-    OutputInvalid,
     RecordError,
     StepFailed,
     ToolArgumentsInvalid,
@@ -69,13 +71,17 @@ class ReActAgent(Agent):
         self.prompt = prompt
         self.max_turns = max_turns
         self.output_schema = None if output_schema is None else schema_of(output_schema)
-        self._output_type = output_schema
+        # What is no schema may refuse more than its schema does.
+        self.output_type = None if isinstance(output_schema, Mapping) else output_schema
         self.chat_model: str = chat_model if isinstance(chat_model, str) else f"{self.name}.chat_model"
         if not isinstance(chat_model, str):
             self.add_resource(self.chat_model, ResourceType.CHAT_MODEL, chat_model)
         self.tools = [self._tool_name(tool) for tool in tools]
         self.add_action("start_action", EventType.InputEvent, self._start)
         self.add_action("stop_action", EventType.ChatResponseEvent, self._stop)
+        if self.output_type is not None:
+            answers = (EventType.ChatRequestEvent, EventType.ToolResponseEvent)
+            self.add_action("chat_model_action", answers, self._ask, parallel=True, retry=Retry(attempts=1))
 
     def as_tool(self, name: str, description: str) -> AgentTool:
         """Return this agent as a tool for another one's model: its conversation is part of the other one's run, each call a step.
@@ -132,17 +138,16 @@ class ReActAgent(Agent):
             )
         )
 
+    async def _ask(self, event: Event, ctx: RunnerContext) -> None:
+        """In the place of the built-in action, which knows the schema only."""
+        await take_turn(event, ctx, self.output_type)
+
     def _stop(self, event: Event, ctx: RunnerContext) -> None:
         answered = ChatResponseEvent.from_event(event)
         if answered.error is not None:
             ctx.send_event(OutputEvent({"error": answered.error}))
             return
-        # An event carries what fits the schema; a type may want more, and have less.
-        output_type = None if isinstance(self._output_type, Mapping) else self._output_type
-        try:
-            output = answered.output(output_type)
-        except ValueError as error:
-            raise OutputInvalid(str(error), answered.response.content) from None
+        output = answered.output(self.output_type)  # a type may have fewer fields than what fits its schema
         ctx.send_event(OutputEvent(answered.response.content if output is None else output))
 
     def _tool_name(self, tool: Any) -> str:  # noqa: ANN401 (a name, a function, a tool)
@@ -192,11 +197,13 @@ class AgentTool(Tool):
             agent.chat_model,
             messages,
             prompt_args=_prompt_args(value),
-            output=agent.output_schema,
+            output=agent.output_type or agent.output_schema,
             tools=agent.tools,
             max_turns=agent.max_turns,
         )
-        return answer.content if answer.output is None else msgspec.json.encode(answer.output).decode()
+        return (
+            answer.content if answer.output is None else msgspec.json.encode(answer.output, enc_hook=plain_of).decode()
+        )
 
     def model_dump_json(self) -> str:
         """Return what the other model is told of it, for a stored plan."""

@@ -143,7 +143,26 @@ async def test_output_has_the_fields_of_its_type_and_no_others() -> None:
     assert await run(ReActAgent(chat_model=model, output_schema=Even), "2 + 2") == {"total": 4}
 
 
-async def test_answer_that_the_type_refuses_and_its_schema_does_not_is_no_output() -> None:
-    model = ScriptedChatModel(['{"total": 5}'])
+async def test_answer_that_the_type_refuses_and_its_schema_does_not_goes_back_to_the_model() -> None:
+    model = ScriptedChatModel([tool_call("add", {"a": 2, "b": 3}), '{"total": 5}', '{"total": 6}'])
+    agent = ReActAgent(chat_model=model, output_schema=Even, tools=[add])
+    assert await run(agent, "2 + 3, but even") == {"total": 6}
+    model.assert_complete()
+    told = model.requests[2].messages[-1].text
+    assert told.startswith("Your answer does not fit the JSON schema: total: Value error, it is odd")
+
+
+async def test_answer_that_the_type_refuses_in_the_end_is_no_output() -> None:
+    model = ScriptedChatModel(['{"total": 5}'] * 4)
     with pytest.raises(RunFailed, match="it is odd"):
         await run(ReActAgent(chat_model=model, output_schema=Even), "2 + 3")
+    model.assert_complete()
+
+
+async def test_agent_as_a_tool_says_only_what_its_type_lets_pass() -> None:
+    inner = ScriptedChatModel(['{"total": 5}', '{"total": 6, "more": "of it"}'])
+    even = ReActAgent(chat_model=inner, output_schema=Even, name="Even").as_tool("even", "Finds an even number.")
+    outer = ScriptedChatModel([tool_call("even", {"input": "near 5"}), "six"])
+    assert await run(ReActAgent(chat_model=outer, tools=[even]), "near 5") == "six"
+    inner.assert_complete()
+    assert outer.requests[1].messages[-1].text == '{"total":6}'
