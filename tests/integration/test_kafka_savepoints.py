@@ -142,7 +142,7 @@ def test_the_workers_of_a_restored_job_go_on_where_the_savepoint_is(place):
 
 def test_a_savepoint_of_running_workers_is_one_moment_of_each_subtask(place):
     place.topics.create(place.source, 2)
-    place.topics.write(place.source, [(f"k{n % 50}", {"id": n, "slow": 0.05}) for n in range(3000)])
+    place.topics.write(place.source, [(f"k{n % 25}", {"id": n, "slow": 0.05}) for n in range(3000)])
     with place.worker() as worker:
         place.wait_for(place.sink, 100, worker)
         savepoint = create(place)
