@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -71,12 +70,6 @@ class OwnBroker:
     def stop(self) -> None:
         """Stop it cleanly."""
         self.script("stop")
-
-    def kill(self) -> None:
-        """End all nodes that run at once; the last ones of three would wait 30 s for the others, to stop cleanly."""
-        for node in range(1, self.nodes + 1):
-            with contextlib.suppress(OSError):
-                self.signal(signal.SIGKILL, node)
 
     def signal(self, number: signal.Signals, node: int = 1) -> None:
         """Send the process of a node a signal."""

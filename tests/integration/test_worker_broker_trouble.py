@@ -75,7 +75,7 @@ def test_job_goes_on_while_one_of_three_brokers_is_dead(tmp_path):
                 cluster.start()
         assert check_history(values, range(3_000)) == ""
     finally:
-        cluster.kill()
+        cluster.stop()
 
 
 def test_worker_that_finds_no_broker_says_so(place, broker):
