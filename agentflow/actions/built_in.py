@@ -137,14 +137,12 @@ def _exhausted(ctx: RunnerContext, request_id: str, messages: list[ChatMessage],
     ctx.send_event(BudgetExhaustedEvent(request_id, exhausted.budget, exhausted.limit, exhausted.spent, partial))
 
 
+CHAT_MODEL_ACTION: Final = ActionDeclaration(
+    (EventType.ChatRequestEvent, EventType.ToolResponseEvent), parallel=True, retry=Retry(attempts=1)
+)
+"""Of `chat_model_action`, and of what takes its place."""
 BUILT_IN_ACTIONS: Final[tuple[tuple[str, ActionDeclaration, Callable[..., Any]], ...]] = (
-    (
-        "chat_model_action",
-        ActionDeclaration(
-            (EventType.ChatRequestEvent, EventType.ToolResponseEvent), parallel=True, retry=Retry(attempts=1)
-        ),
-        chat_model_action,
-    ),
+    ("chat_model_action", CHAT_MODEL_ACTION, chat_model_action),
     (
         "tool_call_action",
         ActionDeclaration((EventType.ToolRequestEvent,), parallel=True, retry=Retry(attempts=1)),

@@ -15,14 +15,13 @@ from typing import Any, Final
 
 import msgspec
 
-from agentflow.actions.built_in import take_turn
+from agentflow.actions.built_in import CHAT_MODEL_ACTION, take_turn
 from agentflow.actions.server_offers import ServerOffers
 from agentflow.api.agent import Agent
 from agentflow.api.chat_events import ChatRequestEvent, ChatResponseEvent, check_request
 from agentflow.api.chat_messages import ChatMessage, MessageRole
 from agentflow.api.encoding import plain_of
 from agentflow.api.events import Event, EventType, OutputEvent
-from agentflow.api.failure import Retry
 from agentflow.api.output_schemas import schema_of
 from agentflow.api.prompts import Prompt
 from agentflow.api.resources import ResourceDescriptor, ResourceType
@@ -80,8 +79,13 @@ class ReActAgent(Agent):
         self.add_action("start_action", EventType.InputEvent, self._start)
         self.add_action("stop_action", EventType.ChatResponseEvent, self._stop)
         if self.output_type is not None:
-            answers = (EventType.ChatRequestEvent, EventType.ToolResponseEvent)
-            self.add_action("chat_model_action", answers, self._ask, parallel=True, retry=Retry(attempts=1))
+            self.add_action(
+                "chat_model_action",
+                CHAT_MODEL_ACTION.trigger_conditions,
+                self._ask,
+                parallel=CHAT_MODEL_ACTION.parallel,
+                retry=CHAT_MODEL_ACTION.retry,
+            )
 
     def as_tool(self, name: str, description: str) -> AgentTool:
         """Return this agent as a tool for another one's model: its conversation is part of the other one's run, each call a step.

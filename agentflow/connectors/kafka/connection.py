@@ -54,9 +54,9 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         self._client.close = self._disconnect
 
     async def _disconnect(self) -> None:
-        for connection in self._client._conns.values():  # noqa: SLF001
+        for connection in self._client._conns.values():  # noqa: SLF001 (aiokafka can only close them)
             if connection.connected():
-                connection._writer.transport.abort()  # noqa: SLF001
+                connection._writer.transport.abort()  # noqa: SLF001 (the same)
         await self._close_client()
 
     async def stop(self) -> None:
